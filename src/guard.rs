@@ -1,0 +1,103 @@
+//! What a holder has: a guard releases its request when it is dropped, and can turn its writes into reads.
+//!
+//! A plain guard stays in its thread, which is its owner. An `Arc` guard is an owner of its own and may go
+//! anywhere. Both are a lock and a place in its ledger.
+
+use crate::ledger::Key;
+use crate::lock::TreeLock;
+use crate::path::TreePath;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::{Arc, MutexGuard};
+
+/// Sub-trees that are held by the thread that asked for them, until this is dropped.
+///
+/// ```compile_fail
+/// // It stays in its thread, so that the lock knows whose it is; `lock_arc` makes one that may leave.
+/// let lock = treelock::TreeLock::new();
+/// let guard = lock.write("a");
+/// std::thread::scope(|scope| scope.spawn(move || drop(guard)));
+/// ```
+#[must_use = "what it holds is released when the guard is dropped, here at once"]
+pub struct TreeLockGuard<'a, P: ?Sized + TreePath = Path> {
+    lock: &'a TreeLock<P>,
+    entry: Key,
+    not_send: PhantomData<MutexGuard<'a, ()>>,
+}
+
+/// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock alive.
+///
+/// ```
+/// use std::sync::Arc;
+/// use treelock::{ArcTreeLockGuard, TreeLock};
+///
+/// fn goes_anywhere<T: Send + 'static>(_: T) {}
+///
+/// let guard: ArcTreeLockGuard = Arc::new(TreeLock::new()).lock_arc(&["src"], &["dst"]);
+/// goes_anywhere(guard);
+/// ```
+#[must_use = "what it holds is released when the guard is dropped, here at once"]
+pub struct ArcTreeLockGuard<P: ?Sized + TreePath = Path> {
+    lock: Arc<TreeLock<P>>,
+    entry: Key,
+}
+
+impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
+    pub(crate) fn new(lock: &'a TreeLock<P>, entry: Key) -> Self {
+        TreeLockGuard { lock, entry, not_send: PhantomData }
+    }
+
+    /// Turns the writes into reads, without letting go in between, and lets in whoever may come then.
+    ///
+    /// ```
+    /// use treelock::TreeLock;
+    ///
+    /// let lock = TreeLock::new();
+    /// let reading = lock.write("a").downgrade();
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| assert!(lock.try_lock(&["a/b"], &[]).is_ok()));
+    /// });
+    /// # drop(reading);
+    /// ```
+    pub fn downgrade(self) -> Self {
+        self.lock.downgrade(self.entry);
+        self
+    }
+}
+
+impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
+    pub(crate) fn new(lock: Arc<TreeLock<P>>, entry: Key) -> Self {
+        ArcTreeLockGuard { lock, entry }
+    }
+
+    /// Turns the writes into reads; see [`TreeLockGuard::downgrade`].
+    pub fn downgrade(self) -> Self {
+        self.lock.downgrade(self.entry);
+        self
+    }
+}
+
+impl<P: ?Sized + TreePath> Drop for TreeLockGuard<'_, P> {
+    fn drop(&mut self) {
+        self.lock.release(self.entry);
+    }
+}
+
+impl<P: ?Sized + TreePath> Drop for ArcTreeLockGuard<P> {
+    fn drop(&mut self) {
+        self.lock.release(self.entry);
+    }
+}
+
+impl<P: ?Sized + TreePath> fmt::Debug for TreeLockGuard<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TreeLockGuard").finish_non_exhaustive()
+    }
+}
+
+impl<P: ?Sized + TreePath> fmt::Debug for ArcTreeLockGuard<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArcTreeLockGuard").finish_non_exhaustive()
+    }
+}

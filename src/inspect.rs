@@ -1,0 +1,372 @@
+//! Who holds what and who waits for what, as plain data and as a drawing.
+//!
+//! What is reported is copied from the ledger while all of it is locked, and spelled out afterwards, since that calls
+//! the paths' own code. Not here: how a cycle is found (`deadlock.rs`).
+
+use crate::ledger::{Found, LockedLedger, State};
+use crate::mode::Mode;
+use crate::path::{NodeId, Seeds, Segments, TreePath};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::{self, Display, Write};
+use std::panic::Location;
+use std::time::{Duration, Instant};
+
+/// All that a lock had granted and all that waited for it at one moment.
+///
+/// Its `Display` draws the tree:
+///
+/// ```text
+/// treelock: 2 held, 1 waiting
+/// /
+/// ├─ data
+/// │  └─ users
+/// │       X    held by "worker-1" for 1.2 s, taken at src/job.rs:41:22
+/// │       S    awaited by "worker-2" for 310 ms, asked for at src/job.rs:64:22
+/// └─ logs/today
+///      S    held by "main" for 2.0 s, taken at src/main.rs:12:20
+/// ```
+///
+/// ```
+/// let lock = treelock::TreeLock::new();
+/// let guard = lock.write("data/users");
+/// let snapshot = lock.snapshot();
+/// assert_eq!(snapshot.holders[0].roots[0].segments, ["data", "users"]);
+/// assert!(snapshot.to_string().contains("data/users"));
+/// # drop(guard);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Those that hold sub-trees, the longest first.
+    pub holders: Vec<Holder>,
+    /// Those that wait, the longest first.
+    pub waiters: Vec<Waiter>,
+    /// When it was taken.
+    pub taken: Instant,
+}
+
+/// A guard that is alive, or was forgotten.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The name of the thread that asked, or `unnamed-` and a number.
+    pub thread: String,
+    /// Where in the source it asked.
+    pub location: &'static Location<'static>,
+    /// When it was granted.
+    pub since: Instant,
+    /// What it holds, without what lies in other roots of its own.
+    pub roots: Vec<Root>,
+}
+
+/// A request that is not granted yet.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Waiter {
+    /// The name of the thread that waits, or `unnamed-` and a number.
+    pub thread: String,
+    /// Where in the source it asked.
+    pub location: &'static Location<'static>,
+    /// When it began to wait where it waits now.
+    pub since: Instant,
+    /// What it asked for, without what lies in other roots of its own.
+    pub roots: Vec<Root>,
+    /// The node where it waits now, and the mode it waits for there.
+    pub at: Root,
+}
+
+/// A node, and how it is held or asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Root {
+    /// The names of the segments from the root of the tree down, as text.
+    pub segments: Vec<String>,
+    /// S or X on what was asked for, SIX on a read root with a write root of the same request below.
+    pub mode: Mode,
+}
+
+/// A cycle of threads each of which waits for the next, and the last for the first.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Deadlock {
+    /// The first is the one that got this report.
+    pub parties: Vec<Party>,
+}
+
+/// A thread in a cycle.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Party {
+    /// The request that it waits with. It may hold some of its roots already.
+    pub waits: Waiter,
+    /// Its guards that the one before in the cycle waits for.
+    pub holds: Vec<Holder>,
+}
+
+impl Snapshot {
+    pub(crate) fn of<P: TreePath + ?Sized>(ledger: LockedLedger<'_, P>, seeds: &Seeds) -> Self {
+        let taken = Instant::now();
+        let walking = |state: &State| matches!(state, State::Walking);
+        let found: Vec<Found<P>> =
+            ledger.entries().filter(|(_, entry)| !walking(&entry.state)).map(|(_, entry)| Found::of(entry)).collect();
+        drop(ledger);
+        let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken };
+        for found in found {
+            match found.waiting {
+                Some(_) => snapshot.waiters.push(waiter(&found, seeds)),
+                None => snapshot.holders.push(holder(&found, seeds)),
+            }
+        }
+        snapshot.holders.sort_by_key(|holder| holder.since);
+        snapshot.waiters.sort_by_key(|waiter| waiter.since);
+        snapshot
+    }
+}
+
+impl Deadlock {
+    pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[crate::deadlock::Member<P>], seeds: &Seeds) -> Self {
+        let party = |member: &crate::deadlock::Member<P>| Party {
+            waits: waiter(&member.waits, seeds),
+            holds: member.holds.iter().map(|found| holder(found, seeds)).collect(),
+        };
+        Deadlock { parties: cycle.iter().map(party).collect() }
+    }
+}
+
+fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Holder {
+    Holder {
+        thread: found.request.thread.name.clone(),
+        location: found.request.location,
+        since: found.since,
+        roots: spell(found, seeds).0,
+    }
+}
+
+fn waiter<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Waiter {
+    let (roots, at) = spell(found, seeds);
+    Waiter {
+        thread: found.request.thread.name.clone(),
+        location: found.request.location,
+        since: found.since,
+        roots,
+        at: at.unwrap_or(Root { segments: Vec::new(), mode: Mode::IntentionShared }),
+    }
+}
+
+/// The roots that count, and the node waited at.
+fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> (Vec<Root>, Option<Root>) {
+    use std::borrow::Borrow;
+    let mut roots = Vec::new();
+    let mut at = None;
+    let mut seen: HashSet<NodeId> = HashSet::new();
+    for root in found.request.roots() {
+        let (mut ids, mut names) = (Vec::new(), Vec::new());
+        // It could be told when it was asked for; a path that no longer can is left out.
+        if Segments::of::<P>(root.borrow(), seeds, &mut ids, Some(&mut names)).is_err() {
+            continue;
+        }
+        if let (None, Some((node, ticket))) = (&at, found.waiting)
+            && let Some(depth) = ids.iter().position(|&id| id == node)
+        {
+            at = Some(Root { segments: names[..depth].to_vec(), mode: ticket.mode });
+        }
+        let node = ids[ids.len() - 1];
+        if let Some(mode) = found.request.plan.mode(node)
+            && seen.insert(node)
+        {
+            roots.push(Root { segments: names, mode: found.access.mode(mode) });
+        }
+    }
+    (roots, at)
+}
+
+impl Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.mode, Joined(&self.segments))
+    }
+}
+
+/// Segments as a path, quoted, with what a terminal would take as a command spelled out.
+struct Joined<'a>(&'a [String]);
+
+impl Display for Joined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("/");
+        }
+        for (index, segment) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_char('/')?;
+            }
+            Plain(segment).fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Text of others, with what a terminal would take as a command spelled out.
+struct Plain<'a>(&'a str);
+
+impl Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for char in self.0.chars() {
+            if char.is_control() { Display::fmt(&char.escape_default(), f)? } else { f.write_char(char)? }
+        }
+        Ok(())
+    }
+}
+
+/// Several roots in a sentence: the first few by name.
+struct FirstOf<'a>(&'a [Root]);
+
+impl Display for FirstOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, root) in self.0.iter().take(3).enumerate() {
+            if index > 0 {
+                f.write_str(", ")?;
+            }
+            Display::fmt(root, f)?;
+        }
+        match self.0.len() {
+            0 => f.write_str("nothing"),
+            more @ 4.. => write!(f, " and {} more", more - 3),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Display for Deadlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let length = self.parties.len();
+        if length == 1 {
+            f.write_str("deadlock of a thread with itself:")?;
+        } else {
+            write!(f, "deadlock of {length} threads:")?;
+        }
+        for (index, party) in self.parties.iter().enumerate() {
+            let waits = &party.waits;
+            write!(
+                f,
+                "\n  \"{}\" waits for {} (asked for {} at {})",
+                Plain(&waits.thread),
+                waits.at,
+                FirstOf(&waits.roots),
+                waits.location
+            )?;
+            for hold in &party.holds {
+                write!(f, "\n    and holds {} (taken at {})", FirstOf(&hold.roots), hold.location)?;
+            }
+            let next = &self.parties[(index + 1) % length];
+            if length > 1 {
+                write!(f, "\n    behind \"{}\"", Plain(&next.waits.thread))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut drawing = Drawing::default();
+        for holder in &self.holders {
+            let for_ = Short(self.taken.saturating_duration_since(holder.since));
+            for root in &holder.roots {
+                drawing.add(
+                    root,
+                    format_args!("held by \"{}\" for {for_}, taken at {}", Plain(&holder.thread), holder.location),
+                );
+            }
+        }
+        for waiter in &self.waiters {
+            let for_ = Short(self.taken.saturating_duration_since(waiter.since));
+            drawing.add(
+                &waiter.at,
+                format_args!("awaited by \"{}\" for {for_}, asked for at {}", Plain(&waiter.thread), waiter.location),
+            );
+        }
+        write!(f, "treelock: {} held, {} waiting", self.holders.len(), self.waiters.len())?;
+        drawing.draw(f)
+    }
+}
+
+/// A duration in three digits or so.
+struct Short(Duration);
+
+impl Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs_f64();
+        match seconds {
+            100.0.. => write!(f, "{seconds:.0} s"),
+            1.0.. => write!(f, "{seconds:.1} s"),
+            0.001.. => write!(f, "{:.0} ms", seconds * 1e3),
+            _ => write!(f, "{:.0} µs", seconds * 1e6),
+        }
+    }
+}
+
+/// A tree of names with lines of text at some of them. Nodes are in one vector: paths may be deeper than a stack.
+#[derive(Default)]
+struct Drawing {
+    nodes: Vec<DrawnNode>,
+}
+
+#[derive(Default)]
+struct DrawnNode {
+    name: String,
+    children: BTreeMap<String, usize>,
+    lines: Vec<String>,
+}
+
+impl Drawing {
+    fn add(&mut self, root: &Root, line: fmt::Arguments<'_>) {
+        if self.nodes.is_empty() {
+            self.nodes.push(DrawnNode::default());
+        }
+        let mut at = 0;
+        for segment in &root.segments {
+            let new = self.nodes.len();
+            at = *self.nodes[at].children.entry(segment.clone()).or_insert(new);
+            if at == new {
+                self.nodes.push(DrawnNode { name: segment.clone(), ..DrawnNode::default() });
+            }
+        }
+        self.nodes[at].lines.push(format!("{:<4} {line}", root.mode));
+    }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.nodes.is_empty() {
+            return Ok(());
+        }
+        f.write_str("\n/")?;
+        for line in &self.nodes[0].lines {
+            write!(f, "\n  {line}")?;
+        }
+        let mut open = Vec::new();
+        self.open_children(0, "", &mut open);
+        while let Some((mut at, indent)) = open.pop() {
+            // `indent` ends in the branch to this node.
+            write!(f, "\n{indent}{}", Plain(&self.nodes[at].name))?;
+            // A chain of nodes that have nothing to tell is drawn as one.
+            while self.nodes[at].lines.is_empty() && self.nodes[at].children.len() == 1 {
+                at = *self.nodes[at].children.values().next().expect("it has one");
+                write!(f, "/{}", Plain(&self.nodes[at].name))?;
+            }
+            let below = match indent.strip_suffix("└─ ") {
+                Some(above) => format!("{above}   "),
+                None => format!("{}│  ", indent.strip_suffix("├─ ").unwrap_or_default()),
+            };
+            for line in &self.nodes[at].lines {
+                write!(f, "\n{below}  {line}")?;
+            }
+            self.open_children(at, &below, &mut open);
+        }
+        Ok(())
+    }
+
+    fn open_children(&self, at: usize, below: &str, open: &mut Vec<(usize, String)>) {
+        for (index, &child) in self.nodes[at].children.values().rev().enumerate() {
+            let branch = if index == 0 { "└─ " } else { "├─ " };
+            open.push((child, format!("{below}{branch}")));
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! A blocking read/write lock over **sub-trees**, for std threads.
+//!
+//! [`TreeLock::lock`] takes shared locks on some sub-trees and exclusive locks on others, all or nothing, in
+//! O(depth), without the tree ever being built.
+//!
+//! ```
+//! use std::thread;
+//! use treelock::TreeLock;
+//!
+//! let lock = TreeLock::new();
+//! thread::scope(|scope| {
+//!     scope.spawn(|| {
+//!         // Renames a folder, key by key: nobody sees it half done.
+//!         let _guard = lock.lock(&[], &["photos/2025", "archive/2025"]);
+//!     });
+//!     scope.spawn(|| {
+//!         // Reads one below; waits while it moves.
+//!         let _guard = lock.lock(&["photos/2025/june"], &[]);
+//!     });
+//!     scope.spawn(|| {
+//!         // Has nothing to do with either; never waits for them.
+//!         let _guard = lock.lock(&["photos/2024"], &["thumbnails"]);
+//!     });
+//! });
+//! ```
+//!
+//! # The house
+//!
+//! A pure core (no threads, no clocks) inside a thin blocking shell. The way of a request: `lock` makes a *request*, which
+//! turns paths into a *plan*; it takes the plan's steps in the *table*, where each *node* grants a mode or queues a
+//! *waiter*; the *ledger* remembers who it was; dropping the *guard* releases every node, and wakes those whose
+//! turn has come after all internal locks are let go.
+//!
+//! | file | | concept |
+//! |---|---|---|
+//! | `path.rs` | pure | how a path names its segments, and a node is named by them |
+//! | `mode.rs` | pure | IS IX S SIX X, compatible, join: the only place that knows a conflict |
+//! | `plan.rs` | pure | reads and writes -> the shortest ordered list of nodes and modes |
+//! | `node.rs` | pure | one node: what is granted, who waits, who is next |
+//! | `deadlock.rs` | pure | who waits for whom, and the cycle if there is one |
+//! | `table.rs` | shell | the live nodes: found or made, dropped when idle |
+//! | `request.rs` | shell | who asked for what, where in the source |
+//! | `ledger.rs` | shell | what is granted and what waits, by request |
+//! | `waiter.rs` | shell | one blocked request: grant, wake |
+//! | `lock.rs` | shell | [`TreeLock`]: how a request is granted, and how it waits |
+//! | `guard.rs` | shell | what a holder has: drop, downgrade |
+//! | `inspect.rs` | data | who holds what, since when, from where |
+//! | `error.rs` | data | what a request can fail with |
+//! | `sync.rs` | | the one file that names primitives |
+//!
+//! Lock order: a shard of the table or the registers of the ledger, never both; then a waiter.
+
+mod deadlock;
+mod error;
+mod guard;
+mod inspect;
+mod ledger;
+mod lock;
+mod mode;
+mod node;
+mod path;
+mod plan;
+mod request;
+mod sync;
+mod table;
+mod waiter;
+
+pub use error::{LockError, PathError};
+pub use guard::{ArcTreeLockGuard, TreeLockGuard};
+pub use inspect::{Deadlock, Holder, Party, Root, Snapshot, Waiter};
+pub use lock::TreeLock;
+pub use mode::Mode;
+pub use path::{Frame, Segments, TreePath};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

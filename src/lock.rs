@@ -1,0 +1,557 @@
+//! [`TreeLock`]: how a request is granted, and how it waits.
+//!
+//! A request is planned first (`plan.rs`, user code and all), then takes its steps one after the other, ancestors
+//! first. Each step is granted at once (`table.rs`), or it is *contended*: then the ledger is asked what its owner holds
+//! there already, and if that does not help it queues, marks itself in the ledger and parks, until it is granted, its
+//! deadline passes or it finds itself in a deadlock. A request that gives up gives back the steps it has taken, which
+//! wakes whoever waited behind it (G7).
+//!
+//! Lock order: a shard of the table or the ledger, never both; then a waiter. No user code runs under any of
+//! these, and nobody is woken under one.
+
+use crate::deadlock;
+use crate::error::{LockError, PathError};
+use crate::guard::{ArcTreeLockGuard, TreeLockGuard};
+use crate::inspect::{Deadlock, Snapshot};
+use crate::ledger::{Key, Ledger, State, Waiting};
+use crate::mode::ModeCounts;
+use crate::path::{Frame, Seeds, TreePath};
+use crate::plan::Step;
+use crate::request::{Owner, Request};
+use crate::sync::{OnceByte, random_seed};
+use crate::table::{Due, Table};
+use crate::waiter::Waiter;
+use std::fmt;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A wait is looked at for a deadlock when it has lasted this long, then after twice as long again, and so on.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
+
+/// A read/write lock over the sub-trees of a tree.
+///
+/// [`lock`](TreeLock::lock) takes shared locks on the sub-trees below `reads` and exclusive ones on those below
+/// `writes`, all or nothing. Two requests conflict if a write of one overlaps a read or a write of the other; sub-trees
+/// overlap if the root of one is, or is an ancestor of, the root of the other. The tree itself is never built:
+/// paths need not exist anywhere, and the lock holds no data.
+///
+/// ```
+/// use treelock::TreeLock;
+///
+/// let lock = TreeLock::new();
+/// {
+///     let _moving = lock.lock(&["config"], &["inbox/report", "archive/2026"]);
+///     // Nobody else reads or writes below inbox/report and archive/2026, or writes below config.
+///     assert!(lock.try_lock(&["inbox/other"], &[]).is_ok());
+/// }
+/// let _all = lock.write("");
+/// ```
+///
+/// # Fairness
+///
+/// First come, first served, node by node: a request never overtakes one that it conflicts with and that waits at
+/// the same node since before. Requests that do not conflict never wait for each other. A request with several
+/// roots comes to them one after the other.
+///
+/// # Re-entrancy
+///
+/// A thread never waits for its own guards: where it reads or writes already it may ask again, also past those who
+/// wait. Asking for a write below one's own read is an *upgrade*: it goes ahead of the queue and waits for the other
+/// readers alone. Each guard protects what *it* asked for until it is dropped, in any order. The guards of `lock_arc`
+/// and its like are strangers to every other guard, those of their thread included.
+///
+/// # Deadlock
+///
+/// Threads that hold one guard at a time cannot deadlock: take everything in one request. Threads that ask for more
+/// while they hold a guard can; a cycle of such threads is found after some 20 ms and reported to one of them:
+/// by an error, or by a panic of `lock`. A wait that is merely long is not reported. Not seen: cycles that
+/// involve other locks, and waits for `Arc` guards, which any thread might drop.
+///
+/// # Panics
+///
+/// There is no poisoning: a guard that is dropped by unwinding releases what it holds. The methods that block without
+/// a `Result` panic on what can never succeed; each says when.
+///
+/// # Cost
+///
+/// O(depth) for one root, O(d log d) for several of d segments together, whatever is held or waits elsewhere. Nodes take
+/// memory while they are held or awaited only. A guard that is forgotten ([`std::mem::forget`]) holds for ever.
+///
+/// # Source
+///
+/// Intention locks are of Gray, Lorie, Putzolu, Traiger, "Granularity of Locks and Degrees of Consistency in a Shared
+/// Data Base", 1976; see [`Mode`](crate::Mode).
+pub struct TreeLock<P: ?Sized + TreePath = Path> {
+    seeds: Seeds,
+    /// What its paths are told from, once there was one: 0 unset, else [`Frame`] + 1.
+    frame: OnceByte,
+    table: Table,
+    ledger: Ledger<P>,
+}
+
+/// What a request does when it cannot be granted at once.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    /// It is refused.
+    None,
+    /// It waits, until the deadline if there is one, and takes a refusal.
+    Until(Option<Instant>),
+    /// It waits; only what can never succeed ends it.
+    Endless,
+}
+
+/// A step that is waited for.
+struct Blocked<'a> {
+    index: usize,
+    patience: Patience,
+    /// The request's entry in the ledger, once it has waited.
+    entry: &'a mut Option<Key>,
+}
+
+/// Why a blocked step was given up.
+enum Refusal<P: TreePath + ?Sized> {
+    WouldBlock,
+    TimedOut,
+    Deadlock(Vec<deadlock::Member<P>>),
+}
+
+impl TreeLock<Path> {
+    /// A lock over [`Path`]s. For paths of other types: [`TreeLock::default`].
+    ///
+    /// ```
+    /// let lock = treelock::TreeLock::new();
+    /// let _guard = lock.lock(&[], &["data/users"]);
+    ///
+    /// let keys = treelock::TreeLock::<str>::default();
+    /// let _guard = keys.lock(&[String::from("bucket/key")], &[]);
+    ///
+    /// let objects = treelock::TreeLock::<[u32]>::default();
+    /// let _guard = objects.lock(&[vec![1, 3, 6, 1]], &[]);
+    /// ```
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<P: ?Sized + TreePath> Default for TreeLock<P> {
+    fn default() -> Self {
+        TreeLock {
+            seeds: Seeds::new(random_seed),
+            frame: OnceByte::default(),
+            table: Table::new(),
+            ledger: Ledger::new(),
+        }
+    }
+}
+
+impl<P: ?Sized + TreePath> TreeLock<P> {
+    /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
+    ///
+    /// Either may be empty, and roots may repeat or lie in each other. Where both are empty nothing is locked, and
+    /// the type of the paths has to be named: `lock.lock::<&str>(&[], &[])`.
+    ///
+    /// ```
+    /// # let lock = treelock::TreeLock::new();
+    /// let guard = lock.lock(&["templates"], &["site/2026", "site/index"]);
+    /// drop(guard);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If a path is unusable (see [`TreePath`]), or if the wait can never end because the thread is in a deadlock (see
+    /// [above](TreeLock#deadlock)). [`try_lock_for`](TreeLock::try_lock_for) returns these as errors.
+    #[track_caller]
+    pub fn lock<Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> TreeLockGuard<'_, P> {
+        match self.acquire(reads, writes, Owner::Thread, Patience::Endless) {
+            Ok(entry) => TreeLockGuard::new(self, entry),
+            Err(error) => give_up(&error),
+        }
+    }
+
+    /// Locks the sub-tree below `path` shared: `lock(&[path], &[])`.
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](TreeLock::lock).
+    #[track_caller]
+    pub fn read(&self, path: impl AsRef<P>) -> TreeLockGuard<'_, P> {
+        self.lock(&[path], &[])
+    }
+
+    /// Locks the sub-tree below `path` exclusively: `lock(&[], &[path])`.
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](TreeLock::lock).
+    #[track_caller]
+    pub fn write(&self, path: impl AsRef<P>) -> TreeLockGuard<'_, P> {
+        self.lock(&[], &[path])
+    }
+
+    /// Locks as [`lock`](TreeLock::lock) does if that needs no waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::WouldBlock`], [`LockError::Path`].
+    #[track_caller]
+    pub fn try_lock<Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> Result<TreeLockGuard<'_, P>, LockError> {
+        self.acquire(reads, writes, Owner::Thread, Patience::None).map(|entry| TreeLockGuard::new(self, entry))
+    }
+
+    /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than `timeout`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use treelock::LockError;
+    ///
+    /// # let lock = treelock::TreeLock::new();
+    /// match lock.try_lock_for(&["a"], &["b"], Duration::from_millis(50)) {
+    ///     Ok(_guard) => { /* both are held until here */ }
+    ///     Err(LockError::TimedOut) => { /* somebody else was busy there */ }
+    ///     Err(error) => panic!("{error}"),
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::TimedOut`], [`LockError::Deadlock`], [`LockError::Path`]. Nothing is held then, and those who
+    /// queued behind this request go on.
+    #[track_caller]
+    pub fn try_lock_for<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        timeout: Duration,
+    ) -> Result<TreeLockGuard<'_, P>, LockError> {
+        // A time beyond what the clock can tell is for ever.
+        let patience = Patience::Until(Instant::now().checked_add(timeout));
+        self.acquire(reads, writes, Owner::Thread, patience).map(|entry| TreeLockGuard::new(self, entry))
+    }
+
+    /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_lock_until<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        deadline: Instant,
+    ) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let patience = Patience::Until(Some(deadline));
+        self.acquire(reads, writes, Owner::Thread, patience).map(|entry| TreeLockGuard::new(self, entry))
+    }
+
+    /// As [`lock`](TreeLock::lock), for a guard that owns the lock too, and may go to other threads.
+    ///
+    /// It is an owner of its own: it waits for every other guard, also those of the calling thread.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let lock = Arc::new(treelock::TreeLock::new());
+    /// let guard = lock.lock_arc(&["src"], &["dst"]);
+    /// std::thread::spawn(move || drop(guard)).join().unwrap();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](TreeLock::lock).
+    #[track_caller]
+    pub fn lock_arc<Q: AsRef<P>>(self: &Arc<Self>, reads: &[Q], writes: &[Q]) -> ArcTreeLockGuard<P> {
+        match self.acquire(reads, writes, Owner::Itself, Patience::Endless) {
+            Ok(entry) => ArcTreeLockGuard::new(Arc::clone(self), entry),
+            Err(error) => give_up(&error),
+        }
+    }
+
+    /// As [`read`](TreeLock::read), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](TreeLock::lock).
+    #[track_caller]
+    pub fn read_arc(self: &Arc<Self>, path: impl AsRef<P>) -> ArcTreeLockGuard<P> {
+        self.lock_arc(&[path], &[])
+    }
+
+    /// As [`write`](TreeLock::write), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](TreeLock::lock).
+    #[track_caller]
+    pub fn write_arc(self: &Arc<Self>, path: impl AsRef<P>) -> ArcTreeLockGuard<P> {
+        self.lock_arc(&[], &[path])
+    }
+
+    /// As [`try_lock`](TreeLock::try_lock), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_lock_arc<Q: AsRef<P>>(
+        self: &Arc<Self>,
+        reads: &[Q],
+        writes: &[Q],
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let entry = self.acquire(reads, writes, Owner::Itself, Patience::None)?;
+        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+    }
+
+    /// As [`try_lock_for`](TreeLock::try_lock_for), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_lock_arc_for<Q: AsRef<P>>(
+        self: &Arc<Self>,
+        reads: &[Q],
+        writes: &[Q],
+        timeout: Duration,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let patience = Patience::Until(Instant::now().checked_add(timeout));
+        let entry = self.acquire(reads, writes, Owner::Itself, patience)?;
+        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+    }
+
+    /// As [`try_lock_until`](TreeLock::try_lock_until), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_lock_arc_until<Q: AsRef<P>>(
+        self: &Arc<Self>,
+        reads: &[Q],
+        writes: &[Q],
+        deadline: Instant,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let entry = self.acquire(reads, writes, Owner::Itself, Patience::Until(Some(deadline)))?;
+        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+    }
+
+    /// Who holds what and who waits for what, at one moment; prints as a drawing of the tree.
+    ///
+    /// # Cost
+    ///
+    /// Everybody who begins or ends a request waits while its entries are copied: O(requests). To spell out their
+    /// paths takes O(their segments), and nobody waits for that.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(self.ledger.lock(), &self.seeds)
+    }
+
+    #[track_caller]
+    fn acquire<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        owner: Owner,
+        patience: Patience,
+    ) -> Result<Key, LockError> {
+        let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
+        self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
+        let mut entry = None;
+        for (index, &step) in request.plan.steps().iter().enumerate() {
+            if !self.table.try_grant(step, &ModeCounts::NONE) {
+                let blocked = Blocked { index, patience, entry: &mut entry };
+                if let Err(refusal) = self.acquire_contended(&request, step, blocked) {
+                    self.give_back(&request.plan.steps()[..index], entry);
+                    request.recycle();
+                    return Err(self.explain(refusal));
+                }
+            }
+        }
+        if let Some(entry) = entry {
+            self.ledger.set_state(entry, State::Granted);
+            return Ok(entry);
+        }
+        Ok(self.ledger.insert(request, State::Granted))
+    }
+
+    /// Takes a step that somebody, perhaps its own owner, holds or waits for.
+    #[cold]
+    fn acquire_contended(
+        &self,
+        request: &Arc<Request<P>>,
+        step: Step,
+        blocked: Blocked<'_>,
+    ) -> Result<(), Refusal<P>> {
+        let held = self.ledger.held(request, step.node);
+        let (deadline, refusable) = match blocked.patience {
+            Patience::None if self.table.try_grant(step, &held) => return Ok(()),
+            Patience::None => return Err(Refusal::WouldBlock),
+            Patience::Until(deadline) => (deadline, true),
+            Patience::Endless => (None, false),
+        };
+        let waiter = Arc::new(Waiter::default());
+        let Some(ticket) = self.table.request(step, held, &waiter) else { return Ok(()) };
+        let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), refusable };
+        let entry = self.mark(blocked.entry, request, State::Waiting(waiting));
+
+        let mut patience = FIRST_LOOK;
+        loop {
+            let look = Instant::now() + patience;
+            let until = deadline.map_or(look, |deadline| deadline.min(look));
+            if waiter.wait_until(Some(until)) {
+                self.ledger.set_state(entry, State::Walking);
+                return Ok(());
+            }
+            let refusal = if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.ledger.set_state(entry, State::Walking);
+                Refusal::TimedOut
+            } else if let Some(cycle) = deadlock::find(self.ledger.lock(), entry) {
+                Refusal::Deadlock(cycle)
+            } else {
+                patience = (patience * 2).min(LONGEST_LOOK);
+                continue;
+            };
+            let mut due = Due::default();
+            return match self.table.cancel(step.node, ticket, &mut due) {
+                true => Err(refusal),
+                // It was granted in the last moment: it goes on.
+                false => Ok(()),
+            };
+        }
+    }
+
+    /// Enters the request in the ledger, or changes its state there.
+    fn mark(&self, entry: &mut Option<Key>, request: &Arc<Request<P>>, state: State) -> Key {
+        match *entry {
+            Some(entry) => {
+                self.ledger.set_state(entry, state);
+                entry
+            }
+            None => *entry.insert(self.ledger.insert(Arc::clone(request), state)),
+        }
+    }
+
+    /// Takes back what a refused request has taken.
+    #[cold]
+    fn give_back(&self, taken: &[Step], entry: Option<Key>) {
+        if let Some(entry) = entry {
+            self.ledger.remove(entry);
+        }
+        let mut due = Due::default();
+        for step in taken.iter().rev() {
+            self.table.release(step.node, step.mode, &mut due);
+        }
+    }
+
+    /// Releases what a guard holds.
+    pub(crate) fn release(&self, entry: Key) {
+        let entry = self.ledger.remove(entry);
+        let mut due = Due::default();
+        for (node, mode) in entry.holds().rev() {
+            self.table.release(node, mode, &mut due);
+        }
+        drop(due);
+        entry.request.recycle();
+    }
+
+    /// Turns the writes of a guard into reads.
+    pub(crate) fn downgrade(&self, entry: Key) {
+        let Some(request) = self.ledger.downgrade(entry) else { return };
+        let mut due = Due::default();
+        for step in request.plan.steps().iter().rev() {
+            if step.mode != step.mode.downgraded() {
+                self.table.downgrade(step.node, step.mode, &mut due);
+            }
+        }
+    }
+
+    /// Refuses paths that cannot be compared with those before (invariant 3 of `path.rs`).
+    fn agree_on_frame<'p>(&self, paths: impl Iterator<Item = &'p P> + Clone) -> Result<(), PathError> {
+        let Some(first) = paths.clone().next().map(P::frame) else { return Ok(()) };
+        // A request that is refused decides nothing, so its own paths must agree first.
+        let odd = paths.clone().find(|path| path.frame() != first);
+        let refused = match odd {
+            Some(odd) => Some(odd),
+            None if self.frame.get_or_set(first as u8 + 1) != first as u8 + 1 => paths.into_iter().next(),
+            None => None,
+        };
+        let Some(refused) = refused else { return Ok(()) };
+        let (this, others) = match refused.frame() {
+            Frame::Absolute => ("absolute", "relative"),
+            Frame::Relative => ("relative", "absolute"),
+        };
+        Err(PathError::new(format!(
+            "it is {this} and others given to this lock are {others}, so the two cannot be compared: \
+             give all of them in one way (std::path::absolute makes a path absolute)"
+        ))
+        .at(refused))
+    }
+
+    fn explain(&self, refusal: Refusal<P>) -> LockError {
+        match refusal {
+            Refusal::WouldBlock => LockError::WouldBlock,
+            Refusal::TimedOut => LockError::TimedOut,
+            Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, &self.seeds))),
+        }
+    }
+}
+
+/// Panics, on what can never succeed, with all that is needed to mend the call.
+#[cold]
+#[track_caller]
+fn give_up(error: &LockError) -> ! {
+    match error {
+        LockError::Deadlock(deadlock) => panic!(
+            "treelock: {deadlock}\nTake all sub-trees in one request, drop the guards before asking for more, \
+             or use try_lock_for, which returns this as an error"
+        ),
+        other => panic!("treelock: {other}"),
+    }
+}
+
+// Nothing that a panic could leave half done can be seen through a lock or a guard: no user code runs while one
+// is changed.
+impl<P: ?Sized + TreePath> UnwindSafe for TreeLock<P> {}
+impl<P: ?Sized + TreePath> RefUnwindSafe for TreeLock<P> {}
+
+/// Says how much is held and awaited, or that the lock is busy; never blocks.
+impl<P: ?Sized + TreePath> fmt::Debug for TreeLock<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut told = f.debug_struct("TreeLock");
+        match self.ledger.try_lock() {
+            Some(ledger) => {
+                let held = ledger.entries().filter(|(_, entry)| matches!(entry.state, State::Granted)).count();
+                let waiting = ledger.entries().count() - held;
+                drop(ledger);
+                told.field("held", &held).field("waiting", &waiting)
+            }
+            None => told.field("busy", &true),
+        };
+        told.finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests {
+    use super::*;
+
+    /// G6: what is left of any history is a constant.
+    #[test]
+    fn unlocked_lock_is_back_to_its_size() {
+        let lock = TreeLock::<[u32]>::default();
+        let fresh = (lock.table.capacity(), lock.ledger.capacity());
+        let guards: Vec<_> = (0..100_000).map(|leaf| lock.write(vec![leaf % 100, leaf])).collect();
+        assert!(lock.table.len() > 100_000 && lock.ledger.capacity() >= 100_000);
+        drop(guards);
+        assert_eq!(lock.table.len(), 0);
+        let bound = 64 * 60;
+        assert!(lock.table.capacity() <= bound, "{} nodes of room, {} when new", lock.table.capacity(), fresh.0);
+        assert!(lock.ledger.capacity() <= bound, "{} requests of room, {} when new", lock.ledger.capacity(), fresh.1);
+    }
+}

@@ -1,0 +1,373 @@
+//! One node: what is granted on it, who waits for it, and who is next.
+//!
+//! A node decides at once (`request`) or lets the request queue; from then on the request is granted by
+//! whoever changes the node last (`release`, `downgrade`, `cancel`): these return the waiters whose turn has
+//! come, already counted as holders. So a grant is never lost, and nobody is woken in vain (G9).
+//!
+//! Rules:
+//!
+//! 1. A request is granted if its mode is compatible with what *other* owners hold here, and no request that
+//!    waits here since before excludes it (G3, G4).
+//! 2. Where its owner already holds a mode that covers it, it is granted past any queue.
+//! 3. Where its owner holds a weaker mode it is a *conversion* (Gray 1976): it waits for holders only, never for
+//!    other waiters, and whoever holds nothing here waits behind it. (A conversion behind another one would
+//!    be a deadlock by our own making: the first may wait for what the second holds.)
+//! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in.
+//!
+//! Waiters of one mode stand in one line each. A mode that excludes itself can only be granted to the first of its
+//! line, and one that does not is granted to the first if to any; so only the five firsts and the conversions
+//! are looked at, however long the queue is (G5, G10).
+//!
+//! ```text
+//!  request ──┬── granted ────────────────────────────── release / downgrade ──┐
+//!            └── queued ──┬── granted by a change ──────────────┘             ├─> who is next?
+//!                         └── cancel ─────────────────────────────────────────┘
+//! ```
+//!
+//! Pure: no threads, no clocks; a waiter is whatever `W` the caller gives. Not here: finding the node
+//! (`table.rs`), blocking and waking (`waiter.rs`).
+
+use crate::mode::{Mode, ModeCounts};
+use std::collections::BTreeMap;
+
+/// A live node.
+#[derive(Debug)]
+pub(crate) struct Node<W> {
+    granted: ModeCounts,
+    /// Made for the first waiter, dropped with the last: most nodes never have one.
+    queue: Option<Box<Queue<W>>>,
+}
+
+#[derive(Debug)]
+struct Queue<W> {
+    arrivals: u64,
+    /// Those that hold a weaker mode here, by arrival, each with what its owner holds.
+    conversions: BTreeMap<u64, (Mode, ModeCounts, W)>,
+    converting: ModeCounts,
+    /// The others, one line a mode, by arrival.
+    lines: [BTreeMap<u64, W>; 5],
+}
+
+/// A place in the queue of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    arrival: u64,
+    pub(crate) mode: Mode,
+    pub(crate) conversion: bool,
+}
+
+impl Ticket {
+    /// Whether `self` cannot be granted before `other`, which waits at the same node.
+    pub(crate) fn waits_for(&self, other: &Ticket) -> bool {
+        let behind = match (self.conversion, other.conversion) {
+            (true, _) => false,
+            (false, true) => true,
+            (false, false) => other.arrival < self.arrival,
+        };
+        behind && !self.mode.compatible(other.mode)
+    }
+}
+
+impl<W> Default for Node<W> {
+    fn default() -> Self {
+        Node { granted: ModeCounts::NONE, queue: None }
+    }
+}
+
+impl<W> Node<W> {
+    /// Grants `mode` to an owner that already holds `held` here, if it need not wait.
+    #[inline]
+    pub(crate) fn try_grant(&mut self, mode: Mode, held: &ModeCounts) -> bool {
+        let granted = self.may_grant(mode, held);
+        if granted {
+            self.granted.add(mode);
+        }
+        granted
+    }
+
+    /// Puts a request that was not granted into the queue.
+    pub(crate) fn enqueue(&mut self, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
+        debug_assert!(!self.may_grant(mode, &held), "who may be granted does not queue");
+        let queue = self.queue.get_or_insert_default();
+        let ticket = Ticket { arrival: queue.arrivals, mode, conversion: !held.is_empty() };
+        queue.arrivals += 1;
+        if ticket.conversion {
+            queue.converting.add(mode);
+            queue.conversions.insert(ticket.arrival, (mode, held, waiter));
+        } else {
+            queue.lines[mode as usize].insert(ticket.arrival, waiter);
+        }
+        ticket
+    }
+
+    /// Takes back one grant of `mode`; whose turn has come is granted and added to `due`.
+    #[inline]
+    pub(crate) fn release(&mut self, mode: Mode, due: &mut Vec<W>) {
+        self.granted.remove(mode);
+        self.advance(due);
+    }
+
+    /// Weakens one grant; whose turn has come is granted and added to `due`.
+    pub(crate) fn downgrade(&mut self, from: Mode, to: Mode, due: &mut Vec<W>) {
+        debug_assert!(from.covers(to));
+        self.granted.remove(from);
+        self.granted.add(to);
+        self.advance(due);
+    }
+
+    /// Takes a waiter out of the queue; whose turn has come is granted and added to `due`. `false`: it had been
+    /// granted before, and holds its mode.
+    pub(crate) fn cancel(&mut self, ticket: Ticket, due: &mut Vec<W>) -> bool {
+        let Some(queue) = &mut self.queue else { return false };
+        let waited = if ticket.conversion {
+            let waiter = queue.conversions.remove(&ticket.arrival);
+            if waiter.is_some() {
+                queue.converting.remove(ticket.mode);
+            }
+            waiter.is_some()
+        } else {
+            queue.lines[ticket.mode as usize].remove(&ticket.arrival).is_some()
+        };
+        if waited {
+            self.advance(due);
+        }
+        waited
+    }
+
+    /// Whether nobody holds it or waits for it: it may be dropped.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.granted.is_empty() && self.queue.is_none()
+    }
+
+    #[inline]
+    fn may_grant(&self, mode: Mode, held: &ModeCounts) -> bool {
+        if held.is_empty() {
+            // Without anything held here the rules for holders and for waiters are the whole of it.
+            self.granted.compatible(mode) && self.queue.as_ref().is_none_or(|queue| queue.admits(mode))
+        } else {
+            held.covers(mode) || self.granted.without(held).compatible(mode)
+        }
+    }
+
+    #[inline]
+    fn advance(&mut self, due: &mut Vec<W>) {
+        if let Some(queue) = &mut self.queue {
+            queue.advance(&mut self.granted, due);
+            if queue.is_empty() {
+                self.queue = None;
+            }
+        }
+    }
+}
+
+impl<W> Default for Queue<W> {
+    fn default() -> Self {
+        Queue { arrivals: 0, conversions: BTreeMap::new(), converting: ModeCounts::NONE, lines: Default::default() }
+    }
+}
+
+impl<W> Queue<W> {
+    fn is_empty(&self) -> bool {
+        self.conversions.is_empty() && self.lines.iter().all(BTreeMap::is_empty)
+    }
+
+    /// Whether a newcomer would overtake nobody that excludes it.
+    fn admits(&self, mode: Mode) -> bool {
+        self.converting.compatible(mode)
+            && Mode::ALL.into_iter().all(|other| other.compatible(mode) || self.lines[other as usize].is_empty())
+    }
+
+    /// Grants to all whose turn has come.
+    fn advance(&mut self, granted: &mut ModeCounts, due: &mut Vec<W>) {
+        // One pass will do: a grant lets nobody else in.
+        let turns: Vec<u64> = self
+            .conversions
+            .iter()
+            .filter_map(|(&arrival, (mode, held, _))| {
+                let turn = granted.without(held).compatible(*mode);
+                turn.then(|| granted.add(*mode)).map(|()| arrival)
+            })
+            .collect();
+        for (mode, _, waiter) in turns.iter().filter_map(|arrival| self.conversions.remove(arrival)) {
+            self.converting.remove(mode);
+            due.push(waiter);
+        }
+        while let Some((arrival, mode)) = self.next(granted) {
+            granted.add(mode);
+            due.extend(self.lines[mode as usize].remove(&arrival));
+        }
+    }
+
+    /// The earliest waiter that may be granted now, conversions aside.
+    fn next(&self, granted: &ModeCounts) -> Option<(u64, Mode)> {
+        let first = |mode: Mode| self.lines[mode as usize].keys().next().copied();
+        let may = |arrival: u64, mode: Mode| {
+            let overtakes =
+                |other: Mode| !other.compatible(mode) && first(other).is_some_and(|other| other < arrival);
+            granted.compatible(mode) && self.converting.compatible(mode) && !Mode::ALL.into_iter().any(overtakes)
+        };
+        Mode::ALL
+            .into_iter()
+            .filter_map(|mode| Some((first(mode)?, mode)))
+            .filter(|&(arrival, mode)| may(arrival, mode))
+            .min_by_key(|&(arrival, _)| arrival)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Mode::{Exclusive as X, IntentionExclusive as IX, IntentionShared as IS, Shared as S};
+
+    /// What an owner holds that holds `modes`.
+    fn held(modes: &[Mode]) -> ModeCounts {
+        let mut held = ModeCounts::NONE;
+        modes.iter().for_each(|&mode| held.add(mode));
+        held
+    }
+
+    /// A node held by others in `modes`.
+    fn node(modes: &[Mode]) -> Node<&'static str> {
+        Node { granted: held(modes), queue: None }
+    }
+
+    impl Node<&'static str> {
+        fn wait(&mut self, name: &'static str, mode: Mode) -> Ticket {
+            self.wait_holding(name, mode, &[])
+        }
+
+        fn wait_holding(&mut self, name: &'static str, mode: Mode, modes: &[Mode]) -> Ticket {
+            assert!(!self.try_grant(mode, &held(modes)), "{name} does not wait");
+            self.enqueue(mode, held(modes), name)
+        }
+
+        fn after_release(&mut self, mode: Mode) -> Vec<&'static str> {
+            let mut due = Vec::new();
+            self.release(mode, &mut due);
+            due
+        }
+
+        fn after_cancel(&mut self, ticket: Ticket) -> Option<Vec<&'static str>> {
+            let mut due = Vec::new();
+            self.cancel(ticket, &mut due).then_some(due)
+        }
+    }
+
+    #[test]
+    fn newcomer_does_not_overtake_a_conflicting_waiter() {
+        let mut node = node(&[S]);
+        node.wait("writer", X);
+        assert!(!node.try_grant(S, &ModeCounts::NONE), "rule 1");
+        node.wait("reader", S);
+        assert_eq!(node.after_release(S), ["writer"]);
+        assert_eq!(node.after_release(X), ["reader"]);
+    }
+
+    #[test]
+    fn newcomer_passes_waiters_that_it_does_not_conflict_with() {
+        let mut node = node(&[S]);
+        node.wait("below", IX);
+        assert!(node.try_grant(IS, &ModeCounts::NONE), "IS conflicts neither with S nor with IX");
+        assert_eq!(node.after_release(S), ["below"]);
+    }
+
+    #[test]
+    fn all_that_are_due_are_granted_together() {
+        let mut node = node(&[X]);
+        for name in ["r1", "r2"] {
+            node.wait(name, S);
+        }
+        node.wait("w", X);
+        node.wait("r3", S);
+        assert_eq!(node.after_release(X), ["r1", "r2"]);
+        assert!(node.after_release(S).is_empty());
+        assert_eq!(node.after_release(S), ["w"]);
+        assert_eq!(node.after_release(X), ["r3"]);
+        assert!(node.after_release(S).is_empty() && node.is_idle());
+    }
+
+    #[test]
+    fn order_holds_across_the_lines() {
+        let mut node = node(&[X]);
+        node.wait("s1", S);
+        node.wait("ix", IX);
+        node.wait("s2", S);
+        node.wait("is", IS);
+        assert_eq!(node.after_release(X), ["s1", "is"], "s2 stays behind ix");
+        assert_eq!(node.after_release(S), ["ix"]);
+        assert_eq!(node.after_release(IX), ["s2"]);
+    }
+
+    #[test]
+    fn cancel_lets_in_who_waited_behind() {
+        let mut node = node(&[S]);
+        let writer = node.wait("writer", X);
+        node.wait("reader", S);
+        assert_eq!(node.after_cancel(writer), Some(vec!["reader"]));
+        assert_eq!(node.after_cancel(writer), None, "it is gone");
+    }
+
+    #[test]
+    fn cancel_after_the_grant_says_so() {
+        let mut node = node(&[X]);
+        let reader = node.wait("reader", S);
+        node.wait("writer", X);
+        assert_eq!(node.after_release(X), ["reader"]);
+        assert_eq!(node.after_cancel(reader), None);
+        assert_eq!(node.after_release(S), ["writer"]);
+    }
+
+    #[test]
+    fn owner_passes_the_queue_where_it_holds_enough() {
+        let mut node = node(&[S]);
+        node.wait("writer", X);
+        assert!(node.try_grant(S, &held(&[S])) && node.try_grant(IS, &held(&[S, S])), "rule 2");
+    }
+
+    #[test]
+    fn conversion_goes_ahead_of_the_queue() {
+        let mut node = node(&[S, S]);
+        node.wait("writer", X);
+        node.wait_holding("upgrade", X, &[S]);
+        assert_eq!(node.after_release(S), ["upgrade"], "rule 3");
+        assert!(node.after_release(X).is_empty());
+        assert_eq!(node.after_release(S), ["writer"]);
+    }
+
+    #[test]
+    fn conversion_waits_for_holders_only() {
+        let mut node = node(&[IS, IX]);
+        node.wait_holding("first", X, &[IS]);
+        assert!(!node.try_grant(S, &ModeCounts::NONE), "newcomers wait behind it");
+        assert!(node.try_grant(S, &held(&[IX])), "a second conversion does not");
+    }
+
+    #[test]
+    fn cancelled_conversion_lets_newcomers_in() {
+        let mut node = node(&[S, S]);
+        let upgrade = node.wait_holding("upgrade", X, &[S]);
+        node.wait("reader", S);
+        assert_eq!(node.after_cancel(upgrade), Some(vec!["reader"]));
+    }
+
+    #[test]
+    fn downgrade_lets_readers_in() {
+        let mut node = node(&[X]);
+        node.wait("reader", S);
+        node.wait("writer", X);
+        let mut due = Vec::new();
+        node.downgrade(X, S, &mut due);
+        assert_eq!(due, ["reader"]);
+    }
+
+    #[test]
+    fn ticket_order_is_the_order_of_service() {
+        let mut node = node(&[S, S]);
+        let first = node.wait("w1", X);
+        let second = node.wait("r", S);
+        let upgrade = node.wait_holding("upgrade", X, &[S]);
+        assert!(second.waits_for(&first) && !first.waits_for(&second));
+        assert!(first.waits_for(&upgrade) && !upgrade.waits_for(&first));
+    }
+}

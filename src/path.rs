@@ -1,0 +1,362 @@
+//! How a path names its segments, and how a node is named by them.
+//!
+//! A [`TreePath`] tells its segments, from the root down, to [`Segments`], which turns each prefix into the
+//! [`NodeId`] of one node. Nothing else of a path reaches the lock, so the tree is never built, and user code
+//! runs before anything is locked: a panic in it leaves nothing behind (G8).
+//!
+//! Invariants:
+//!
+//! 1. One spelling more or less of a node gives the same id: what a type ignores, it does not push.
+//! 2. The id of a node is a seeded hash of its parent's id and its segment, 128 bits wide. Two nodes that share
+//!    an id are locked together: exclusion can only become coarser, never finer. With a million nodes alive at
+//!    once the chance that any two share one is about 10^-27. The seed is random for each lock, so that it
+//!    cannot be aimed at (G5).
+//! 3. All paths of one lock are told in one [`Frame`]: a relative and an absolute name of one place have
+//!    different segments and would pass each other silently, so the second kind is refused.
+//!
+//! Not here: which nodes a request holds, and how (`plan.rs`).
+
+use crate::error::PathError;
+use foldhash::SharedSeed;
+use foldhash::fast::FoldHasher;
+use std::fmt::Debug;
+use std::hash::{Hash, Hasher};
+use std::path::Path;
+
+/// A name of a node in a tree: the root of the sub-tree that is to be locked.
+///
+/// Implemented for [`Path`], `str` and slices; implement it for the names of your own tree. The lock never asks
+/// whether two paths are equal: it compares what they push.
+///
+/// | type | segments | the root |
+/// |---|---|---|
+/// | [`Path`] | its components; `.` and repeated separators are ignored, `..` takes one back | `.` or empty, or `/` |
+/// | `str` | what stands between `/`; empty ones are ignored, `.` and `..` are names like others | empty, or `/` |
+/// | `[T]` | its elements | empty |
+///
+/// # Paths of the file system
+///
+/// `Path`s are compared by their text alone; the file system is never asked. So:
+///
+/// - Relative and absolute paths cannot be compared, and one lock takes only one kind: the first request
+///   decides, and a path of the other kind is an error from then on.
+/// - `..` is resolved lexically, as if no directory were a symbolic link; above `/` it stays at `/`; a relative
+///   path that leads out of its tree (`../a`) is an error.
+/// - Symbolic links, hard links, bind mounts and names that differ only in case are names of their own. Where
+///   these matter, lock what [`std::fs::canonicalize`] returns.
+/// - They need not be UTF-8.
+///
+/// # Examples
+///
+/// Rows in tables in databases:
+///
+/// ```
+/// use treelock::{PathError, Segments, TreeLock, TreePath};
+///
+/// #[derive(Clone, Debug)]
+/// enum Place {
+///     Database(String),
+///     Table(String, String),
+///     Row(String, String, u64),
+/// }
+///
+/// impl TreePath for Place {
+///     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+///         match self {
+///             Place::Database(database) => segments.push(database),
+///             Place::Table(database, table) => {
+///                 segments.push(database);
+///                 segments.push(table);
+///             }
+///             Place::Row(database, table, row) => {
+///                 segments.push(database);
+///                 segments.push(table);
+///                 segments.push(row);
+///             }
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// impl AsRef<Place> for Place {
+///     fn as_ref(&self) -> &Place {
+///         self
+///     }
+/// }
+///
+/// let lock = TreeLock::<Place>::default();
+/// let table = Place::Table("shop".into(), "orders".into());
+/// let row = Place::Row("shop".into(), "orders".into(), 7);
+/// let reading = lock.lock(&[table], &[]);
+/// let writing = std::thread::scope(|scope| {
+///     scope.spawn(|| lock.try_lock(&[], &[row]).is_err()).join().unwrap()
+/// });
+/// assert!(writing, "somebody else reads the whole table");
+/// # drop(reading);
+/// ```
+pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
+    /// Tells the segments, from the root down; none for the root itself.
+    ///
+    /// Two paths that name one node must push the same segments, by the same methods of [`Segments`].
+    ///
+    /// # Errors
+    ///
+    /// [`PathError::new`], if the path cannot be told; the request fails, and nothing is locked.
+    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError>;
+
+    /// What the path is told from. Only types whose paths come in two kinds that cannot be compared need it.
+    fn frame(&self) -> Frame {
+        Frame::Absolute
+    }
+}
+
+/// What a path is told from: the top of the tree, or a place that only its user knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// The top of the tree.
+    Absolute,
+    /// A place inside of it, such as the working directory.
+    Relative,
+}
+
+impl TreePath for str {
+    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+        for segment in self.as_bytes().split(|&byte| byte == b'/') {
+            if !segment.is_empty() {
+                segments.push_bytes(segment);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
+    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+        for segment in self {
+            segments.push(segment);
+        }
+        Ok(())
+    }
+}
+
+impl TreePath for Path {
+    #[cfg(unix)]
+    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+        let bytes = self.as_os_str().as_encoded_bytes();
+        for segment in bytes.split(|&byte| byte == b'/') {
+            match segment {
+                b"" | b"." => {}
+                b".." => parent(segments, self.frame())?,
+                name => segments.push_bytes(name),
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(not(unix))]
+    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+        use std::path::Component;
+        if self.has_root() != self.is_absolute()
+            || (!self.has_root()
+                && self.components().next().is_some_and(|first| matches!(first, Component::Prefix(_))))
+        {
+            return Err(PathError::new("it is absolute but for its drive or its root: say both"));
+        }
+        for component in self.components() {
+            match component {
+                Component::RootDir | Component::CurDir => {}
+                Component::ParentDir => parent(segments, self.frame())?,
+                Component::Prefix(prefix) => {
+                    segments.push_bytes(prefix.as_os_str().as_encoded_bytes());
+                    segments.floor = segments.ids.len();
+                }
+                Component::Normal(name) => segments.push_bytes(name.as_encoded_bytes()),
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&self) -> Frame {
+        if self.is_absolute() { Frame::Absolute } else { Frame::Relative }
+    }
+}
+
+/// Resolves `..`.
+fn parent(segments: &mut Segments<'_>, frame: Frame) -> Result<(), PathError> {
+    if segments.pop() || frame == Frame::Absolute {
+        Ok(())
+    } else {
+        Err(PathError::new("its \"..\" leads out of the tree: join it to the directory that it is told from"))
+    }
+}
+
+/// Takes the segments of one path, from the root down.
+#[derive(Debug)]
+pub struct Segments<'a> {
+    seeds: &'a Seeds,
+    /// The ids of the nodes from the root to the last segment; those of this path begin at `floor`.
+    ids: &'a mut Vec<NodeId>,
+    floor: usize,
+    names: Option<&'a mut Vec<String>>,
+}
+
+impl<'a> Segments<'a> {
+    /// Puts the ids of the nodes of `path` behind `ids`, the root's first; and its segments' names, if asked.
+    pub(crate) fn of<P: TreePath + ?Sized>(
+        path: &P,
+        seeds: &'a Seeds,
+        ids: &'a mut Vec<NodeId>,
+        names: Option<&'a mut Vec<String>>,
+    ) -> Result<(), PathError> {
+        ids.push(seeds.root());
+        let floor = ids.len();
+        path.segments(&mut Segments { seeds, ids, floor, names }).map_err(|error| error.at(path))
+    }
+
+    /// Goes down by one segment, told apart by its `Hash` and named by its `Debug`.
+    #[inline]
+    pub fn push<S: Hash + Debug + ?Sized>(&mut self, segment: &S) {
+        // The byte keeps a segment that hashes nothing, such as `()`, from being its own parent.
+        self.step(|hasher| {
+            hasher.write_u8(1);
+            segment.hash(hasher);
+        });
+        if let Some(names) = &mut self.names {
+            names.push(format!("{segment:?}"));
+        }
+    }
+
+    /// Goes down by one segment that is told by its bytes, and named by them as text: the fast way.
+    ///
+    /// It is another segment than the same text given to [`push`](Segments::push).
+    #[inline]
+    pub fn push_bytes(&mut self, segment: &[u8]) {
+        self.step(|hasher| hasher.write(segment));
+        if let Some(names) = &mut self.names {
+            names.push(String::from_utf8_lossy(segment).into_owned());
+        }
+    }
+
+    /// Takes the last segment back; `false` if there is none.
+    pub fn pop(&mut self) -> bool {
+        let inside = self.ids.len() > self.floor;
+        if inside {
+            self.ids.pop();
+            if let Some(names) = &mut self.names {
+                names.pop();
+            }
+        }
+        inside
+    }
+
+    #[inline]
+    fn step(&mut self, write: impl Fn(&mut FoldHasher<'_>)) {
+        let parent = self.ids[self.ids.len() - 1];
+        self.ids.push(self.seeds.child(parent, write));
+    }
+}
+
+/// Names a node, by a hash of the way from the root to it (invariant 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct NodeId(u64, u64);
+
+impl NodeId {
+    /// Bits to choose a shard by; the hash map inside of it uses the same word's lowest and highest bits.
+    #[inline]
+    pub(crate) fn shard_bits(self) -> usize {
+        (self.1 >> 20) as usize
+    }
+}
+
+impl Hash for NodeId {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0);
+    }
+}
+
+/// The secret of one lock's node ids.
+#[derive(Debug)]
+pub(crate) struct Seeds(SharedSeed, SharedSeed);
+
+impl Seeds {
+    pub(crate) fn new(mut random: impl FnMut() -> u64) -> Self {
+        Seeds(SharedSeed::from_u64(random()), SharedSeed::from_u64(!random()))
+    }
+
+    #[inline]
+    pub(crate) fn root(&self) -> NodeId {
+        NodeId(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344)
+    }
+
+    #[inline]
+    fn child(&self, parent: NodeId, write: impl Fn(&mut FoldHasher<'_>)) -> NodeId {
+        let mut first = FoldHasher::with_seed(parent.0, &self.0);
+        let mut second = FoldHasher::with_seed(parent.1, &self.1);
+        write(&mut first);
+        write(&mut second);
+        NodeId(first.finish(), second.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told<P: TreePath + ?Sized>(path: &P) -> Result<(Vec<NodeId>, Vec<String>), PathError> {
+        let seeds = Seeds::new(|| 7);
+        let (mut ids, mut names) = (Vec::new(), Vec::new());
+        Segments::of(path, &seeds, &mut ids, Some(&mut names))?;
+        assert_eq!(ids.len(), names.len() + 1);
+        Ok((ids, names))
+    }
+
+    #[test]
+    fn spellings_of_one_path_are_one_node() {
+        let spellings = ["a/b", "a//b/", "./a/./b", "a/x/../b", "a/b/.", "a/b/c/.."];
+        for spelling in spellings {
+            assert_eq!(told(Path::new(spelling)).unwrap(), told(Path::new("a/b")).unwrap(), "{spelling}");
+        }
+        for root in ["", ".", "a/..", "./"] {
+            assert_eq!(told(Path::new(root)).unwrap().1.len(), 0, "{root}");
+        }
+        assert_eq!(told(Path::new("/../..//a")).unwrap(), told(Path::new("/a")).unwrap());
+    }
+
+    #[test]
+    fn names_are_not_joined_across_separators() {
+        for (one, other) in [("a/b", "ab"), ("a/b", "b/a"), ("a", "a/a"), ("ab/c", "a/bc")] {
+            assert_ne!(told(Path::new(one)).unwrap().0, told(Path::new(other)).unwrap().0);
+            assert_ne!(told(one).unwrap().0, told(other).unwrap().0);
+        }
+    }
+
+    #[test]
+    fn leading_parent_is_refused_by_name() {
+        for path in ["..", "../a", "a/../../b"] {
+            let error = told(Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains(&format!("{path:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn text_takes_dots_as_names() {
+        assert_eq!(told("/a//b/").unwrap(), told("a/b").unwrap());
+        assert_eq!(told("a/../b").unwrap().1, ["a", "..", "b"]);
+        assert_eq!(told("/").unwrap().1.len(), 0);
+    }
+
+    #[test]
+    fn slices_name_their_elements() {
+        assert_eq!(told([1u32, 3, 6].as_slice()).unwrap().1, ["1", "3", "6"]);
+        assert_eq!(told([(), ()].as_slice()).unwrap().0.windows(2).filter(|pair| pair[0] == pair[1]).count(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn paths_need_not_be_utf8() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = |bytes: &'static [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
+        assert_ne!(told(path(b"a/\xff")).unwrap().0, told(path(b"a/\xfe")).unwrap().0);
+    }
+}

@@ -1,0 +1,181 @@
+//! From `reads` and `writes` to the nodes that a request holds: the shortest list that says all.
+//!
+//! Invariants:
+//!
+//! 1. Each node stands in the plan once, in the *join* of the modes that the roots ask for on it: who reads `a`
+//!    and writes `a/b` holds SIX on `a`.
+//! 2. Steps are in one total order, the same for all requests of a lock: by depth, then by node id. So
+//!    ancestors come before descendants, and requests that take their steps one after the other cannot wait for
+//!    each other in a circle (G2).
+//! 3. Nothing is held twice: a root that lies in the sub-tree of a write root, and a read root that lies in the
+//!    sub-tree of a read root, are dropped.
+//! 4. The plan depends on the set of roots only, not on their order, their number or their spelling.
+//!
+//! Cost: O(d) for one root of d segments; O(d log d) for several of d segments in all (G5).
+//!
+//! Pure: no threads, no clocks. Not here: who holds what else (`ledger.rs`), whether a step can be had
+//! (`node.rs`).
+
+use crate::error::PathError;
+use crate::mode::Mode;
+use crate::path::{NodeId, Seeds, Segments, TreePath};
+
+/// One node of a plan, and the mode it is held in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) node: NodeId,
+    pub(crate) mode: Mode,
+    depth: u32,
+}
+
+/// The steps of one request. Its buffers are kept from one request to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    steps: Vec<Step>,
+    /// The nodes of all roots, one way from the top after the other.
+    ids: Vec<NodeId>,
+    /// Where in `ids` each root's way ends, and the root's mode.
+    ends: Vec<(usize, Mode)>,
+    /// The roots themselves, sorted, each in its strongest mode.
+    tops: Vec<(NodeId, Mode)>,
+}
+
+impl Plan {
+    /// Replaces the plan by the one for these roots; on an error it is empty.
+    pub(crate) fn build<P, Q>(&mut self, seeds: &Seeds, reads: &[Q], writes: &[Q]) -> Result<(), PathError>
+    where
+        P: TreePath + ?Sized,
+        Q: AsRef<P>,
+    {
+        self.clear();
+        let reads = reads.iter().map(|path| (path, Mode::Shared));
+        let writes = writes.iter().map(|path| (path, Mode::Exclusive));
+        for (path, mode) in reads.chain(writes) {
+            if let Err(error) = Segments::of(path.as_ref(), seeds, &mut self.ids, None) {
+                self.clear();
+                return Err(error);
+            }
+            self.ends.push((self.ids.len(), mode));
+        }
+        if let [(_, mode)] = self.ends[..] {
+            push_way(&mut self.steps, &self.ids, mode);
+        } else {
+            self.join_ways();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// The mode a node is held in, if it is.
+    pub(crate) fn mode(&self, node: NodeId) -> Option<Mode> {
+        self.steps.iter().find(|step| step.node == node).map(|step| step.mode)
+    }
+
+    /// Whether the buffers are small enough to be kept.
+    pub(crate) fn is_small(&self) -> bool {
+        self.ids.capacity() <= 1024
+    }
+
+    fn clear(&mut self) {
+        self.steps.clear();
+        self.ids.clear();
+        self.ends.clear();
+        self.tops.clear();
+    }
+
+    fn join_ways(&mut self) {
+        let Plan { steps, ids, ends, tops } = self;
+        tops.extend(ends.iter().map(|&(end, mode)| (ids[end - 1], mode)));
+        // The strongest mode of a root comes first, and stays.
+        tops.sort_unstable_by_key(|&(node, mode)| (node, mode != Mode::Exclusive));
+        tops.dedup_by_key(|&mut (node, _)| node);
+
+        let top = |node: &NodeId| tops.binary_search_by_key(node, |&(top, _)| top).ok().map(|index| tops[index].1);
+        let mut start = 0;
+        for &(end, mode) in ends.iter() {
+            let way = &ids[start..end];
+            start = end;
+            let (root, ancestors) = way.split_last().expect("a way has at least the root of the tree");
+            let covered = top(root).is_some_and(|strongest| strongest != mode)
+                || ancestors.iter().filter_map(top).any(|above| above.covers(mode));
+            if !covered {
+                push_way(steps, way, mode);
+            }
+        }
+        steps.sort_unstable_by_key(|step| (step.depth, step.node));
+        steps.dedup_by(|later, kept| {
+            let same = later.node == kept.node;
+            if same {
+                kept.mode = kept.mode.join(later.mode);
+            }
+            same
+        });
+    }
+}
+
+/// Adds what one root asks for: `mode` on the last node of its way, intentions above.
+fn push_way(steps: &mut Vec<Step>, way: &[NodeId], mode: Mode) {
+    let last = way.len() - 1;
+    steps.extend(way.iter().enumerate().map(|(depth, &node)| Step {
+        node,
+        mode: if depth == last { mode } else { mode.intention() },
+        depth: u32::try_from(depth).unwrap_or(u32::MAX),
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    /// The plan as text: `a/b` is written by its segments, `.` is the root.
+    fn plan(reads: &[&str], writes: &[&str]) -> Vec<String> {
+        let seeds = Seeds::new(|| 7);
+        let mut names = HashMap::new();
+        for path in reads.iter().chain(writes) {
+            let (mut ids, mut segments) = (Vec::new(), Vec::new());
+            Segments::of(*path, &seeds, &mut ids, Some(&mut segments)).unwrap();
+            for (depth, id) in ids.into_iter().enumerate() {
+                names.insert(id, if depth == 0 { ".".into() } else { segments[..depth].join("/") });
+            }
+        }
+        let mut plan = Plan::default();
+        plan.build::<str, _>(&seeds, reads, writes).unwrap();
+        let order: Vec<_> = plan.steps.iter().map(|step| (step.depth, step.node)).collect();
+        assert!(order.is_sorted_by(|one, next| one < next), "invariant 2");
+        let mut told: Vec<_> = plan.steps.iter().map(|step| format!("{} {}", names[&step.node], step.mode)).collect();
+        told.sort();
+        told
+    }
+
+    #[test]
+    fn one_root_announces_itself_above() {
+        assert_eq!(plan(&["a/b"], &[]), [". IS", "a IS", "a/b S"]);
+        assert_eq!(plan(&[], &["a/b"]), [". IX", "a IX", "a/b X"]);
+        assert_eq!(plan(&[], &["/"]), [". X"]);
+        assert!(plan(&[], &[]).is_empty());
+    }
+
+    #[test]
+    fn read_with_write_below_is_six() {
+        assert_eq!(plan(&["a"], &["a/b"]), [". IX", "a SIX", "a/b X"]);
+        assert_eq!(plan(&["a/c"], &["a/b"]), [". IX", "a IX", "a/b X", "a/c S"]);
+    }
+
+    #[test]
+    fn what_is_covered_is_dropped() {
+        assert_eq!(plan(&["a/b", "a", "a"], &[]), [". IS", "a S"]);
+        assert_eq!(plan(&["a/b"], &["a", "a/c"]), [". IX", "a X"]);
+        assert_eq!(plan(&["a"], &["a"]), [". IX", "a X"]);
+        assert_eq!(plan(&["a", "a/b"], &["a/b"]), [". IX", "a SIX", "a/b X"]);
+        assert_eq!(plan(&["a/b"], &["a/b/c"]), [". IX", "a IX", "a/b SIX", "a/b/c X"]);
+    }
+
+    #[test]
+    fn order_and_repetition_do_not_matter() {
+        assert_eq!(plan(&["b", "a"], &["c/d", "a/x"]), plan(&["a", "b", "a"], &["a//x", "c/d", "c/d/"]));
+    }
+}

@@ -1,0 +1,255 @@
+//! The one file that names primitives: `parking_lot`, `crossbeam`, `std` or, under the feature `loom`, loom's.
+//!
+//! Everything that blocks, is shared between threads or knows which thread it runs on goes through here, so
+//! that the shipped lock itself is what the models run. The condition variable takes its guard by value and
+//! returns it, the one form that all worlds can offer without `unsafe`.
+//!
+//! | | ordinary build | feature `loom` |
+//! |---|---|---|
+//! | [`Mutex`], [`Condvar`] | `parking_lot` | loom; a wait with a deadline never times out |
+//! | [`with_thread_info`] | a thread-local | loom's thread-local |
+//! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
+//! | [`random_seed`] | random | fixed: an interleaving must replay |
+//! | [`SHARDS`], [`REGISTERS`] | many | few: loom's models stay small |
+//!
+//! Two atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
+//! threads, and [`OnceByte`].
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+pub(crate) use imp::*;
+
+/// A byte that is set once: who comes later is told what it is.
+#[derive(Debug, Default)]
+pub(crate) struct OnceByte(AtomicU8);
+
+impl OnceByte {
+    /// Sets it to `value`, not 0, unless it is set; returns what it is then.
+    #[inline]
+    pub(crate) fn get_or_set(&self, value: u8) -> u8 {
+        // Relaxed: the byte stands for itself alone.
+        match self.0.load(Ordering::Relaxed) {
+            0 => match self.0.compare_exchange(0, value, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => value,
+                Err(other) => other,
+            },
+            set => set,
+        }
+    }
+}
+
+/// What the lock knows of a thread.
+#[derive(Debug)]
+pub(crate) struct ThreadInfo {
+    /// Unique for the life of the process; never reused, so that a guard forgotten by a dead thread has no heir.
+    pub(crate) id: u64,
+    pub(crate) name: String,
+}
+
+impl ThreadInfo {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Relaxed: only uniqueness matters, nothing is published with the number.
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = match std::thread::current().name() {
+            Some(name) => name.to_owned(),
+            None => format!("unnamed-{id}"),
+        };
+        ThreadInfo { id, name }
+    }
+}
+
+#[cfg(not(feature = "loom"))]
+mod imp {
+    use super::ThreadInfo;
+    use std::any::Any;
+    use std::cell::RefCell;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    pub(crate) use crossbeam_utils::CachePadded;
+    pub(crate) use parking_lot::MutexGuard;
+
+    /// The shards of the table: enough that threads on many cores rarely meet by chance.
+    pub(crate) const SHARDS: usize = 64;
+
+    /// The registers of the ledger: as many threads have one of their own.
+    pub(crate) const REGISTERS: usize = 64;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Mutex(parking_lot::Mutex::new(value))
+        }
+
+        #[inline]
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock()
+        }
+
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock()
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Condvar(parking_lot::Condvar);
+
+    impl Condvar {
+        pub(crate) fn notify_one(&self) {
+            self.0.notify_one();
+        }
+
+        /// Waits for a notification, or until `deadline` where there is one. May wake for no reason.
+        pub(crate) fn wait_until<'a, T>(
+            &self,
+            mut guard: MutexGuard<'a, T>,
+            deadline: Option<Instant>,
+        ) -> MutexGuard<'a, T> {
+            match deadline {
+                Some(deadline) => drop(self.0.wait_until(&mut guard, deadline)),
+                None => self.0.wait(&mut guard),
+            }
+            guard
+        }
+    }
+
+    thread_local! {
+        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new());
+    }
+
+    /// The calling thread, without a clone.
+    #[inline]
+    pub(crate) fn with_thread_info<R>(read: impl FnOnce(&Arc<ThreadInfo>) -> R) -> R {
+        let mut read = Some(read);
+        let seen = INFO.try_with(|info| (read.take().expect("runs once"))(info));
+        // A thread that locks while its thread-locals are being destroyed is a new owner each time: it is not
+        // re-entrant there, and it still excludes and is excluded.
+        seen.unwrap_or_else(|_| (read.take().expect("did not run"))(&Arc::new(ThreadInfo::new())))
+    }
+
+    type Spare = Arc<dyn Any + Send + Sync>;
+
+    /// The most spares that a thread keeps: as many guards as are usually nested.
+    const SPARES: usize = 4;
+
+    thread_local! {
+        static SPARE: RefCell<Vec<Spare>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// A spent object of the calling thread, if it keeps one of this type.
+    #[inline]
+    pub(crate) fn take_spare<T: Any + Send + Sync>() -> Option<Arc<T>> {
+        let take = |spares: &RefCell<Vec<Spare>>| {
+            let mut spares = spares.borrow_mut();
+            let index = spares.iter().rposition(|spare| spare.is::<T>())?;
+            Some(spares.swap_remove(index))
+        };
+        SPARE.try_with(take).ok()??.downcast().ok()
+    }
+
+    /// Keeps an object, which nobody else shares, for [`take_spare`].
+    #[inline]
+    pub(crate) fn keep_spare<T: Any + Send + Sync>(spare: Arc<T>) {
+        let mut spare: Option<Spare> = Some(spare);
+        // What is not kept is dropped after the borrow: its drop may be user code, and lock.
+        let _ = SPARE.try_with(|spares| {
+            let mut spares = spares.borrow_mut();
+            if spares.len() < SPARES {
+                spares.extend(spare.take());
+            }
+        });
+    }
+
+    /// A seed that an adversary cannot know.
+    pub(crate) fn random_seed() -> u64 {
+        use std::hash::{BuildHasher, Hasher, RandomState};
+        RandomState::new().build_hasher().finish()
+    }
+}
+
+#[cfg(feature = "loom")]
+mod imp {
+    use super::ThreadInfo;
+    use std::ops::Deref;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    pub(crate) use loom::sync::MutexGuard;
+
+    pub(crate) const SHARDS: usize = 2;
+
+    /// One: which register a thread uses must not depend on how many threads ran in earlier iterations.
+    pub(crate) const REGISTERS: usize = 1;
+
+    /// Padding has no meaning in a model.
+    #[derive(Debug, Default)]
+    pub(crate) struct CachePadded<T>(T);
+
+    impl<T> CachePadded<T> {
+        pub(crate) fn new(value: T) -> Self {
+            CachePadded(value)
+        }
+    }
+
+    impl<T> Deref for CachePadded<T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            &self.0
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Mutex(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect("loom's mutexes are not poisoned")
+        }
+
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Condvar(loom::sync::Condvar);
+
+    impl Condvar {
+        pub(crate) fn notify_one(&self) {
+            self.0.notify_one();
+        }
+
+        pub(crate) fn wait_until<'a, T>(
+            &self,
+            guard: MutexGuard<'a, T>,
+            _never: Option<Instant>,
+        ) -> MutexGuard<'a, T> {
+            self.0.wait(guard).expect("loom's mutexes are not poisoned")
+        }
+    }
+
+    loom::thread_local! {
+        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new());
+    }
+
+    pub(crate) fn with_thread_info<R>(read: impl FnOnce(&Arc<ThreadInfo>) -> R) -> R {
+        INFO.with(read)
+    }
+
+    pub(crate) fn take_spare<T>() -> Option<Arc<T>> {
+        None
+    }
+
+    pub(crate) fn keep_spare<T>(_spare: Arc<T>) {}
+
+    pub(crate) fn random_seed() -> u64 {
+        0x5eed
+    }
+}
