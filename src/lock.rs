@@ -404,7 +404,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         loop {
             let look = Instant::now() + patience;
             let until = deadline.map_or(look, |deadline| deadline.min(look));
-            if waiter.wait_until(Some(until)) {
+            if waiter.wait_until(until) {
                 self.ledger.set_state(entry, State::Walking);
                 return Ok(());
             }

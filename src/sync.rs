@@ -102,17 +102,14 @@ mod imp {
             self.0.notify_one();
         }
 
-        /// Waits for a notification, or until `deadline` where there is one. May wake for no reason.
+        /// Waits for a notification or until `deadline`, and says whether that has passed. May wake for no reason.
         pub(crate) fn wait_until<'a, T>(
             &self,
             mut guard: MutexGuard<'a, T>,
-            deadline: Option<Instant>,
-        ) -> MutexGuard<'a, T> {
-            match deadline {
-                Some(deadline) => drop(self.0.wait_until(&mut guard, deadline)),
-                None => self.0.wait(&mut guard),
-            }
-            guard
+            deadline: Instant,
+        ) -> (MutexGuard<'a, T>, bool) {
+            let passed = self.0.wait_until(&mut guard, deadline).timed_out();
+            (guard, passed)
         }
     }
 
@@ -229,9 +226,9 @@ mod imp {
         pub(crate) fn wait_until<'a, T>(
             &self,
             guard: MutexGuard<'a, T>,
-            _never: Option<Instant>,
-        ) -> MutexGuard<'a, T> {
-            self.0.wait(guard).expect("loom's mutexes are not poisoned")
+            _never: Instant,
+        ) -> (MutexGuard<'a, T>, bool) {
+            (self.0.wait(guard).expect("loom's mutexes are not poisoned"), false)
         }
     }
 

@@ -32,15 +32,13 @@ impl Waiter {
     }
 
     /// Parks the thread until the grant (`true`) or the deadline.
-    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+    pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
         let mut granted = self.granted.lock();
+        let mut passed = false;
         // A loop: condition variables may wake for no reason.
-        while !*granted {
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return false;
-            }
-            granted = self.wake.wait_until(granted, deadline);
+        while !*granted && !passed {
+            (granted, passed) = self.wake.wait_until(granted, deadline);
         }
-        true
+        *granted
     }
 }
