@@ -13,7 +13,7 @@ use std::sync::{Arc, MutexGuard};
 
 /// Sub-trees that are held by the thread that asked for them, until this is dropped.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// // It stays in its thread, so that the lock knows whose it is; `lock_arc` makes one that may leave.
 /// let lock = treelock::TreeLock::new();
 /// let guard = lock.write("a");
