@@ -1,170 +1,461 @@
-//! Interleavings of small programs, all of them up to a bound, on the shipped lock.
+//! Interleavings of small programs on the shipped lock, all of them up to a bound on preemptions.
 //!
-//! `LOOM_MAX_PREEMPTIONS=3 cargo test --release --features loom --test loom`
+//! ```sh
+//! cargo test --release --features loom --test loom                  # the quick set
+//! LOOM_SLOW=1 cargo test --release --features loom --test loom      # higher bounds, or none
+//! LOOM_MAX_PREEMPTIONS=4 cargo test --release --features loom --test loom NAME
+//! ```
 //!
-//! Exclusion is checked by loom's own cells: an access that is not ordered after the one it conflicts with fails
-//! the model. A lost wake-up is a deadlock, which loom reports. What the models leave is asserted by taking the
-//! whole tree at the end.
+//! How it decides: exclusion is checked by loom's own cells, where an access that is not ordered after the one it
+//! conflicts with fails the model; a lost wake-up is a deadlock, which loom reports; what a program leaves is asserted
+//! by [`nothing_is_left`] at its end. A program is the main thread and the threads it spawns, four at the most.
+//!
+//! A later wake-up hides a lost one. So where a wake-up is the point, the one who owes it keeps something else until the
+//! other has finished.
+//!
+//! Time: loom has none. [`TreeLock::strike`] plays the clock for those who wait at that moment, so that a deadline or a
+//! look for deadlocks falls into every place.
+//!
+//! Each scenario prints how many interleavings it had. None may end early and count as passed: loom's limits of
+//! duration and of permutations are refused.
 #![cfg(feature = "loom")]
+// Loom's cells are not `Sync`, and its threads do not ask for it: they are explored, not run.
+#![allow(clippy::arc_with_non_send_sync)]
 
 use loom::cell::UnsafeCell;
-use loom::thread;
+use loom::thread::{self, JoinHandle};
+use std::io::Write;
 use std::sync::Arc;
-use treelock::TreeLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use treelock::{LockError, TreeLock};
 
 type Lock = TreeLock<str>;
 
-/// A value that a sub-tree protects: loom fails the model if two threads are in it, one of them writing.
-struct Protected(UnsafeCell<u32>);
+/// The most preemptions of an interleaving; `None` explores them all.
+struct Bounds {
+    quick: usize,
+    slow: Option<usize>,
+}
+
+/// What a sub-tree protects: loom fails the model if two are in it, one of them writing.
+#[derive(Clone)]
+struct Protected(Arc<UnsafeCell<u32>>);
 
 impl Protected {
-    fn new() -> Arc<Self> {
-        Arc::new(Protected(UnsafeCell::new(0)))
+    fn new() -> Self {
+        Protected(Arc::new(UnsafeCell::new(0)))
     }
 
-    fn read(&self) {
-        self.0.with(|_| thread::yield_now());
+    fn read(&self) -> u32 {
+        self.0.with(|_| ());
+        0
     }
 
     fn write(&self) {
-        self.0.with_mut(|_| thread::yield_now());
+        self.0.with_mut(|_| ());
     }
 }
 
-/// Runs the program in every interleaving, and asserts that it leaves the lock free.
-fn model(program: impl Fn(&Arc<Lock>) -> Vec<thread::JoinHandle<()>> + Send + Sync + 'static) {
-    loom::model(move || {
+/// Runs the program in every interleaving within the bounds, and prints how many there were.
+fn model(bounds: Bounds, program: impl Fn(&Arc<Lock>) + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    assert!(
+        builder.max_duration.is_none() && builder.max_permutations.is_none(),
+        "unset LOOM_MAX_DURATION and LOOM_MAX_PERMUTATIONS: they end a model early and call that passed"
+    );
+    if std::env::var_os("LOOM_SLOW").is_some() {
+        builder.preemption_bound = bounds.slow;
+    } else if builder.preemption_bound.is_none() {
+        builder.preemption_bound = Some(bounds.quick);
+    }
+    builder.max_branches = 100_000;
+    let bound = builder.preemption_bound.map_or("unbounded".into(), |bound| format!("bound {bound}"));
+    let count = Arc::new(AtomicUsize::new(0));
+    let start = Instant::now();
+    let counted = Arc::clone(&count);
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
         let lock = Arc::new(Lock::default());
-        for thread in program(&lock) {
-            thread.join().unwrap();
-        }
-        assert!(lock.try_lock(&[], &["/"]).is_ok(), "something is still held");
+        program(&lock);
+        nothing_is_left(&lock);
     });
+    let count = count.load(Ordering::Relaxed);
+    assert!(count > 1, "a program with one interleaving checks nothing");
+    let name = std::thread::current().name().unwrap_or("?").to_owned();
+    let seconds = start.elapsed().as_secs_f64();
+    // Straight to the stream: what `eprintln` prints is kept back while a test passes.
+    let _ = writeln!(std::io::stderr(), "{name:52} {count:9} interleavings, {bound}, {seconds:.2} s");
 }
 
-fn spawn(lock: &Arc<Lock>, run: impl FnOnce(&Lock) + 'static) -> thread::JoinHandle<()> {
+/// The lock is free, and knows of nobody.
+fn nothing_is_left(lock: &Lock) {
+    let snapshot = lock.snapshot();
+    assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "{snapshot}");
+    assert!(lock.try_lock(&[], &["/"]).is_ok(), "a node is still held");
+}
+
+/// Returns when so many wait.
+fn until_waiting(lock: &Lock, count: usize) {
+    while lock.snapshot().waiters.len() < count {
+        thread::yield_now();
+    }
+}
+
+fn spawn<R: 'static>(lock: &Arc<Lock>, run: impl FnOnce(&Arc<Lock>) -> R + 'static) -> JoinHandle<R> {
     let lock = Arc::clone(lock);
     thread::spawn(move || run(&lock))
 }
 
-/// G1, G9: the second is woken by the first.
+fn join_all(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+fn writer(lock: &Arc<Lock>, path: &'static str, cell: &Protected) -> JoinHandle<()> {
+    let cell = cell.clone();
+    spawn(lock, move |lock| {
+        let _guard = lock.write(path);
+        cell.write();
+    })
+}
+
+fn reader(lock: &Arc<Lock>, path: &'static str, cell: &Protected) -> JoinHandle<()> {
+    let cell = cell.clone();
+    spawn(lock, move |lock| {
+        let _guard = lock.read(path);
+        cell.read();
+    })
+}
+
+/// G1, G9.
 #[test]
 fn two_overlapping_writers() {
-    model(|lock| {
+    model(Bounds { quick: 4, slow: None }, |lock| {
         let cell = Protected::new();
-        ["a", "a/b"]
-            .map(|path| {
-                let cell = Arc::clone(&cell);
-                spawn(lock, move |lock| {
-                    let _guard = lock.write(path);
-                    cell.write();
-                })
+        join_all([writer(lock, "a", &cell), writer(lock, "a/b", &cell)]);
+    });
+}
+
+/// G1, G9.
+#[test]
+fn reader_of_ancestor_and_writer_below() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        let cell = Protected::new();
+        join_all([reader(lock, "a", &cell), writer(lock, "a/b", &cell)]);
+    });
+}
+
+/// G1: who reads `a` and writes `a/b` excludes who reads `a/b` and who writes `a/c`.
+#[test]
+fn read_with_write_below_against_others() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let (above, below) = (Protected::new(), Protected::new());
+        let cells = (above.clone(), below.clone());
+        let six = spawn(lock, move |lock| {
+            let _guard = lock.lock(&["a"], &["a/b"]);
+            cells.0.read();
+            cells.1.write();
+        });
+        let other = reader(lock, "a/b", &below);
+        let another = writer(lock, "a/c", &above);
+        join_all([six, other, another]);
+    });
+}
+
+/// G1, G3, G9.
+#[test]
+fn three_writers() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let cell = Protected::new();
+        join_all([writer(lock, "a", &cell), writer(lock, "a", &cell), writer(lock, "a", &cell)]);
+    });
+}
+
+/// G1, G9: a release that lets in two.
+#[test]
+fn writer_and_two_readers() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let cell = Protected::new();
+        join_all([writer(lock, "a", &cell), reader(lock, "a", &cell), reader(lock, "a", &cell)]);
+    });
+}
+
+/// G9: both readers are owed a wake-up by the one release, since neither releases before the other is in.
+#[test]
+fn release_wakes_all_readers_that_are_due() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let held = lock.write("a");
+        let first = spawn(lock, |lock| {
+            let lock = Arc::clone(lock);
+            lock.lock_arc(&["a"], &[])
+        });
+        let second = spawn(lock, |lock| {
+            let lock = Arc::clone(lock);
+            lock.lock_arc(&["a"], &[])
+        });
+        drop(held);
+        let _both = (first.join().unwrap(), second.join().unwrap());
+    });
+}
+
+/// G1, G4.
+#[test]
+fn partly_disjoint() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let (left, right) = (Protected::new(), Protected::new());
+        let cells = (left.clone(), right.clone());
+        let both = spawn(lock, move |lock| {
+            let _guard = lock.lock(&["a/b"], &["a/c"]);
+            cells.0.read();
+            cells.1.write();
+        });
+        join_all([writer(lock, "a/b", &left), both, writer(lock, "a/c", &right)]);
+    });
+}
+
+/// G1, G3, G9.
+#[test]
+fn writer_reader_writer_reader() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let cell = Protected::new();
+        join_all([
+            writer(lock, "a", &cell),
+            reader(lock, "a", &cell),
+            writer(lock, "a", &cell),
+            reader(lock, "a", &cell),
+        ]);
+    });
+}
+
+/// G2: the order of the roots in a request does not matter.
+#[test]
+fn several_roots_in_opposite_orders() {
+    model(Bounds { quick: 3, slow: Some(6) }, |lock| {
+        let cell = Protected::new();
+        join_all([["a", "b"], ["b", "a"]].map(|roots| {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                let _guard = lock.lock(&[], &roots);
+                cell.write();
             })
-            .into()
+        }));
     });
 }
 
-/// G1: a reader of an ancestor and a writer below it.
+/// G7, G10: a deadline that passes while the grant is on its way; whoever waits behind gets in either way.
 #[test]
-fn reader_above_writer() {
-    model(|lock| {
+fn deadline_against_grant() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
         let cell = Protected::new();
-        let other = Arc::clone(&cell);
-        let reader = spawn(lock, move |lock| {
-            let _guard = lock.read("a");
-            cell.read();
-        });
-        let writer = spawn(lock, move |lock| {
-            let _guard = lock.write("a/b");
-            other.write();
-        });
-        vec![reader, writer]
+        let held = lock.write("a");
+        let timed = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| match lock.try_lock_for(&[], &["a/b"], Duration::ZERO) {
+                Ok(_guard) => cell.write(),
+                Err(LockError::TimedOut) => {}
+                Err(error) => panic!("{error}"),
+            })
+        };
+        let clock = spawn(lock, |lock| lock.strike(true));
+        cell.write();
+        drop(held);
+        // Should the clock strike before it waits, nothing ends its wait but the release.
+        join_all([timed, clock]);
     });
 }
 
-/// G9: no later wake-up can hide a lost one, since nothing else is released before the others have finished.
+/// G7, G9: a writer gives up, and the reader behind it gets in while the reader before it is still there.
 #[test]
-fn wake_up_is_not_owed_to_an_unrelated_guard() {
-    model(|lock| {
-        let holder = Arc::clone(lock);
-        let others = ["a", "a"].map(|path| spawn(lock, move |lock| drop(lock.write(path))));
-        let _unrelated = holder.write("z");
-        for other in others {
-            other.join().unwrap();
-        }
-        Vec::new()
+fn cancelled_writer_lets_in_the_reader_behind_it() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let held = lock.read("a");
+        let writer = spawn(lock, |lock| {
+            let refused = lock.try_lock_for(&[], &["a"], Duration::ZERO);
+            assert!(matches!(refused, Err(LockError::TimedOut)));
+        });
+        until_waiting(lock, 1);
+        let behind = spawn(lock, |lock| drop(lock.read("a")));
+        lock.strike(true);
+        join_all([writer, behind]);
+        drop(held);
     });
 }
 
-/// G7, G9: a request that is refused half way leaves nothing, and wakes who waited behind what it had taken.
+/// G7: a request of several roots that gives up half way gives back what it had taken.
+#[test]
+fn cancelled_request_of_several_roots_gives_all_back() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let held = (lock.write("a"), lock.write("b"));
+        let timed = spawn(lock, |lock| {
+            let refused = lock.try_lock_for(&[], &["a/x", "b/x", "c"], Duration::ZERO);
+            assert!(matches!(refused, Err(LockError::TimedOut)));
+        });
+        until_waiting(lock, 1);
+        lock.strike(true);
+        let other = spawn(lock, |lock| drop(lock.write("c")));
+        join_all([timed, other]);
+        drop(held);
+    });
+}
+
+/// G7, G9: a refused `try_lock` wakes who waited for what it had taken for a moment.
 #[test]
 fn refused_try_wakes_who_waited_behind_it() {
-    model(|lock| {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
         let held = lock.write("a/b");
         // It takes S on `a/c` or IX on `a`, and gives them back: the writer of `a/c` gets in while `held` lasts.
         let trying = spawn(lock, |lock| assert!(lock.try_lock(&["a/c"], &["a/b"]).is_err()));
         let writing = spawn(lock, |lock| drop(lock.write("a/c")));
-        trying.join().unwrap();
-        writing.join().unwrap();
+        join_all([trying, writing]);
         drop(held);
-        Vec::new()
     });
 }
 
-/// G7, G9: readers get in after a downgrade, while the downgraded guard is still held.
+/// G1, G9: a downgrade lets in the reader that waits, while the downgraded guard lasts, and not the writer.
 #[test]
-fn downgrade_lets_a_waiting_reader_in() {
-    model(|lock| {
+fn downgrade_against_waiting_reader_and_writer() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
         let cell = Protected::new();
         let guard = lock.write("a");
-        let reader = {
-            let cell = Arc::clone(&cell);
-            spawn(lock, move |lock| {
-                let _guard = lock.read("a");
-                cell.read();
-            })
-        };
+        let reads = reader(lock, "a", &cell);
         cell.write();
         let guard = guard.downgrade();
-        reader.join().unwrap();
+        join_all([reads]);
+        let writes = writer(lock, "a", &cell);
+        cell.read();
         drop(guard);
-        Vec::new()
+        join_all([writes]);
     });
 }
 
-/// G1: who reads `a` and writes `a/b` excludes another reader of `a/b` and a writer of `a/c`.
+/// G1, G9: the same in a race.
 #[test]
-fn read_with_write_below_against_a_writer() {
-    model(|lock| {
-        let (written, read) = (Protected::new(), Protected::new());
-        let cells = (Arc::clone(&written), Arc::clone(&read));
-        let six = spawn(lock, move |lock| {
-            let _guard = lock.lock(&["a"], &["a/b"]);
-            cells.1.read();
-            cells.0.write();
-        });
-        let other = spawn(lock, move |lock| {
-            let _guard = lock.lock(&["a/b"], &["a/c"]);
-            written.read();
-            read.write();
-        });
-        vec![six, other]
-    });
-}
-
-/// G2: requests of several roots, named in opposite orders.
-#[test]
-fn two_roots_in_opposite_orders() {
-    model(|lock| {
+fn downgrade_against_reader_and_writer_together() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
         let cell = Protected::new();
-        [["a", "b"], ["b", "a"]]
-            .map(|roots| {
-                let cell = Arc::clone(&cell);
-                spawn(lock, move |lock| {
-                    let _guard = lock.lock(&[], &roots);
+        let guard = lock.write("a");
+        let others = [reader(lock, "a", &cell), writer(lock, "a", &cell)];
+        cell.write();
+        let guard = guard.downgrade();
+        cell.read();
+        drop(guard);
+        join_all(others);
+    });
+}
+
+/// G1, G2: an upgrade goes ahead of the writer that waits, and waits for the other reader.
+#[test]
+fn conversion_against_waiting_writer() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let cell = Protected::new();
+        let reading = lock.read("a");
+        let others = [writer(lock, "a", &cell), reader(lock, "a", &cell)];
+        {
+            let _upgraded = lock.write("a");
+            cell.write();
+        }
+        cell.read();
+        drop(reading);
+        join_all(others);
+    });
+}
+
+/// Re-entrancy: a read in a read does not hang behind a waiting writer; the outer guard goes first.
+#[test]
+fn nested_read_against_waiting_writer() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let cell = Protected::new();
+        let outer = lock.read("a");
+        let writes = writer(lock, "a/b", &cell);
+        let inner = lock.read("a/b");
+        drop(outer);
+        cell.read();
+        drop(inner);
+        join_all([writes]);
+    });
+}
+
+/// G6: a node is dropped while another thread looks it up.
+#[test]
+fn node_reclaimed_while_looked_up() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        let cell = Protected::new();
+        let again = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                for _ in 0..2 {
+                    let _guard = lock.write("a");
                     cell.write();
-                })
+                }
             })
-            .into()
+        };
+        join_all([again, writer(lock, "a", &cell)]);
+    });
+}
+
+/// G1, G9: an `Arc` guard is released by a thread that did not take it.
+#[test]
+fn guard_dropped_on_another_thread() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let cell = Protected::new();
+        let guard = lock.lock_arc(&[], &["a"]);
+        cell.write();
+        let waits = writer(lock, "a", &cell);
+        let drops = thread::spawn(move || drop(guard));
+        join_all([drops, waits]);
+    });
+}
+
+/// G2: in a deadlock of two one gets the report, and the other goes on.
+#[test]
+fn deadlock_is_reported_to_one() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let nested = |lock: &Lock, wanted| match lock.try_lock_for(&[], &[wanted], Duration::MAX) {
+            Ok(_guard) => 0,
+            Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
+            Err(error) => panic!("{error}"),
+        };
+        let held = lock.write("a");
+        let other = spawn(lock, move |lock| {
+            let _held = lock.write("b");
+            nested(lock, "a")
+        });
+        until_waiting(lock, 1);
+        let clock = spawn(lock, |lock| {
+            until_waiting(lock, 2);
+            lock.strike(false);
+        });
+        let reports = nested(lock, "b");
+        drop(held);
+        clock.join().unwrap();
+        assert_eq!(reports + other.join().unwrap(), 1, "one report resolves it");
+    });
+}
+
+/// G2: a look for deadlocks while the release that ends the wait is on its way reports nothing.
+#[test]
+fn look_for_deadlock_against_release() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let first = spawn(lock, |lock| {
+            let held = lock.write("a");
+            drop(lock.try_lock(&[], &["b"]));
+            drop(held);
+        });
+        let second = spawn(lock, |lock| {
+            let _held = lock.write("b");
+            let _guard = lock.try_lock_for(&[], &["a"], Duration::MAX).expect("nobody waits for it");
+        });
+        lock.strike(false);
+        join_all([first, second]);
+    });
+}
+
+/// G9: no later wake-up hides a lost one, since an unrelated guard is held until the others have finished.
+#[test]
+fn unrelated_guard_is_held_until_the_others_finish() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let cell = Protected::new();
+        let _unrelated = lock.write("z");
+        join_all([writer(lock, "a", &cell), writer(lock, "a", &cell)]);
     });
 }

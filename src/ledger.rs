@@ -105,7 +105,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
     /// Enters a request, which the calling thread has made.
     pub(crate) fn insert(&self, request: Arc<Request<P>>, state: State) -> Key {
-        let register = request.thread.id as usize % REGISTERS;
+        let register = self.register_of(request.thread.id);
         let entry = Entry { request, state, access: Access::AsAsked, since: Instant::now() };
         let mut locked = self.registers[register].lock();
         locked.index(&entry, ModeCounts::add);
@@ -161,7 +161,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             return ModeCounts::NONE;
         }
         let thread = request.thread.id;
-        let mut guard = self.registers[thread as usize % REGISTERS].lock();
+        let mut guard = self.registers[self.register_of(thread)].lock();
         let register = &mut *guard;
         if register.entries.is_empty() {
             return ModeCounts::NONE;
@@ -182,6 +182,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     /// The same where it need not wait.
     pub(crate) fn try_lock(&self) -> Option<LockedLedger<'_, P>> {
         self.registers.iter().map(|register| register.try_lock()).collect::<Option<_>>().map(LockedLedger)
+    }
+
+    /// Where a thread's requests are entered.
+    fn register_of(&self, thread: u64) -> usize {
+        thread as usize % self.registers.len()
     }
 
     /// The number of requests there is room for.

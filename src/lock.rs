@@ -20,7 +20,7 @@ use crate::plan::Step;
 use crate::request::{Owner, Request};
 use crate::sync::{OnceByte, random_seed};
 use crate::table::{Due, Table};
-use crate::waiter::Waiter;
+use crate::waiter::{Time, Waiter, Woken};
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::path::Path;
@@ -352,6 +352,23 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Snapshot::of(self.ledger.lock(), &self.seeds)
     }
 
+    /// Plays the clock for all that wait now: their deadlines pass, or else they look for a deadlock.
+    #[cfg(feature = "loom")]
+    #[doc(hidden)]
+    pub fn strike(&self, deadline: bool) {
+        let time = if deadline { Time::Deadline } else { Time::Look };
+        let waiters: Vec<Arc<Waiter>> = self
+            .ledger
+            .lock()
+            .entries()
+            .filter_map(|(_, entry)| match &entry.state {
+                State::Waiting(waiting) => Some(Arc::clone(&waiting.waiter)),
+                State::Walking | State::Granted => None,
+            })
+            .collect();
+        waiters.iter().for_each(|waiter| waiter.strike(time));
+    }
+
     #[track_caller]
     fn acquire<Q: AsRef<P>>(
         &self,
@@ -400,22 +417,24 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), refusable };
         let entry = self.mark(blocked.entry, request, State::Waiting(waiting));
 
-        let mut patience = FIRST_LOOK;
+        let mut look = FIRST_LOOK;
         loop {
-            let look = Instant::now() + patience;
-            let until = deadline.map_or(look, |deadline| deadline.min(look));
-            if waiter.wait_until(until) {
-                self.ledger.set_state(entry, State::Walking);
-                return Ok(());
-            }
-            let refusal = if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                self.ledger.set_state(entry, State::Walking);
-                Refusal::TimedOut
-            } else if let Some(cycle) = deadlock::find(self.ledger.lock(), entry) {
-                Refusal::Deadlock(cycle)
-            } else {
-                patience = (patience * 2).min(LONGEST_LOOK);
-                continue;
+            let refusal = match waiter.wait(look, deadline) {
+                Woken::Granted => {
+                    self.ledger.set_state(entry, State::Walking);
+                    return Ok(());
+                }
+                Woken::At(Time::Deadline) => {
+                    self.ledger.set_state(entry, State::Walking);
+                    Refusal::TimedOut
+                }
+                Woken::At(Time::Look) => match deadlock::find(self.ledger.lock(), entry) {
+                    Some(cycle) => Refusal::Deadlock(cycle),
+                    None => {
+                        look = (look * 2).min(LONGEST_LOOK);
+                        continue;
+                    }
+                },
             };
             let mut due = Due::default();
             return match self.table.cancel(step.node, ticket, &mut due) {

@@ -6,7 +6,7 @@
 //!
 //! | | ordinary build | feature `loom` |
 //! |---|---|---|
-//! | [`Mutex`], [`Condvar`] | `parking_lot` | loom; a wait with a deadline never times out |
+//! | [`Mutex`], [`Condvar`] | `parking_lot` | loom; waits have no deadline, see `waiter.rs` |
 //! | [`with_thread_info`] | a thread-local | loom's thread-local |
 //! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
@@ -172,7 +172,6 @@ mod imp {
     use super::ThreadInfo;
     use std::ops::Deref;
     use std::sync::Arc;
-    use std::time::Instant;
 
     pub(crate) use loom::sync::MutexGuard;
 
@@ -223,12 +222,8 @@ mod imp {
             self.0.notify_one();
         }
 
-        pub(crate) fn wait_until<'a, T>(
-            &self,
-            guard: MutexGuard<'a, T>,
-            _never: Instant,
-        ) -> (MutexGuard<'a, T>, bool) {
-            (self.0.wait(guard).expect("loom's mutexes are not poisoned"), false)
+        pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+            self.0.wait(guard).expect("loom's mutexes are not poisoned")
         }
     }
 

@@ -116,7 +116,7 @@ impl Table {
 
     #[inline]
     fn shard(&self, node: NodeId) -> &Mutex<Shard> {
-        &self.shards[node.shard_bits() % SHARDS]
+        &self.shards[node.shard_bits() % self.shards.len()]
     }
 }
 

@@ -5,21 +5,50 @@
 //! whoever looks at it afterwards knows; [`Waiter::wake`] after all internal locks are let go. It is not used
 //! again after that, or a late wake-up would end the next wait.
 //!
+//! Time is the clock's in an ordinary build. In a model there is none, since waits with a deadline never end there:
+//! a thread of the model plays the clock by [`Waiter::strike`], and so both outcomes of every race are explored.
+//!
 //! Lock order: a shard of the table or of the ledger, then a waiter.
 
 use crate::sync::{Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Default)]
 pub(crate) struct Waiter {
-    granted: Mutex<bool>,
+    state: Mutex<State>,
     wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    granted: bool,
+    /// What a model's clock has struck and the waiter has not seen yet.
+    #[cfg(feature = "loom")]
+    struck: Option<Time>,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// It holds what it waits for.
+    Granted,
+    /// It does not, and it is time for something else.
+    At(Time),
+}
+
+/// What a waiter can be late for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Time {
+    /// To look whether it is in a deadlock.
+    Look,
+    /// To give up.
+    Deadline,
 }
 
 impl Waiter {
     /// Tells the waiter that it holds what it waits for.
     pub(crate) fn grant(&self) {
-        *self.granted.lock() = true;
+        self.state.lock().granted = true;
     }
 
     /// Unparks it. Comes after `grant`, once.
@@ -28,17 +57,45 @@ impl Waiter {
     }
 
     pub(crate) fn is_granted(&self) -> bool {
-        *self.granted.lock()
+        self.state.lock().granted
     }
 
-    /// Parks the thread until the grant (`true`) or the deadline.
-    pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
-        let mut granted = self.granted.lock();
+    /// Parks the thread until the grant, until `look` has passed, or until the deadline.
+    #[cfg(not(feature = "loom"))]
+    pub(crate) fn wait(&self, look: Duration, deadline: Option<Instant>) -> Woken {
+        let look = Instant::now() + look;
+        let (until, time) = match deadline {
+            Some(deadline) if deadline <= look => (deadline, Time::Deadline),
+            _ => (look, Time::Look),
+        };
+        let mut state = self.state.lock();
         let mut passed = false;
         // A loop: condition variables may wake for no reason.
-        while !*granted && !passed {
-            (granted, passed) = self.wake.wait_until(granted, deadline);
+        while !state.granted && !passed {
+            (state, passed) = self.wake.wait_until(state, until);
         }
-        *granted
+        if state.granted { Woken::Granted } else { Woken::At(time) }
+    }
+
+    /// Parks the thread until the grant or until a model's clock strikes.
+    #[cfg(feature = "loom")]
+    pub(crate) fn wait(&self, _look: Duration, deadline: Option<Instant>) -> Woken {
+        let mut state = self.state.lock();
+        loop {
+            match state.struck.take() {
+                _ if state.granted => return Woken::Granted,
+                Some(Time::Deadline) if deadline.is_none() => {}
+                Some(time) => return Woken::At(time),
+                None => {}
+            }
+            state = self.wake.wait(state);
+        }
+    }
+
+    /// Plays the clock.
+    #[cfg(feature = "loom")]
+    pub(crate) fn strike(&self, time: Time) {
+        self.state.lock().struck = Some(time);
+        self.wake.notify_one();
     }
 }
