@@ -42,7 +42,8 @@
 //! | `request.rs` | shell | who asked for what, where in the source |
 //! | `ledger.rs` | shell | what is granted and what waits, by request |
 //! | `waiter.rs` | shell | one blocked request: grant, wake |
-//! | `lock.rs` | shell | [`TreeLock`]: how a request is granted, and how it waits |
+//! | `lock.rs` | shell | [`TreeLock`]: what a user sees |
+//! | `acquire.rs` | shell | how a request is granted, and how it waits |
 //! | `guard.rs` | shell | what a holder has: drop, downgrade |
 //! | `inspect.rs` | data | who holds what, since when, from where |
 //! | `error.rs` | data | what a request can fail with |
@@ -50,6 +51,7 @@
 //!
 //! Lock order: a shard of the table or the registers of the ledger, never both; then a waiter.
 
+mod acquire;
 mod deadlock;
 mod error;
 mod guard;

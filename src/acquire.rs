@@ -1,0 +1,225 @@
+//! How a request is granted, and how it waits.
+//!
+//! A request is planned first (`plan.rs`, user code and all), then takes its steps one after the other, ancestors
+//! first. Each step is granted at once (`table.rs`), or it is *contended*: then the ledger is asked what its owner holds
+//! there already, and if that does not help it queues, marks itself in the ledger and parks, until it is granted, its
+//! deadline passes or it finds itself in a deadlock. A request that gives up gives back the steps it has taken, which
+//! wakes whoever waited behind it (G7).
+//!
+//! Lock order: a shard of the table or the ledger, never both; then a waiter. No user code runs under any of
+//! these, and nobody is woken under one.
+
+use crate::deadlock;
+use crate::error::{LockError, PathError};
+use crate::inspect::Deadlock;
+use crate::ledger::{Key, State, Waiting};
+use crate::lock::TreeLock;
+use crate::mode::ModeCounts;
+use crate::path::{Frame, TreePath};
+use crate::plan::Step;
+use crate::request::{Owner, Request};
+use crate::table::Due;
+use crate::waiter::{Time, Waiter, Woken};
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A wait is looked at for a deadlock when it has lasted this long, then after twice as long again, and so on.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
+
+/// What a request does when it cannot be granted at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    /// It is refused.
+    None,
+    /// It waits, until the deadline if there is one, and takes a refusal.
+    Until(Option<Instant>),
+    /// It waits; only what can never succeed ends it.
+    Endless,
+}
+
+/// A step that is waited for.
+struct Blocked<'a> {
+    index: usize,
+    patience: Patience,
+    /// The request's entry in the ledger, once it has waited.
+    entry: &'a mut Option<Key>,
+}
+
+/// Why a blocked step was given up.
+enum Refusal<P: TreePath + ?Sized> {
+    WouldBlock,
+    TimedOut,
+    Deadlock(Vec<deadlock::Member<P>>),
+}
+
+impl<P: ?Sized + TreePath> TreeLock<P> {
+    #[track_caller]
+    pub(crate) fn acquire<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        owner: Owner,
+        patience: Patience,
+    ) -> Result<Key, LockError> {
+        let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
+        self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
+        let mut entry = None;
+        for (index, &step) in request.plan.steps().iter().enumerate() {
+            if !self.table.try_grant(step, &ModeCounts::NONE) {
+                let blocked = Blocked { index, patience, entry: &mut entry };
+                if let Err(refusal) = self.acquire_contended(&request, step, blocked) {
+                    self.give_back(&request.plan.steps()[..index], entry);
+                    request.recycle();
+                    return Err(self.explain(refusal));
+                }
+            }
+        }
+        if let Some(entry) = entry {
+            self.ledger.set_state(entry, State::Granted);
+            return Ok(entry);
+        }
+        Ok(self.ledger.insert(request, State::Granted))
+    }
+
+    /// Takes a step that somebody, perhaps its own owner, holds or waits for.
+    #[cold]
+    fn acquire_contended(
+        &self,
+        request: &Arc<Request<P>>,
+        step: Step,
+        blocked: Blocked<'_>,
+    ) -> Result<(), Refusal<P>> {
+        let held = self.ledger.held(request, step.node);
+        let (deadline, refusable) = match blocked.patience {
+            Patience::None if self.table.try_grant(step, &held) => return Ok(()),
+            Patience::None => return Err(Refusal::WouldBlock),
+            Patience::Until(deadline) => (deadline, true),
+            Patience::Endless => (None, false),
+        };
+        let waiter = Arc::new(Waiter::default());
+        let Some(ticket) = self.table.request(step, held, &waiter) else { return Ok(()) };
+        let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), refusable };
+        let entry = self.mark(blocked.entry, request, State::Waiting(waiting));
+
+        let mut look = FIRST_LOOK;
+        loop {
+            let refusal = match waiter.wait(look, deadline) {
+                Woken::Granted => {
+                    self.ledger.set_state(entry, State::Walking);
+                    return Ok(());
+                }
+                Woken::At(Time::Deadline) => {
+                    self.ledger.set_state(entry, State::Walking);
+                    Refusal::TimedOut
+                }
+                Woken::At(Time::Look) => match deadlock::find(self.ledger.lock(), entry) {
+                    Some(cycle) => Refusal::Deadlock(cycle),
+                    None => {
+                        look = (look * 2).min(LONGEST_LOOK);
+                        continue;
+                    }
+                },
+            };
+            let mut due = Due::default();
+            return match self.table.cancel(step.node, ticket, &mut due) {
+                true => Err(refusal),
+                // It was granted in the last moment: it goes on.
+                false => Ok(()),
+            };
+        }
+    }
+
+    /// Enters the request in the ledger, or changes its state there.
+    fn mark(&self, entry: &mut Option<Key>, request: &Arc<Request<P>>, state: State) -> Key {
+        match *entry {
+            Some(entry) => {
+                self.ledger.set_state(entry, state);
+                entry
+            }
+            None => *entry.insert(self.ledger.insert(Arc::clone(request), state)),
+        }
+    }
+
+    /// Takes back what a refused request has taken.
+    #[cold]
+    fn give_back(&self, taken: &[Step], entry: Option<Key>) {
+        if let Some(entry) = entry {
+            self.ledger.remove(entry);
+        }
+        let mut due = Due::default();
+        for step in taken.iter().rev() {
+            self.table.release(step.node, step.mode, &mut due);
+        }
+    }
+
+    /// Releases what a guard holds.
+    pub(crate) fn release(&self, entry: Key) {
+        let entry = self.ledger.remove(entry);
+        let mut due = Due::default();
+        for (node, mode) in entry.holds().rev() {
+            self.table.release(node, mode, &mut due);
+        }
+        drop(due);
+        entry.request.recycle();
+    }
+
+    /// Turns the writes of a guard into reads.
+    pub(crate) fn downgrade(&self, entry: Key) {
+        let Some(request) = self.ledger.downgrade(entry) else { return };
+        let mut due = Due::default();
+        for step in request.plan.steps().iter().rev() {
+            if step.mode != step.mode.downgraded() {
+                self.table.downgrade(step.node, step.mode, &mut due);
+            }
+        }
+    }
+
+    /// Refuses paths that cannot be compared with those before (invariant 3 of `path.rs`).
+    fn agree_on_frame<'p>(&self, paths: impl Iterator<Item = &'p P> + Clone) -> Result<(), PathError> {
+        let Some(first) = paths.clone().next().map(P::frame) else { return Ok(()) };
+        // A request that is refused decides nothing, so its own paths must agree first.
+        let odd = paths.clone().find(|path| path.frame() != first);
+        let refused = match odd {
+            Some(odd) => Some(odd),
+            None if self.frame.get_or_set(first as u8 + 1) != first as u8 + 1 => paths.into_iter().next(),
+            None => None,
+        };
+        let Some(refused) = refused else { return Ok(()) };
+        let (this, others) = match refused.frame() {
+            Frame::Absolute => ("absolute", "relative"),
+            Frame::Relative => ("relative", "absolute"),
+        };
+        Err(PathError::new(format!(
+            "it is {this} and others given to this lock are {others}, so the two cannot be compared: \
+             give all of them in one way (std::path::absolute makes a path absolute)"
+        ))
+        .at(refused))
+    }
+
+    fn explain(&self, refusal: Refusal<P>) -> LockError {
+        match refusal {
+            Refusal::WouldBlock => LockError::WouldBlock,
+            Refusal::TimedOut => LockError::TimedOut,
+            Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, &self.seeds))),
+        }
+    }
+
+    /// Plays the clock for all that wait now: their deadlines pass, or else they look for a deadlock.
+    #[cfg(feature = "loom")]
+    #[doc(hidden)]
+    pub fn strike(&self, deadline: bool) {
+        let time = if deadline { Time::Deadline } else { Time::Look };
+        let waiters: Vec<Arc<Waiter>> = self
+            .ledger
+            .lock()
+            .entries()
+            .filter_map(|(_, entry)| match &entry.state {
+                State::Waiting(waiting) => Some(Arc::clone(&waiting.waiter)),
+                State::Walking | State::Granted => None,
+            })
+            .collect();
+        waiters.iter().for_each(|waiter| waiter.strike(time));
+    }
+}
