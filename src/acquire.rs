@@ -207,7 +207,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Plays the clock for all that wait now: their deadlines pass, or else they look for a deadlock.
-    #[cfg(feature = "loom")]
+    #[cfg(feature = "model")]
     #[doc(hidden)]
     pub fn strike(&self, deadline: bool) {
         let time = if deadline { Time::Deadline } else { Time::Look };

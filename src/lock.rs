@@ -346,7 +346,7 @@ impl<P: ?Sized + TreePath> fmt::Debug for TreeLock<P> {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(all(test, not(feature = "model")))]
 mod tests {
     use super::*;
 

@@ -1,16 +1,16 @@
-//! The one file that names primitives: `parking_lot`, `crossbeam`, `std` or, under the feature `loom`, loom's.
+//! The one file that names primitives: `parking_lot`, `crossbeam`, `std`, or those of a model checker.
 //!
 //! Everything that blocks, is shared between threads or knows which thread it runs on goes through here, so
 //! that the shipped lock itself is what the models run. The condition variable takes its guard by value and
 //! returns it, the one form that all worlds can offer without `unsafe`.
 //!
-//! | | ordinary build | feature `loom` |
+//! | | ordinary build | features `loom` and `shuttle` |
 //! |---|---|---|
-//! | [`Mutex`], [`Condvar`] | `parking_lot` | loom; waits have no deadline, see `waiter.rs` |
-//! | [`with_thread_info`] | a thread-local | loom's thread-local |
+//! | [`Mutex`], [`Condvar`] | `parking_lot` | the model's; waits have no deadline, see `waiter.rs` |
+//! | [`with_thread_info`] | a thread-local | the model's thread-local |
 //! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
-//! | [`SHARDS`], [`REGISTERS`] | many | few: loom's models stay small |
+//! | [`SHARDS`], [`REGISTERS`] | many | few: models stay small |
 //!
 //! Two atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
 //! threads, and [`OnceByte`].
@@ -59,7 +59,7 @@ impl ThreadInfo {
     }
 }
 
-#[cfg(not(feature = "loom"))]
+#[cfg(not(feature = "model"))]
 mod imp {
     use super::ThreadInfo;
     use std::any::Any;
@@ -167,13 +167,18 @@ mod imp {
     }
 }
 
-#[cfg(feature = "loom")]
+#[cfg(feature = "model")]
 mod imp {
     use super::ThreadInfo;
     use std::ops::Deref;
     use std::sync::Arc;
 
-    pub(crate) use loom::sync::MutexGuard;
+    #[cfg(feature = "loom")]
+    use loom as world;
+    #[cfg(not(feature = "loom"))]
+    use shuttle as world;
+
+    pub(crate) use world::sync::MutexGuard;
 
     pub(crate) const SHARDS: usize = 2;
 
@@ -198,15 +203,15 @@ mod imp {
     }
 
     #[derive(Debug, Default)]
-    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+    pub(crate) struct Mutex<T>(world::sync::Mutex<T>);
 
     impl<T> Mutex<T> {
         pub(crate) fn new(value: T) -> Self {
-            Mutex(loom::sync::Mutex::new(value))
+            Mutex(world::sync::Mutex::new(value))
         }
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect("loom's mutexes are not poisoned")
+            self.0.lock().expect(UNPOISONED)
         }
 
         pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
@@ -215,7 +220,7 @@ mod imp {
     }
 
     #[derive(Debug, Default)]
-    pub(crate) struct Condvar(loom::sync::Condvar);
+    pub(crate) struct Condvar(world::sync::Condvar);
 
     impl Condvar {
         pub(crate) fn notify_one(&self) {
@@ -223,11 +228,13 @@ mod imp {
         }
 
         pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-            self.0.wait(guard).expect("loom's mutexes are not poisoned")
+            self.0.wait(guard).expect(UNPOISONED)
         }
     }
 
-    loom::thread_local! {
+    const UNPOISONED: &str = "nothing panics under an internal lock";
+
+    world::thread_local! {
         static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new());
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Waiter {
 struct State {
     granted: bool,
     /// What a model's clock has struck and the waiter has not seen yet.
-    #[cfg(feature = "loom")]
+    #[cfg(feature = "model")]
     struck: Option<Time>,
 }
 
@@ -61,7 +61,7 @@ impl Waiter {
     }
 
     /// Parks the thread until the grant, until `look` has passed, or until the deadline.
-    #[cfg(not(feature = "loom"))]
+    #[cfg(not(feature = "model"))]
     pub(crate) fn wait(&self, look: Duration, deadline: Option<Instant>) -> Woken {
         let look = Instant::now() + look;
         let (until, time) = match deadline {
@@ -78,7 +78,7 @@ impl Waiter {
     }
 
     /// Parks the thread until the grant or until a model's clock strikes.
-    #[cfg(feature = "loom")]
+    #[cfg(feature = "model")]
     pub(crate) fn wait(&self, _look: Duration, deadline: Option<Instant>) -> Woken {
         let mut state = self.state.lock();
         loop {
@@ -93,7 +93,7 @@ impl Waiter {
     }
 
     /// Plays the clock.
-    #[cfg(feature = "loom")]
+    #[cfg(feature = "model")]
     pub(crate) fn strike(&self, time: Time) {
         self.state.lock().struck = Some(time);
         self.wake.notify_one();
