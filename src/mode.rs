@@ -119,7 +119,7 @@ impl fmt::Display for Mode {
 }
 
 /// How many times each mode is held.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ModeCounts([u32; 5]);
 
 impl ModeCounts {

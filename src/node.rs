@@ -31,14 +31,14 @@ use crate::mode::{Mode, ModeCounts};
 use std::collections::BTreeMap;
 
 /// A live node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node<W> {
     granted: ModeCounts,
     /// Made for the first waiter, dropped with the last: most nodes never have one.
     queue: Option<Box<Queue<W>>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Queue<W> {
     arrivals: u64,
     /// Those that hold a weaker mode here, by arrival, each with what its owner holds.
@@ -214,6 +214,10 @@ impl<W> Queue<W> {
             .min_by_key(|&(arrival, _)| arrival)
     }
 }
+
+#[cfg(test)]
+#[path = "../model/liveness.rs"]
+mod liveness;
 
 #[cfg(test)]
 mod tests {
