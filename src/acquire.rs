@@ -12,7 +12,7 @@
 use crate::deadlock;
 use crate::error::{LockError, PathError};
 use crate::inspect::Deadlock;
-use crate::ledger::{Key, State, Waiting};
+use crate::ledger::{Key, State, Temper, Waiting};
 use crate::lock::TreeLock;
 use crate::mode::ModeCounts;
 use crate::path::{Frame, TreePath};
@@ -92,15 +92,16 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         blocked: Blocked<'_>,
     ) -> Result<(), Refusal<P>> {
         let held = self.ledger.held(request, step.node);
-        let (deadline, refusable) = match blocked.patience {
+        let (deadline, temper) = match blocked.patience {
             Patience::None if self.table.try_grant(step, &held) => return Ok(()),
             Patience::None => return Err(Refusal::WouldBlock),
-            Patience::Until(deadline) => (deadline, true),
-            Patience::Endless => (None, false),
+            Patience::Until(Some(deadline)) => (Some(deadline), Temper::Timed),
+            Patience::Until(None) => (None, Temper::Refusable),
+            Patience::Endless => (None, Temper::Endless),
         };
         let waiter = Arc::new(Waiter::default());
         let Some(ticket) = self.table.request(step, held, &waiter) else { return Ok(()) };
-        let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), refusable };
+        let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), temper };
         let entry = self.mark(blocked.entry, request, State::Waiting(waiting));
 
         let mut look = FIRST_LOOK;

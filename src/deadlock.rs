@@ -4,13 +4,21 @@
 //! cannot leave the thread, and the steps that its request has taken so far. Finished `Arc` guards are nobody's: any
 //! thread may drop them, so a wait for one is never part of a cycle.
 //!
-//! A waits for B if B holds, at the node where A waits, a mode that excludes A's, or waits there ahead of A for
-//! one. A needs *all* of these to go, so a cycle of parties that are blocked at one moment stays for ever: only
-//! one of them giving up resolves it. That is what makes a report never false; the ledger's invariants 1 and 2 give
-//! that moment.
+//! A waits for B, at the node where A waits, by one of three:
 //!
-//! A request that takes no refusal (`lock`, which can only panic) is not reported while somebody in its cycle
-//! takes one (`try_lock_for`): that one will find the cycle too, or time out.
+//! | | | |
+//! |---|---|---|
+//! | B's *guard* | excludes A; or B converts one and so goes ahead of A | only B's own nesting makes this |
+//! | B's *steps* | exclude A | B waits at a later node of the one order of all plans |
+//! | B's *place* | is ahead of A's, for a mode that excludes A's | B came earlier |
+//!
+//! A needs *all* of these to go, so a cycle of parties that are blocked at one moment stays for ever, unless one of
+//! them gives up. That is what makes a report never false; the ledger's invariants 1 and 2 give that moment.
+//!
+//! Steps and places alone make no cycle, since both follow an order. So each cycle has a party whose guard holds up the
+//! one before: one of those gets the report, and never somebody who holds nothing and merely stands in between. Among
+//! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`); the latter also
+//! lets a cycle be in which somebody has a deadline.
 //!
 //! Each waiter looks when it has waited for a little while, and again at growing intervals. The last to enter a cycle
 //! finds it complete.
@@ -18,7 +26,7 @@
 //! Pure but for the entry that gathers the parties from a locked ledger. The idea: Gray 1978, "Notes on Data Base
 //! Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
 
-use crate::ledger::{Found, Key, LockedLedger, State};
+use crate::ledger::{Found, Key, LockedLedger, State, Temper};
 use crate::mode::Mode;
 use crate::node::Ticket;
 use crate::path::{NodeId, TreePath};
@@ -30,32 +38,60 @@ use std::collections::{HashMap, HashSet, VecDeque};
 struct Party {
     node: NodeId,
     ticket: Ticket,
-    refusable: bool,
+    temper: Temper,
     /// Whether its own guards exclude its request: those of its thread do not exclude a plain one.
     own_guards_exclude: bool,
-    /// What it holds of the nodes that anybody waits for.
-    holds: Vec<(NodeId, Mode)>,
+    /// What its guards and its steps hold of the nodes that anybody waits for.
+    guards: Vec<(NodeId, Mode)>,
+    steps: Vec<(NodeId, Mode)>,
+}
+
+/// By what one party holds up another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Guard,
+    StepsOrPlace,
 }
 
 impl Party {
-    fn waits_for(&self, other: &Party) -> bool {
-        let itself = std::ptr::eq(self, other);
-        let holder = (!itself || self.own_guards_exclude)
-            && other.holds.iter().any(|&(node, mode)| node == self.node && !mode.compatible(self.ticket.mode));
-        let ahead = !itself && self.node == other.node && self.ticket.waits_for(&other.ticket);
-        holder || ahead
+    fn waits_for(&self, other: &Party) -> Option<By> {
+        let excludes = |held: &[(NodeId, Mode)]| {
+            held.iter().any(|&(node, mode)| node == self.node && !mode.compatible(self.ticket.mode))
+        };
+        if std::ptr::eq(self, other) {
+            return (self.own_guards_exclude && excludes(&self.guards)).then_some(By::Guard);
+        }
+        let ahead = self.node == other.node && self.ticket.waits_for(&other.ticket);
+        if excludes(&other.guards) || (ahead && other.ticket.conversion) {
+            Some(By::Guard)
+        } else if excludes(&other.steps) || ahead {
+            Some(By::StepsOrPlace)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a party that can only panic leaves a cycle to this one, which holds up the one before `by` that.
+    fn resolves(&self, by: By) -> bool {
+        match self.temper {
+            Temper::Endless => false,
+            Temper::Refusable => by == By::Guard,
+            Temper::Timed => true,
+        }
     }
 }
 
-/// The shortest cycle of waiting parties through `start`, which comes first.
+/// The shortest cycle of waiting parties through `start`, which comes first, that `start` has to report.
 fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
-    let may_belong = |&party: &usize| parties[start].refusable || !parties[party].refusable;
-    let mut unseen: Vec<usize> = (0..parties.len()).filter(may_belong).collect();
+    let mut unseen: Vec<usize> = (0..parties.len()).collect();
     let mut came_from = HashMap::new();
     let mut next = VecDeque::from([start]);
     while let Some(at) = next.pop_front() {
         unseen.retain(|&other| {
-            let found = parties[at].waits_for(&parties[other]);
+            let found = parties[at].waits_for(&parties[other]).is_some_and(|by| match other == start {
+                true => by == By::Guard,
+                false => parties[start].temper != Temper::Endless || !parties[other].resolves(by),
+            });
             if found {
                 came_from.insert(other, at);
                 next.push_back(other);
@@ -94,24 +130,22 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
             parties.push(Party {
                 node: entry.request.plan.steps()[waiting.step].node,
                 ticket: waiting.ticket,
-                refusable: waiting.refusable,
+                temper: waiting.temper,
                 own_guards_exclude: entry.request.owner == Owner::Itself,
-                holds: Vec::new(),
+                guards: Vec::new(),
+                steps: Vec::new(),
             });
         }
     }
     let awaited: HashSet<NodeId> = parties.iter().map(|party| party.node).collect();
     for (_, entry) in ledger.entries() {
+        let Some(&party) = by_thread.get(&entry.request.thread.id) else { continue };
         let pinned = match entry.state {
-            State::Granted => entry.request.owner == Owner::Thread,
-            State::Waiting(_) => true,
-            State::Walking => false,
+            State::Granted if entry.request.owner == Owner::Thread => &mut parties[party].guards,
+            State::Waiting(_) => &mut parties[party].steps,
+            State::Granted | State::Walking => continue,
         };
-        if let Some(&party) = by_thread.get(&entry.request.thread.id)
-            && pinned
-        {
-            parties[party].holds.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
-        }
+        pinned.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
     }
     let start = keys.iter().position(|&key| key == me)?;
     let cycle = cycle(&parties, start)?;
@@ -154,17 +188,22 @@ mod tests {
         ids[ids.len() - 1]
     }
 
-    /// Waits alone in the queue of `node`, and holds something elsewhere.
-    fn party(node: &str, mode: Mode, holds: &[(&str, Mode)]) -> Party {
+    /// Waits alone in the queue of `node`, and has guards elsewhere.
+    fn party(node: &str, mode: Mode, guards: &[(&str, Mode)]) -> Party {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
         Party {
             node: id(node),
             ticket: queue.enqueue(mode, ModeCounts::NONE, ()),
-            refusable: false,
+            temper: Temper::Endless,
             own_guards_exclude: false,
-            holds: holds.iter().map(|&(node, mode)| (id(node), mode)).collect(),
+            guards: guards.iter().map(|&(node, mode)| (id(node), mode)).collect(),
+            steps: Vec::new(),
         }
+    }
+
+    fn with_steps(party: Party, steps: &[(&str, Mode)]) -> Party {
+        Party { steps: steps.iter().map(|&(node, mode)| (id(node), mode)).collect(), ..party }
     }
 
     #[test]
@@ -201,8 +240,34 @@ mod tests {
     #[test]
     fn who_takes_no_refusal_leaves_the_report_to_who_does() {
         let mut parties = [party("b", X, &[("a", X)]), party("a", X, &[("b", X)])];
-        parties[1].refusable = true;
+        parties[1].temper = Temper::Refusable;
         assert_eq!(cycle(&parties, 0), None);
         assert_eq!(cycle(&parties, 1), Some(vec![1, 0]));
+        parties[1] = Party { temper: Temper::Timed, ..with_steps(party("a", X, &[]), &[("b", X)]) };
+        assert_eq!(cycle(&parties, 0), None, "the deadline resolves it");
+    }
+
+    /// The first nests; the second, which takes refusals, has no guard but the steps of its one request.
+    #[test]
+    fn report_goes_to_who_nests() {
+        let one_guard = with_steps(party("a", X, &[]), &[("b", X)]);
+        let mut parties = [party("b", X, &[("a", X)]), one_guard];
+        parties[1].temper = Temper::Refusable;
+        assert_eq!(cycle(&parties, 1), None);
+        assert_eq!(cycle(&parties, 0), Some(vec![0, 1]), "nobody else would");
+    }
+
+    /// Who holds nothing and stands in the queue between two in a deadlock is not refused: that would resolve nothing.
+    #[test]
+    fn who_only_stands_in_between_is_not_reported() {
+        let mut queue = Node::default();
+        assert!(queue.try_grant(X, &ModeCounts::NONE));
+        let between = Party { ticket: queue.enqueue(X, ModeCounts::NONE, ()), ..party("b", X, &[]) };
+        let nests = Party { ticket: queue.enqueue(X, ModeCounts::NONE, ()), ..party("b", X, &[("c", X)]) };
+        let holds = with_steps(party("c", X, &[]), &[("b", X)]);
+        let parties = [between, nests, holds];
+        assert_eq!(cycle(&parties, 0), None);
+        assert_eq!(cycle(&parties, 1), Some(vec![1, 2]));
+        assert_eq!(cycle(&parties, 2), None);
     }
 }

@@ -74,8 +74,18 @@ pub(crate) struct Waiting {
     pub(crate) step: usize,
     pub(crate) ticket: Ticket,
     pub(crate) waiter: Arc<Waiter>,
-    /// Whether whoever asked takes a refusal as an answer.
-    pub(crate) refusable: bool,
+    pub(crate) temper: Temper,
+}
+
+/// How a wait may end other than by the grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Temper {
+    /// By a panic only.
+    Endless,
+    /// By a refusal.
+    Refusable,
+    /// By a refusal, and by a deadline at the latest.
+    Timed,
 }
 
 /// What became of the writes of a request.
