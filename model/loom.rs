@@ -264,6 +264,23 @@ fn deadline_against_grant() {
     });
 }
 
+/// G1, G7: the same while another one queues: the late one must not take it out of the queue.
+#[test]
+fn deadline_against_grant_and_newcomer() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let cell = Protected::new();
+        let held = lock.write("a");
+        let timed = spawn(lock, |lock| {
+            drop(lock.try_lock_for(&[], &["a"], Duration::ZERO));
+        });
+        until_waiting(lock, 1);
+        let newcomer = writer(lock, "a", &cell);
+        lock.strike(true);
+        drop(held);
+        join_all([timed, newcomer]);
+    });
+}
+
 /// G7, G9: a writer gives up, and the reader behind it gets in while the reader before it is still there.
 #[test]
 fn cancelled_writer_lets_in_the_reader_behind_it() {

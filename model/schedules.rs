@@ -43,6 +43,9 @@ const PATHS: [&str; 9] = ["", "a", "b", "a/a", "a/b", "a/b/c", "b/a", "b/b", "c"
 /// Schedules that each program is run under.
 const SCHEDULES_PER_PROGRAM: usize = 20;
 
+/// A program ends long before the clock has struck so often.
+const MOST_STRIKES: usize = 2_000;
+
 #[derive(Clone, Debug)]
 enum Act {
     Ask { reads: Vec<usize>, writes: Vec<usize>, how: How, kind: Kind },
@@ -81,6 +84,7 @@ impl Guard<'_> {
 }
 
 /// A request from before it is asked for until it is released.
+#[derive(Debug)]
 struct UnderWay {
     id: usize,
     owner: Owner,
@@ -171,10 +175,16 @@ fn run(program: &[Vec<Act>]) {
         })
         .collect();
     // The clock: deadlines and looks for deadlocks by turns.
-    let mut deadline = false;
+    let mut strikes = 0;
     while running.load(Ordering::Relaxed) > 0 {
-        lock.strike(deadline);
-        deadline = !deadline;
+        assert!(
+            strikes < MOST_STRIKES,
+            "G2: it does not end: {}\nunder way: {:#?}",
+            lock.snapshot(),
+            oracle.lock().unwrap().under_way
+        );
+        lock.strike(strikes % 2 == 0);
+        strikes += 1;
         thread::yield_now();
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());

@@ -322,6 +322,18 @@ mod tests {
         assert_eq!(node.after_release(S), ["writer"]);
     }
 
+    /// A deadline may pass between the grant and the wake-up, and others may queue meanwhile.
+    #[test]
+    fn late_cancel_takes_nobody_else_out() {
+        let mut node = node(&[X]);
+        let first = node.wait("first", X);
+        assert_eq!(node.after_release(X), ["first"]);
+        let second = node.wait("second", X);
+        assert_ne!(first, second);
+        assert_eq!(node.after_cancel(first), None);
+        assert_eq!(node.after_release(X), ["second"]);
+    }
+
     #[test]
     fn owner_passes_the_queue_where_it_holds_enough() {
         let mut node = node(&[S]);

@@ -24,7 +24,7 @@ struct State {
     granted: bool,
     /// What a model's clock has struck and the waiter has not seen yet.
     #[cfg(feature = "model")]
-    struck: Option<Time>,
+    struck: Vec<Time>,
 }
 
 /// Why a wait ended.
@@ -82,11 +82,13 @@ impl Waiter {
     pub(crate) fn wait(&self, _look: Duration, deadline: Option<Instant>) -> Woken {
         let mut state = self.state.lock();
         loop {
-            match state.struck.take() {
-                _ if state.granted => return Woken::Granted,
-                Some(Time::Deadline) if deadline.is_none() => {}
-                Some(time) => return Woken::At(time),
-                None => {}
+            let struck = std::mem::take(&mut state.struck);
+            if state.granted {
+                return Woken::Granted;
+            } else if deadline.is_some() && struck.contains(&Time::Deadline) {
+                return Woken::At(Time::Deadline);
+            } else if struck.contains(&Time::Look) {
+                return Woken::At(Time::Look);
             }
             state = self.wake.wait(state);
         }
@@ -95,7 +97,7 @@ impl Waiter {
     /// Plays the clock.
     #[cfg(feature = "model")]
     pub(crate) fn strike(&self, time: Time) {
-        self.state.lock().struck = Some(time);
+        self.state.lock().struck.push(time);
         self.wake.notify_one();
     }
 }
