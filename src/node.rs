@@ -34,13 +34,15 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 pub(crate) struct Node<W> {
     granted: ModeCounts,
+    /// How many have queued. It belongs to the node and not to the queue: a number must not be given again while its
+    /// waiter may still cancel, and one that was granted keeps the node alive but not the queue.
+    arrivals: u64,
     /// Made for the first waiter, dropped with the last: most nodes never have one.
     queue: Option<Box<Queue<W>>>,
 }
 
 #[derive(Clone, Debug)]
 struct Queue<W> {
-    arrivals: u64,
     /// Those that hold a weaker mode here, by arrival, each with what its owner holds.
     conversions: BTreeMap<u64, (Mode, ModeCounts, W)>,
     converting: ModeCounts,
@@ -70,7 +72,7 @@ impl Ticket {
 
 impl<W> Default for Node<W> {
     fn default() -> Self {
-        Node { granted: ModeCounts::NONE, queue: None }
+        Node { granted: ModeCounts::NONE, arrivals: 0, queue: None }
     }
 }
 
@@ -89,8 +91,8 @@ impl<W> Node<W> {
     pub(crate) fn enqueue(&mut self, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
         debug_assert!(!self.may_grant(mode, &held), "who may be granted does not queue");
         let queue = self.queue.get_or_insert_default();
-        let ticket = Ticket { arrival: queue.arrivals, mode, conversion: !held.is_empty() };
-        queue.arrivals += 1;
+        let ticket = Ticket { arrival: self.arrivals, mode, conversion: !held.is_empty() };
+        self.arrivals += 1;
         if ticket.conversion {
             queue.converting.add(mode);
             queue.conversions.insert(ticket.arrival, (mode, held, waiter));
@@ -163,7 +165,7 @@ impl<W> Node<W> {
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Queue { arrivals: 0, conversions: BTreeMap::new(), converting: ModeCounts::NONE, lines: Default::default() }
+        Queue { conversions: BTreeMap::new(), converting: ModeCounts::NONE, lines: Default::default() }
     }
 }
 
@@ -233,7 +235,7 @@ mod tests {
 
     /// A node held by others in `modes`.
     fn node(modes: &[Mode]) -> Node<&'static str> {
-        Node { granted: held(modes), queue: None }
+        Node { granted: held(modes), ..Node::default() }
     }
 
     impl Node<&'static str> {
