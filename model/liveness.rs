@@ -27,6 +27,8 @@ enum Habit {
     Takes(Mode),
     /// It takes the first mode, may ask for the second one on top, and lets go of both.
     Upgrades(Mode, Mode),
+    /// It takes the first mode and keeps it for ever, and takes and lets go of the second one on top.
+    Keeps(Mode, Mode),
 }
 
 /// Whether newcomers respect the queue.
@@ -59,7 +61,7 @@ impl Habit {
     fn modes(self) -> (Mode, Option<Mode>) {
         match self {
             Habit::Takes(mode) => (mode, None),
-            Habit::Upgrades(mode, more) => (mode, Some(more)),
+            Habit::Upgrades(mode, more) | Habit::Keeps(mode, more) => (mode, Some(more)),
         }
     }
 }
@@ -88,10 +90,16 @@ impl State {
                 held.add(mode);
                 let phases = (Phase::WaitsForMore, Phase::HoldsMore);
                 let asks = more.map(|more| self.ask(owner, more, held, phases, habits, Door::Fair));
-                asks.into_iter().chain([self.release(owner, &[mode])]).collect()
+                let keeps = matches!(habits[owner], Habit::Keeps(..));
+                let releases = (!keeps).then(|| self.release(owner, &[mode], Phase::Idle));
+                asks.into_iter().chain(releases).collect()
             }
             Phase::HoldsMore => {
-                vec![self.release(owner, &[more.expect("an upgrade has a second mode"), mode])]
+                let more = more.expect("it asked for more");
+                vec![match habits[owner] {
+                    Habit::Keeps(..) => self.release(owner, &[more], Phase::Holds),
+                    _ => self.release(owner, &[more, mode], Phase::Idle),
+                }]
             }
         }
     }
@@ -131,9 +139,9 @@ impl State {
         next
     }
 
-    fn release(&self, owner: usize, modes: &[Mode]) -> State {
+    fn release(&self, owner: usize, modes: &[Mode], then: Phase) -> State {
         let mut next = self.clone();
-        next.phases[owner] = Phase::Idle;
+        next.phases[owner] = then;
         let mut due = Vec::new();
         modes.iter().for_each(|&mode| next.node.release(mode, &mut due));
         for granted in due {
@@ -180,7 +188,7 @@ impl Graph {
         graph
     }
 
-    /// Whether the owner can wait for ever while all others are fair.
+    /// Whether the owner can wait for ever while all others are fair, where what they keep does not exclude it.
     fn starves(&self, owner: usize) -> bool {
         let waits = |state: usize| matches!(self.states[state][owner], Phase::Waits | Phase::WaitsForMore);
         self.components(&waits).iter().any(|component| {
@@ -280,6 +288,23 @@ fn nobody_starves_behind_an_upgrade() {
             }
         }
     }
+}
+
+/// Owners that keep a mode for ever, and nest again and again, starve nobody whom that mode does not exclude.
+#[test]
+fn nested_requests_starve_nobody_whom_the_outer_guard_lets_in() {
+    let mut groups = 0;
+    for kept in Mode::ALL {
+        for more in Mode::ALL {
+            for mode in Mode::ALL.into_iter().filter(|mode| mode.compatible(kept)) {
+                let nests = Habit::Keeps(kept, more);
+                let graph = Graph::of(&[Habit::Takes(mode), nests, nests], Door::Fair);
+                assert!(!graph.starves(0), "{mode} behind {nests:?}");
+                groups += 1;
+            }
+        }
+    }
+    assert_eq!(groups, 45, "nine pairs of modes are compatible");
 }
 
 /// The control: at a door that lets newcomers overlook the queue, two readers starve a writer for ever.
