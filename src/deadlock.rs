@@ -8,7 +8,7 @@
 //!
 //! | | | |
 //! |---|---|---|
-//! | B's *guard* | excludes A; or B converts one and so goes ahead of A | only B's own nesting makes this |
+//! | B's *guard* | excludes A | only B's own nesting makes this |
 //! | B's *steps* | exclude A | B waits at a later node of the one order of all plans |
 //! | B's *place* | is ahead of A's, for a mode that excludes A's | B came earlier |
 //!
@@ -20,7 +20,7 @@
 //! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`); the latter also
 //! lets a cycle be in which somebody has a deadline.
 //!
-//! Each waiter looks when it has waited for a little while, and again at growing intervals. The last to enter a cycle
+//! So only nested requests look, when they have waited for a little while, and again later. The last to enter a cycle
 //! finds it complete.
 //!
 //! Pure but for the entry that gathers the parties from a locked ledger. The idea: Gray 1978, "Notes on Data Base
@@ -56,13 +56,13 @@ enum By {
 impl Party {
     fn waits_for(&self, other: &Party) -> Option<By> {
         let excludes = |held: &[(NodeId, Mode)]| {
-            held.iter().any(|&(node, mode)| node == self.node && !mode.compatible(self.ticket.mode))
+            held.iter().any(|&(node, mode)| node == self.node && !mode.compatible(self.ticket.mode()))
         };
         if std::ptr::eq(self, other) {
             return (self.own_guards_exclude && excludes(&self.guards)).then_some(By::Guard);
         }
         let ahead = self.node == other.node && self.ticket.waits_for(&other.ticket);
-        if excludes(&other.guards) || (ahead && other.ticket.conversion) {
+        if excludes(&other.guards) {
             Some(By::Guard)
         } else if excludes(&other.steps) || ahead {
             Some(By::StepsOrPlace)
@@ -162,7 +162,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
                 } else if matches!(entry.state, State::Granted)
                     && entry.request.owner == Owner::Thread
                     && by_thread.get(&entry.request.thread.id) == Some(&party)
-                    && entry.holds().any(|(node, mode)| node == before.node && !mode.compatible(before.ticket.mode))
+                    && entry.holds().any(|(node, mode)| node == before.node && !mode.compatible(before.ticket.mode()))
                 {
                     holds.push(Found::of(entry));
                 }

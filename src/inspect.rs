@@ -168,7 +168,7 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> (Vec<Root>, O
         if let (None, Some((node, ticket))) = (&at, found.waiting)
             && let Some(depth) = ids.iter().position(|&id| id == node)
         {
-            at = Some(Root { segments: names[..depth].to_vec(), mode: ticket.mode });
+            at = Some(Root { segments: names[..depth].to_vec(), mode: ticket.mode() });
         }
         let node = ids[ids.len() - 1];
         if let Some(mode) = found.request.plan.mode(node)

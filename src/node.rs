@@ -1,27 +1,30 @@
 //! One node: what is granted on it, who waits for it, and who is next.
 //!
-//! A node decides at once (`request`) or lets the request queue; from then on the request is granted by
+//! A node decides at once (`try_grant`) or lets the request queue (`enqueue`); from then on the request is granted by
 //! whoever changes the node last (`release`, `downgrade`, `cancel`): these return the waiters whose turn has
 //! come, already counted as holders. So a grant is never lost, and nobody is woken in vain (G9).
 //!
 //! Rules:
 //!
-//! 1. A request is granted if its mode is compatible with what *other* owners hold here, and no request that
-//!    waits here since before excludes it (G3, G4).
-//! 2. Where its owner already holds a mode that covers it, it is granted past any queue.
-//! 3. Where its owner holds a weaker mode it is a *conversion* (Gray 1976): it waits for holders only, never for
-//!    other waiters, and whoever holds nothing here waits behind it. (A conversion behind another one would
-//!    be a deadlock by our own making: the first may wait for what the second holds.)
-//! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in.
+//! 1. Where its owner already holds a mode that covers it, a request is granted past any queue.
+//! 2. Else it waits for what *other* owners hold here and excludes it, and for requests that queue here since before and
+//!    exclude it (G3), but for those that what its owner holds here excludes: they wait for it anyway. It waits for
+//!    nothing else (G4).
+//! 3. A waiter is granted by the same rule as a newcomer, the earliest first, at each change that can let it in.
 //!
-//! Waiters of one mode stand in one line each. A mode that excludes itself can only be granted to the first of its
-//! line, and one that does not is granted to the first if to any; so only the five firsts and the conversions
-//! are looked at, however long the queue is (G5, G10).
+//! A *conversion* is a request whose owner holds a weaker mode here (Gray 1976). By rule 2 an upgrade from S to X goes
+//! ahead of the writers in the queue, and it does not go ahead of a reader that could share the node with what its owner
+//! holds: or else who keeps an intention on the root, as every guard does, could starve it. (PostgreSQL queues
+//! conversions by the same rule.)
+//!
+//! Other waiters stand in one line for each mode. A mode that excludes itself can only be granted to the first of its
+//! line, and one that does not is granted to the first if to any; so only the five firsts and the conversions are looked
+//! at, however long the queue is (G5, G10).
 //!
 //! ```text
-//!  request ──┬── granted ────────────────────────────── release / downgrade ──┐
-//!            └── queued ──┬── granted by a change ──────────────┘             ├─> who is next?
-//!                         └── cancel ─────────────────────────────────────────┘
+//!  try_grant ──┬── granted ────────────────────────────── release / downgrade ──┐
+//!              └── enqueue ─┬── granted by a change ──────────────┘             ├─> who is next?
+//!                           └── cancel ─────────────────────────────────────────┘
 //! ```
 //!
 //! Pure: no threads, no clocks; a waiter is whatever `W` the caller gives. Not here: finding the node
@@ -43,30 +46,46 @@ pub(crate) struct Node<W> {
 
 #[derive(Clone, Debug)]
 struct Queue<W> {
-    /// Those that hold a weaker mode here, by arrival, each with what its owner holds.
-    conversions: BTreeMap<u64, (Mode, ModeCounts, W)>,
-    converting: ModeCounts,
-    /// The others, one line a mode, by arrival.
+    /// Those whose owners hold something here, by arrival.
+    conversions: BTreeMap<u64, (Claim, W)>,
+    /// The others, one line for each mode, by arrival.
     lines: [BTreeMap<u64, W>; 5],
+}
+
+/// What a request asks of a node, and what its owner holds there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Claim {
+    mode: Mode,
+    held: ModeCounts,
+}
+
+impl Claim {
+    /// Whether it waits for a request in `mode` that queues since before (rule 2).
+    fn queues_behind(&self, mode: Mode) -> bool {
+        !self.mode.compatible(mode) && self.held.compatible(mode)
+    }
+
+    /// Whether what others hold lets it in, given all that is granted.
+    fn fits(&self, granted: &ModeCounts) -> bool {
+        granted.without(&self.held).compatible(self.mode)
+    }
 }
 
 /// A place in the queue of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     arrival: u64,
-    pub(crate) mode: Mode,
-    pub(crate) conversion: bool,
+    claim: Claim,
 }
 
 impl Ticket {
+    pub(crate) fn mode(&self) -> Mode {
+        self.claim.mode
+    }
+
     /// Whether `self` cannot be granted before `other`, which waits at the same node.
     pub(crate) fn waits_for(&self, other: &Ticket) -> bool {
-        let behind = match (self.conversion, other.conversion) {
-            (true, _) => false,
-            (false, true) => true,
-            (false, false) => other.arrival < self.arrival,
-        };
-        behind && !self.mode.compatible(other.mode)
+        other.arrival < self.arrival && self.claim.queues_behind(other.claim.mode)
     }
 }
 
@@ -91,13 +110,12 @@ impl<W> Node<W> {
     pub(crate) fn enqueue(&mut self, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
         debug_assert!(!self.may_grant(mode, &held), "who may be granted does not queue");
         let queue = self.queue.get_or_insert_default();
-        let ticket = Ticket { arrival: self.arrivals, mode, conversion: !held.is_empty() };
+        let ticket = Ticket { arrival: self.arrivals, claim: Claim { mode, held } };
         self.arrivals += 1;
-        if ticket.conversion {
-            queue.converting.add(mode);
-            queue.conversions.insert(ticket.arrival, (mode, held, waiter));
-        } else {
+        if held.is_empty() {
             queue.lines[mode as usize].insert(ticket.arrival, waiter);
+        } else {
+            queue.conversions.insert(ticket.arrival, (ticket.claim, waiter));
         }
         ticket
     }
@@ -121,15 +139,7 @@ impl<W> Node<W> {
     /// granted before, and holds its mode.
     pub(crate) fn cancel(&mut self, ticket: Ticket, due: &mut Vec<W>) -> bool {
         let Some(queue) = &mut self.queue else { return false };
-        let waited = if ticket.conversion {
-            let waiter = queue.conversions.remove(&ticket.arrival);
-            if waiter.is_some() {
-                queue.converting.remove(ticket.mode);
-            }
-            waiter.is_some()
-        } else {
-            queue.lines[ticket.mode as usize].remove(&ticket.arrival).is_some()
-        };
+        let waited = queue.remove(ticket.arrival, &ticket.claim).is_some();
         if waited {
             self.advance(due);
         }
@@ -144,18 +154,18 @@ impl<W> Node<W> {
 
     #[inline]
     fn may_grant(&self, mode: Mode, held: &ModeCounts) -> bool {
-        if held.is_empty() {
-            // Without anything held here the rules for holders and for waiters are the whole of it.
-            self.granted.compatible(mode) && self.queue.as_ref().is_none_or(|queue| queue.admits(mode))
-        } else {
-            held.covers(mode) || self.granted.without(held).compatible(mode)
-        }
+        let claim = Claim { mode, held: *held };
+        held.covers(mode)
+            || (claim.fits(&self.granted) && self.queue.as_ref().is_none_or(|queue| queue.admits(&claim, u64::MAX)))
     }
 
     #[inline]
     fn advance(&mut self, due: &mut Vec<W>) {
         if let Some(queue) = &mut self.queue {
-            queue.advance(&mut self.granted, due);
+            while let Some((arrival, claim)) = queue.next(&self.granted) {
+                self.granted.add(claim.mode);
+                due.extend(queue.remove(arrival, &claim));
+            }
             if queue.is_empty() {
                 self.queue = None;
             }
@@ -165,7 +175,7 @@ impl<W> Node<W> {
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Queue { conversions: BTreeMap::new(), converting: ModeCounts::NONE, lines: Default::default() }
+        Queue { conversions: BTreeMap::new(), lines: Default::default() }
     }
 }
 
@@ -174,47 +184,51 @@ impl<W> Queue<W> {
         self.conversions.is_empty() && self.lines.iter().all(BTreeMap::is_empty)
     }
 
-    /// Whether a newcomer would overtake nobody that excludes it.
-    fn admits(&self, mode: Mode) -> bool {
-        self.converting.compatible(mode)
-            && Mode::ALL.into_iter().all(|other| other.compatible(mode) || self.lines[other as usize].is_empty())
-    }
-
-    /// Grants to all whose turn has come.
-    fn advance(&mut self, granted: &mut ModeCounts, due: &mut Vec<W>) {
-        // One pass will do: a grant lets nobody else in.
-        let turns: Vec<u64> = self
-            .conversions
-            .iter()
-            .filter_map(|(&arrival, (mode, held, _))| {
-                let turn = granted.without(held).compatible(*mode);
-                turn.then(|| granted.add(*mode)).map(|()| arrival)
-            })
-            .collect();
-        for (mode, _, waiter) in turns.iter().filter_map(|arrival| self.conversions.remove(arrival)) {
-            self.converting.remove(mode);
-            due.push(waiter);
-        }
-        while let Some((arrival, mode)) = self.next(granted) {
-            granted.add(mode);
-            due.extend(self.lines[mode as usize].remove(&arrival));
+    fn remove(&mut self, arrival: u64, claim: &Claim) -> Option<W> {
+        if claim.held.is_empty() {
+            self.lines[claim.mode as usize].remove(&arrival)
+        } else {
+            self.conversions.remove(&arrival).map(|(_, waiter)| waiter)
         }
     }
 
-    /// The earliest waiter that may be granted now, conversions aside.
-    fn next(&self, granted: &ModeCounts) -> Option<(u64, Mode)> {
-        let first = |mode: Mode| self.lines[mode as usize].keys().next().copied();
-        let may = |arrival: u64, mode: Mode| {
-            let overtakes =
-                |other: Mode| !other.compatible(mode) && first(other).is_some_and(|other| other < arrival);
-            granted.compatible(mode) && self.converting.compatible(mode) && !Mode::ALL.into_iter().any(overtakes)
-        };
-        Mode::ALL
-            .into_iter()
-            .filter_map(|mode| Some((first(mode)?, mode)))
-            .filter(|&(arrival, mode)| may(arrival, mode))
+    /// The earliest arrival of each mode.
+    fn firsts(&self) -> [Option<u64>; 5] {
+        let mut firsts = [const { None }; 5];
+        for mode in Mode::ALL {
+            let in_line = self.lines[mode as usize].keys().next();
+            let converts =
+                self.conversions.iter().find(|(_, (claim, _))| claim.mode == mode).map(|(arrival, _)| arrival);
+            firsts[mode as usize] = in_line.into_iter().chain(converts).min().copied();
+        }
+        firsts
+    }
+
+    /// Whether nobody who arrived before is in the way.
+    fn admits(&self, claim: &Claim, arrival: u64) -> bool {
+        admits(&self.firsts(), claim, arrival)
+    }
+
+    /// The earliest waiter that may be granted now.
+    fn next(&self, granted: &ModeCounts) -> Option<(u64, Claim)> {
+        let firsts = self.firsts();
+        let in_lines = Mode::ALL.into_iter().filter_map(|mode| {
+            let first = self.lines[mode as usize].keys().next()?;
+            Some((*first, Claim { mode, held: ModeCounts::NONE }))
+        });
+        let conversions = self.conversions.iter().map(|(&arrival, &(claim, _))| (arrival, claim));
+        in_lines
+            .chain(conversions)
+            .filter(|(arrival, claim)| claim.fits(granted) && admits(&firsts, claim, *arrival))
             .min_by_key(|&(arrival, _)| arrival)
     }
+}
+
+/// Whether none of those who arrived before, of whom the earliest of each mode is given, is in the way.
+fn admits(firsts: &[Option<u64>; 5], claim: &Claim, arrival: u64) -> bool {
+    Mode::ALL
+        .into_iter()
+        .all(|mode| firsts[mode as usize].is_none_or(|first| first >= arrival) || !claim.queues_behind(mode))
 }
 
 #[cfg(test)]
@@ -264,7 +278,7 @@ mod tests {
     fn newcomer_does_not_overtake_a_conflicting_waiter() {
         let mut node = node(&[S]);
         node.wait("writer", X);
-        assert!(!node.try_grant(S, &ModeCounts::NONE), "rule 1");
+        assert!(!node.try_grant(S, &ModeCounts::NONE), "rule 2");
         node.wait("reader", S);
         assert_eq!(node.after_release(S), ["writer"]);
         assert_eq!(node.after_release(X), ["reader"]);
@@ -340,7 +354,7 @@ mod tests {
     fn owner_passes_the_queue_where_it_holds_enough() {
         let mut node = node(&[S]);
         node.wait("writer", X);
-        assert!(node.try_grant(S, &held(&[S])) && node.try_grant(IS, &held(&[S, S])), "rule 2");
+        assert!(node.try_grant(S, &held(&[S])) && node.try_grant(IS, &held(&[S, S])), "rule 1");
     }
 
     #[test]
@@ -348,17 +362,26 @@ mod tests {
         let mut node = node(&[S, S]);
         node.wait("writer", X);
         node.wait_holding("upgrade", X, &[S]);
-        assert_eq!(node.after_release(S), ["upgrade"], "rule 3");
+        assert_eq!(node.after_release(S), ["upgrade"], "rule 2");
         assert!(node.after_release(X).is_empty());
         assert_eq!(node.after_release(S), ["writer"]);
     }
 
     #[test]
-    fn conversion_waits_for_holders_only() {
+    fn conversion_does_not_overtake_who_could_share_what_is_held() {
+        let mut node = node(&[IS, IX]);
+        node.wait("reader", S);
+        node.wait_holding("nested", IX, &[IS]);
+        assert_eq!(node.after_release(IX), ["reader"], "rule 2: it does not wait for IS");
+        assert_eq!(node.after_release(S), ["nested"]);
+    }
+
+    #[test]
+    fn conversion_passes_one_that_waits_for_what_is_held() {
         let mut node = node(&[IS, IX]);
         node.wait_holding("first", X, &[IS]);
         assert!(!node.try_grant(S, &ModeCounts::NONE), "newcomers wait behind it");
-        assert!(node.try_grant(S, &held(&[IX])), "a second conversion does not");
+        assert!(node.try_grant(S, &held(&[IX])), "the first waits for IX anyway");
     }
 
     #[test]
@@ -386,6 +409,7 @@ mod tests {
         let second = node.wait("r", S);
         let upgrade = node.wait_holding("upgrade", X, &[S]);
         assert!(second.waits_for(&first) && !first.waits_for(&second));
-        assert!(first.waits_for(&upgrade) && !upgrade.waits_for(&first));
+        let behind = node.wait("behind", S);
+        assert!(behind.waits_for(&upgrade) && !upgrade.waits_for(&first));
     }
 }
