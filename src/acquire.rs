@@ -12,7 +12,7 @@
 use crate::deadlock;
 use crate::error::{LockError, PathError};
 use crate::inspect::Deadlock;
-use crate::ledger::{Key, State, Temper, Waiting};
+use crate::ledger::{Key, Nesting, State, Temper, Waiting};
 use crate::lock::TreeLock;
 use crate::mode::ModeCounts;
 use crate::path::{Frame, TreePath};
@@ -24,9 +24,10 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A wait is looked at for a deadlock when it has lasted this long, then after twice as long again, and so on.
+/// A nested request looks whether it is in a deadlock when it has waited for so long, and after twice as long again, and
+/// so on up to the longest. (The second look matters where one party leaves the report to another.)
 const FIRST_LOOK: Duration = Duration::from_millis(20);
-const LONGEST_LOOK: Duration = Duration::from_secs(5);
+const LONGEST_LOOK: Duration = Duration::from_millis(160);
 
 /// What a request does when it cannot be granted at once.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +92,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         step: Step,
         blocked: Blocked<'_>,
     ) -> Result<(), Refusal<P>> {
-        let held = self.ledger.held(request, step.node);
+        let Nesting { nested, held } = self.ledger.nesting(request, step.node);
         let (deadline, temper) = match blocked.patience {
             Patience::None if self.table.try_grant(step, &held) => return Ok(()),
             Patience::None => return Err(Refusal::WouldBlock),
@@ -104,7 +105,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), temper };
         let entry = self.mark(blocked.entry, request, State::Waiting(waiting));
 
-        let mut look = FIRST_LOOK;
+        // Every cycle has a nested request in it, and only such a one is ever reported.
+        let mut look = nested.then_some(FIRST_LOOK);
         loop {
             let refusal = match waiter.wait(look, deadline) {
                 Woken::Granted => {
@@ -118,7 +120,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 Woken::At(Time::Look) => match deadlock::find(self.ledger.lock(), entry) {
                     Some(cycle) => Refusal::Deadlock(cycle),
                     None => {
-                        look = (look * 2).min(LONGEST_LOOK);
+                        look = look.map(|look| (look * 2).min(LONGEST_LOOK));
                         continue;
                     }
                 },

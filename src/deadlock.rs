@@ -38,6 +38,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 struct Party {
     node: NodeId,
     ticket: Ticket,
+    /// Those that came to the node before this are ahead of it.
+    ahead: u64,
     temper: Temper,
     /// Whether its own guards exclude its request: those of its thread do not exclude a plain one.
     own_guards_exclude: bool,
@@ -61,7 +63,9 @@ impl Party {
         if std::ptr::eq(self, other) {
             return (self.own_guards_exclude && excludes(&self.guards)).then_some(By::Guard);
         }
-        let ahead = self.node == other.node && self.ticket.waits_for(&other.ticket);
+        let ahead = self.node == other.node
+            && other.ticket.arrival() < self.ahead
+            && !self.ticket.mode().compatible(other.ticket.mode());
         if excludes(&other.guards) {
             Some(By::Guard)
         } else if excludes(&other.steps) || ahead {
@@ -78,6 +82,18 @@ impl Party {
             Temper::Refusable => by == By::Guard,
             Temper::Timed => true,
         }
+    }
+}
+
+/// Moves those forward that go ahead of others (rule 3 of `node.rs`).
+fn settle_queues(parties: &mut [Party]) {
+    let mut queues: HashMap<NodeId, Vec<Ticket>> = HashMap::new();
+    for party in parties.iter() {
+        queues.entry(party.node).or_default().push(party.ticket);
+    }
+    for party in parties.iter_mut().filter(|party| party.ticket.converts()) {
+        let passed = queues[&party.node].iter().filter(|other| party.ticket.passes(other)).map(Ticket::arrival);
+        party.ahead = passed.fold(party.ahead, u64::min);
     }
 }
 
@@ -130,6 +146,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
             parties.push(Party {
                 node: entry.request.plan.steps()[waiting.step].node,
                 ticket: waiting.ticket,
+                ahead: waiting.ticket.arrival(),
                 temper: waiting.temper,
                 own_guards_exclude: entry.request.owner == Owner::Itself,
                 guards: Vec::new(),
@@ -137,6 +154,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
             });
         }
     }
+    settle_queues(&mut parties);
     let awaited: HashSet<NodeId> = parties.iter().map(|party| party.node).collect();
     for (_, entry) in ledger.entries() {
         let Some(&party) = by_thread.get(&entry.request.thread.id) else { continue };
@@ -192,9 +210,11 @@ mod tests {
     fn party(node: &str, mode: Mode, guards: &[(&str, Mode)]) -> Party {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
+        let ticket = queue.enqueue(mode, ModeCounts::NONE, ());
         Party {
             node: id(node),
-            ticket: queue.enqueue(mode, ModeCounts::NONE, ()),
+            ticket,
+            ahead: ticket.arrival(),
             temper: Temper::Endless,
             own_guards_exclude: false,
             guards: guards.iter().map(|&(node, mode)| (id(node), mode)).collect(),
@@ -262,10 +282,12 @@ mod tests {
     fn who_only_stands_in_between_is_not_reported() {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
-        let between = Party { ticket: queue.enqueue(X, ModeCounts::NONE, ()), ..party("b", X, &[]) };
-        let nests = Party { ticket: queue.enqueue(X, ModeCounts::NONE, ()), ..party("b", X, &[("c", X)]) };
+        let mut queued = |party| Party { ticket: queue.enqueue(X, ModeCounts::NONE, ()), ..party };
+        let (between, nests) = (queued(party("b", X, &[])), queued(party("b", X, &[("c", X)])));
+        let nests = Party { ahead: nests.ticket.arrival(), ..nests };
         let holds = with_steps(party("c", X, &[]), &[("b", X)]);
         let parties = [between, nests, holds];
+        assert_eq!(parties[1].waits_for(&parties[0]), Some(By::StepsOrPlace));
         assert_eq!(cycle(&parties, 0), None);
         assert_eq!(cycle(&parties, 1), Some(vec![1, 2]));
         assert_eq!(cycle(&parties, 2), None);

@@ -8,7 +8,7 @@ use std::fmt::{self, Debug, Display};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LockError {
-    /// Somebody holds a conflicting sub-tree, or waits for one since before.
+    /// Somebody holds a conflicting sub-tree or waits for one since before, or another `try_lock` was passing there.
     WouldBlock,
     /// The deadline passed first.
     TimedOut,
@@ -29,14 +29,7 @@ impl Display for LockError {
     }
 }
 
-impl Error for LockError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            LockError::Path(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+impl Error for LockError {}
 
 impl From<PathError> for LockError {
     fn from(error: PathError) -> Self {

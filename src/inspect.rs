@@ -159,7 +159,7 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> (Vec<Root>, O
     let mut roots = Vec::new();
     let mut at = None;
     let mut seen: HashSet<NodeId> = HashSet::new();
-    for root in found.request.roots() {
+    for root in &found.request.roots {
         let (mut ids, mut names) = (Vec::new(), Vec::new());
         // It could be told when it was asked for; a path that no longer can is left out.
         if Segments::of::<P>(root.borrow(), seeds, &mut ids, Some(&mut names)).is_err() {
@@ -171,7 +171,7 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> (Vec<Root>, O
             at = Some(Root { segments: names[..depth].to_vec(), mode: ticket.mode() });
         }
         let node = ids[ids.len() - 1];
-        if let Some(mode) = found.request.plan.mode(node)
+        if let Some(mode) = found.request.plan.mode(node, ids.len() - 1)
             && seen.insert(node)
         {
             roots.push(Root { segments: names, mode: found.access.mode(mode) });
@@ -210,10 +210,19 @@ struct Plain<'a>(&'a str);
 impl Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for char in self.0.chars() {
-            if char.is_control() { Display::fmt(&char.escape_default(), f)? } else { f.write_char(char)? }
+            if char.is_control() || is_direction(char) {
+                Display::fmt(&char.escape_default(), f)?
+            } else {
+                f.write_char(char)?
+            }
         }
         Ok(())
     }
+}
+
+/// Whether a character changes the direction in which others are shown.
+fn is_direction(char: char) -> bool {
+    matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Several roots in a sentence: the first few by name.

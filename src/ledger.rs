@@ -88,6 +88,15 @@ pub(crate) enum Temper {
     Timed,
 }
 
+/// What else a thread has to do with a lock that it asks something of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Nesting {
+    /// Whether it has plain guards.
+    pub(crate) nested: bool,
+    /// What the request's owner holds by them at the node in question.
+    pub(crate) held: ModeCounts,
+}
+
 /// What became of the writes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -137,7 +146,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let register = &mut *guard;
         let entry = &mut register.entries[key.index];
         debug_assert!(!matches!(entry.state, State::Granted), "a grant is final");
-        if matches!(state, State::Granted) {
+        if !matches!(state, State::Walking) {
             entry.since = Instant::now();
         }
         // The waiter of the old state goes with it: nobody else's code runs in its drop.
@@ -165,23 +174,26 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Some(Arc::clone(&entry.request))
     }
 
-    /// What the owner of a request holds at a node by other guards.
-    pub(crate) fn held(&self, request: &Request<P>, node: NodeId) -> ModeCounts {
-        if request.owner == Owner::Itself {
-            return ModeCounts::NONE;
-        }
+    /// What matters of the other guards of a request's thread, when it cannot be granted at once at `node`.
+    pub(crate) fn nesting(&self, request: &Request<P>, node: NodeId) -> Nesting {
         let thread = request.thread.id;
         let mut guard = self.registers[self.register_of(thread)].lock();
         let register = &mut *guard;
         if register.entries.is_empty() {
-            return ModeCounts::NONE;
+            return Nesting::default();
         }
         let held = register.held.get_or_insert_with(|| {
             let mut held = HashMap::default();
             register.entries.iter().for_each(|(_, entry)| count(&mut held, entry, ModeCounts::add));
             held
         });
-        held.get(&(thread, node)).copied().unwrap_or_default()
+        // Whatever a guard holds, it holds the root of the tree.
+        let nested = request.plan.steps().first().is_some_and(|root| held.contains_key(&(thread, root.node)));
+        let held = match request.owner {
+            Owner::Thread => held.get(&(thread, node)).copied().unwrap_or_default(),
+            Owner::Itself => ModeCounts::NONE,
+        };
+        Nesting { nested, held }
     }
 
     /// Locks the whole ledger: nothing is entered, marked or taken out meanwhile.

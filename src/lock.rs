@@ -37,22 +37,26 @@ use std::time::{Duration, Instant};
 /// # Fairness
 ///
 /// First come, first served, node by node: a request never overtakes one that it conflicts with and that waits at
-/// the same node since before. Requests that do not conflict never wait for each other. A request with several
-/// roots comes to them one after the other.
+/// the same node since before, unless that one waits for its owner anyway. Requests that do not conflict never wait for
+/// each other. A request with several roots comes to them one after the other.
 ///
 /// # Re-entrancy
 ///
 /// A thread never waits for its own guards: where it reads or writes already it may ask again, also past those who
-/// wait. Asking for a write below one's own read is an *upgrade*: it goes ahead of the queue and waits for the other
-/// readers alone. Each guard protects what *it* asked for until it is dropped, in any order. The guards of `lock_arc`
-/// and its like are strangers to every other guard, those of their thread included.
+/// wait. Asking for a write below one's own read is an *upgrade*: it goes ahead of the writers in the queue, and waits for
+/// the other readers alone. Each guard protects what *it* asked for until it is dropped, in any order.
+///
+/// So the owner is the *thread*, not the task: jobs that share a thread, such as those of an executor or of a pool that
+/// runs one job inside of another, do not exclude each other by plain guards. `lock_arc` and its like are for them: its
+/// guards are strangers to every other guard, those of their thread included.
 ///
 /// # Deadlock
 ///
 /// Threads that hold one guard at a time cannot deadlock: take everything in one request. Threads that ask for more
-/// while they hold a guard can; a cycle of such threads is found after some 20 ms and reported to one of them:
-/// by an error, or by a panic of `lock`. A wait that is merely long is not reported. Not seen: cycles that
-/// involve other locks, and waits for `Arc` guards, which any thread might drop.
+/// while they hold a guard can. A cycle is found after some 20 ms and reported to one of those that nest: by an error if
+/// one of these can take it, else by a panic of `lock`. A wait that is merely long is not reported, nor is one that a
+/// deadline in the cycle will end. Not seen: cycles that involve other locks, and waits for `Arc` guards, which any
+/// thread might drop, so that a thread which waits for its own `Arc` guard waits for ever.
 ///
 /// # Panics
 ///
@@ -137,7 +141,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// As [`lock`](TreeLock::lock).
     #[track_caller]
     pub fn read(&self, path: impl AsRef<P>) -> TreeLockGuard<'_, P> {
-        self.lock(&[path], &[])
+        let guard = self.lock(&[&path], &[]);
+        // Here and not at the end: should this panic, unwinding finds the guard.
+        drop(path);
+        guard
     }
 
     /// Locks the sub-tree below `path` exclusively: `lock(&[], &[path])`.
@@ -147,7 +154,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// As [`lock`](TreeLock::lock).
     #[track_caller]
     pub fn write(&self, path: impl AsRef<P>) -> TreeLockGuard<'_, P> {
-        self.lock(&[], &[path])
+        let guard = self.lock(&[], &[&path]);
+        drop(path);
+        guard
     }
 
     /// Locks as [`lock`](TreeLock::lock) does if that needs no waiting.
@@ -236,7 +245,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// As [`lock`](TreeLock::lock).
     #[track_caller]
     pub fn read_arc(self: &Arc<Self>, path: impl AsRef<P>) -> ArcTreeLockGuard<P> {
-        self.lock_arc(&[path], &[])
+        let guard = self.lock_arc(&[&path], &[]);
+        drop(path);
+        guard
     }
 
     /// As [`write`](TreeLock::write), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).
@@ -246,7 +257,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// As [`lock`](TreeLock::lock).
     #[track_caller]
     pub fn write_arc(self: &Arc<Self>, path: impl AsRef<P>) -> ArcTreeLockGuard<P> {
-        self.lock_arc(&[], &[path])
+        let guard = self.lock_arc(&[], &[&path]);
+        drop(path);
+        guard
     }
 
     /// As [`try_lock`](TreeLock::try_lock), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).

@@ -7,12 +7,13 @@
 //! Rules:
 //!
 //! 1. Where its owner already holds a mode that covers it, a request is granted past any queue.
-//! 2. Else it waits for what *other* owners hold here and excludes it, and for requests that queue here since before and
-//!    exclude it (G3), but for those that what its owner holds here excludes: they wait for it anyway. It waits for
-//!    nothing else (G4).
-//! 3. A waiter is granted by the same rule as a newcomer, the earliest first, at each change that can let it in.
+//! 2. Else it waits for what *other* owners hold here and excludes it, and for requests that are ahead of it in the queue
+//!    and exclude it (G3). It waits for nothing else (G4).
+//! 3. Ahead are those that came before. But a request whose owner holds something here goes ahead of the first in the
+//!    queue that this excludes, which waits for its owner anyway, and so ahead of all behind that one.
+//! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in.
 //!
-//! A *conversion* is a request whose owner holds a weaker mode here (Gray 1976). By rule 2 an upgrade from S to X goes
+//! A *conversion* is a request whose owner holds a weaker mode here (Gray 1976). By rule 3 an upgrade from S to X goes
 //! ahead of the writers in the queue, and it does not go ahead of a reader that could share the node with what its owner
 //! holds: or else who keeps an intention on the root, as every guard does, could starve it. (PostgreSQL queues
 //! conversions by the same rule.)
@@ -60,11 +61,6 @@ struct Claim {
 }
 
 impl Claim {
-    /// Whether it waits for a request in `mode` that queues since before (rule 2).
-    fn queues_behind(&self, mode: Mode) -> bool {
-        !self.mode.compatible(mode) && self.held.compatible(mode)
-    }
-
     /// Whether what others hold lets it in, given all that is granted.
     fn fits(&self, granted: &ModeCounts) -> bool {
         granted.without(&self.held).compatible(self.mode)
@@ -83,9 +79,18 @@ impl Ticket {
         self.claim.mode
     }
 
-    /// Whether `self` cannot be granted before `other`, which waits at the same node.
-    pub(crate) fn waits_for(&self, other: &Ticket) -> bool {
-        other.arrival < self.arrival && self.claim.queues_behind(other.claim.mode)
+    /// Whether its owner holds something there already.
+    pub(crate) fn converts(&self) -> bool {
+        !self.claim.held.is_empty()
+    }
+
+    pub(crate) fn arrival(&self) -> u64 {
+        self.arrival
+    }
+
+    /// Whether it goes ahead of `other`, which waits at the same node, whoever came first (rule 3).
+    pub(crate) fn passes(&self, other: &Ticket) -> bool {
+        !self.claim.held.compatible(other.claim.mode)
     }
 }
 
@@ -224,11 +229,15 @@ impl<W> Queue<W> {
     }
 }
 
-/// Whether none of those who arrived before, of whom the earliest of each mode is given, is in the way.
+/// Whether none of those ahead of a request that came at `arrival` excludes it; given the earliest of each mode.
 fn admits(firsts: &[Option<u64>; 5], claim: &Claim, arrival: u64) -> bool {
-    Mode::ALL
-        .into_iter()
-        .all(|mode| firsts[mode as usize].is_none_or(|first| first >= arrival) || !claim.queues_behind(mode))
+    let earliest = |counts: fn(&Claim, Mode) -> bool| {
+        let modes = Mode::ALL.into_iter().filter(|&mode| counts(claim, mode));
+        modes.filter_map(|mode| firsts[mode as usize]).min().unwrap_or(u64::MAX)
+    };
+    let passes = earliest(|claim, mode| !claim.held.compatible(mode));
+    let excludes = earliest(|claim, mode| !claim.mode.compatible(mode));
+    excludes >= arrival.min(passes)
 }
 
 #[cfg(test)]
@@ -362,7 +371,7 @@ mod tests {
         let mut node = node(&[S, S]);
         node.wait("writer", X);
         node.wait_holding("upgrade", X, &[S]);
-        assert_eq!(node.after_release(S), ["upgrade"], "rule 2");
+        assert_eq!(node.after_release(S), ["upgrade"], "rule 3");
         assert!(node.after_release(X).is_empty());
         assert_eq!(node.after_release(S), ["writer"]);
     }
@@ -372,8 +381,20 @@ mod tests {
         let mut node = node(&[IS, IX]);
         node.wait("reader", S);
         node.wait_holding("nested", IX, &[IS]);
-        assert_eq!(node.after_release(IX), ["reader"], "rule 2: it does not wait for IS");
+        assert_eq!(node.after_release(IX), ["reader"], "rule 3: it does not wait for IS");
         assert_eq!(node.after_release(S), ["nested"]);
+    }
+
+    /// Or it would wait for a reader that waits for a writer that waits for it.
+    #[test]
+    fn conversion_passes_who_queues_behind_one_that_waits_for_what_is_held() {
+        let mut node = node(&[S, S]);
+        node.wait("writer", X);
+        node.wait("reader", S);
+        node.wait_holding("upgrade", X, &[S]);
+        assert_eq!(node.after_release(S), ["upgrade"]);
+        assert!(node.after_release(X).is_empty());
+        assert_eq!(node.after_release(S), ["writer"]);
     }
 
     #[test]
@@ -403,13 +424,11 @@ mod tests {
     }
 
     #[test]
-    fn ticket_order_is_the_order_of_service() {
+    fn ticket_passes_whom_its_held_modes_exclude() {
         let mut node = node(&[S, S]);
         let first = node.wait("w1", X);
         let second = node.wait("r", S);
         let upgrade = node.wait_holding("upgrade", X, &[S]);
-        assert!(second.waits_for(&first) && !first.waits_for(&second));
-        let behind = node.wait("behind", S);
-        assert!(behind.waits_for(&upgrade) && !upgrade.waits_for(&first));
+        assert!(upgrade.passes(&first) && !upgrade.passes(&second) && !second.passes(&first));
     }
 }

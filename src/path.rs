@@ -8,8 +8,8 @@
 //!
 //! 1. One spelling more or less of a node gives the same id: what a type ignores, it does not push.
 //! 2. The id of a node is a seeded hash of its parent's id and its segment, 128 bits wide. Two nodes that share
-//!    an id are locked together: exclusion can only become coarser, never finer. With a million nodes alive at
-//!    once the chance that any two share one is about 10^-27. The seed is random for each lock, so that it
+//!    an id are locked together: exclusion can only become coarser, never finer. For an ideal
+//!    hash and a million nodes alive at once the chance that any two share one is about 10^-27. The seed is random for each lock, so that it
 //!    cannot be aimed at (G5).
 //! 3. All paths of one lock are told in one [`Frame`]: a relative and an absolute name of one place have
 //!    different segments and would pass each other silently, so the second kind is refused.
@@ -167,7 +167,7 @@ impl TreePath for Path {
                 Component::RootDir | Component::CurDir => {}
                 Component::ParentDir => parent(segments, self.frame())?,
                 Component::Prefix(prefix) => {
-                    segments.push_bytes(prefix.as_os_str().as_encoded_bytes());
+                    push_prefix(segments, prefix.kind());
                     segments.floor = segments.ids.len();
                 }
                 Component::Normal(name) => segments.push_bytes(name.as_encoded_bytes()),
@@ -178,6 +178,21 @@ impl TreePath for Path {
 
     fn frame(&self) -> Frame {
         if self.is_absolute() { Frame::Absolute } else { Frame::Relative }
+    }
+}
+
+/// A drive or a share, however it is spelled: `c:`, `C:` and `\\?\C:` are one.
+#[cfg(not(unix))]
+fn push_prefix(segments: &mut Segments<'_>, prefix: std::path::Prefix<'_>) {
+    use std::path::Prefix::{DeviceNS, Disk, UNC, Verbatim, VerbatimDisk, VerbatimUNC};
+    let mut push = |name: &std::ffi::OsStr| segments.push_bytes(&name.as_encoded_bytes().to_ascii_lowercase());
+    match prefix {
+        Disk(letter) | VerbatimDisk(letter) => segments.push_bytes(&[letter.to_ascii_lowercase(), b':']),
+        UNC(server, share) | VerbatimUNC(server, share) => {
+            push(server);
+            push(share);
+        }
+        DeviceNS(name) | Verbatim(name) => push(name),
     }
 }
 
@@ -214,6 +229,9 @@ impl<'a> Segments<'a> {
     }
 
     /// Goes down by one segment, told apart by its `Hash` and named by its `Debug`.
+    ///
+    /// Segments below one node should be of one type: values of different types may hash alike (`0u8` and `false` do), and
+    /// are one segment then, which is safe and coarser than meant.
     #[inline]
     pub fn push<S: Hash + Debug + ?Sized>(&mut self, segment: &S) {
         // The byte keeps a segment that hashes nothing, such as `()`, from being its own parent.
@@ -261,7 +279,7 @@ impl<'a> Segments<'a> {
 pub(crate) struct NodeId(u64, u64);
 
 impl NodeId {
-    /// Bits to choose a shard by; the hash map inside of it uses the same word's lowest and highest bits.
+    /// Bits to choose a shard by; the hash map inside of it uses the other word.
     #[inline]
     pub(crate) fn shard_bits(self) -> usize {
         (self.1 >> 20) as usize
@@ -277,22 +295,30 @@ impl Hash for NodeId {
 
 /// The secret of one lock's node ids.
 #[derive(Debug)]
-pub(crate) struct Seeds(SharedSeed, SharedSeed);
+pub(crate) struct Seeds {
+    halves: [SharedSeed; 2],
+    root: NodeId,
+}
 
 impl Seeds {
     pub(crate) fn new(mut random: impl FnMut() -> u64) -> Self {
-        Seeds(SharedSeed::from_u64(random()), SharedSeed::from_u64(!random()))
+        Seeds {
+            halves: [SharedSeed::from_u64(random()), SharedSeed::from_u64(!random())],
+            // Secret as well: it is where the hash of the first segment starts from.
+            root: NodeId(random(), !random()),
+        }
     }
 
     #[inline]
     pub(crate) fn root(&self) -> NodeId {
-        NodeId(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344)
+        self.root
     }
 
     #[inline]
     fn child(&self, parent: NodeId, write: impl Fn(&mut FoldHasher<'_>)) -> NodeId {
-        let mut first = FoldHasher::with_seed(parent.0, &self.0);
-        let mut second = FoldHasher::with_seed(parent.1, &self.1);
+        let [first, second] = &self.halves;
+        let mut first = FoldHasher::with_seed(parent.0, first);
+        let mut second = FoldHasher::with_seed(parent.1, second);
         write(&mut first);
         write(&mut second);
         NodeId(first.finish(), second.finish())

@@ -69,9 +69,10 @@ impl Plan {
         &self.steps
     }
 
-    /// The mode a node is held in, if it is.
-    pub(crate) fn mode(&self, node: NodeId) -> Option<Mode> {
-        self.steps.iter().find(|step| step.node == node).map(|step| step.mode)
+    /// The mode that a node at that depth is held in, if it is.
+    pub(crate) fn mode(&self, node: NodeId, depth: usize) -> Option<Mode> {
+        let place = self.steps.binary_search_by_key(&(as_depth(depth), node), |step| (step.depth, step.node));
+        place.ok().map(|index| self.steps[index].mode)
     }
 
     /// Whether the buffers are small enough to be kept.
@@ -122,8 +123,13 @@ fn push_way(steps: &mut Vec<Step>, way: &[NodeId], mode: Mode) {
     steps.extend(way.iter().enumerate().map(|(depth, &node)| Step {
         node,
         mode: if depth == last { mode } else { mode.intention() },
-        depth: u32::try_from(depth).unwrap_or(u32::MAX),
+        depth: as_depth(depth),
     }));
+}
+
+/// Below 4 billion segments all are of one depth: the order is still one, but ancestors might not come first.
+fn as_depth(depth: usize) -> u32 {
+    u32::try_from(depth).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

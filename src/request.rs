@@ -1,8 +1,8 @@
 //! One request: who asked for what, and where in the source.
 //!
 //! A request is told completely, user code and all, before anything is locked; it does not change afterwards, so
-//! that reports can share it and spell it out after every internal lock is let go. A thread keeps a few spent ones:
-//! their buffers make the next request without an allocation.
+//! that reports can share it and spell it out after every internal lock is let go. A thread keeps a few spent ones, for
+//! the buffers of their plans; the paths in them are dropped with the guard.
 
 use crate::error::PathError;
 use crate::path::{Seeds, TreePath};
@@ -10,6 +10,9 @@ use crate::plan::Plan;
 use crate::sync::{self, ThreadInfo};
 use std::panic::Location;
 use std::sync::Arc;
+
+/// A request with room for more roots is not kept for the next one.
+const MOST_ROOTS: usize = 64;
 
 /// Whose guards a request does not wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +29,8 @@ pub(crate) struct Request<P: TreePath + ?Sized> {
     /// The thread that asked. A plain guard stays there; a blocked request of either kind does.
     pub(crate) thread: Arc<ThreadInfo>,
     pub(crate) location: &'static Location<'static>,
-    /// The roots as they were given, reads first. There may be more, left from a request before.
-    roots: Vec<P::Owned>,
-    root_count: usize,
+    /// The roots as they were given, reads first.
+    pub(crate) roots: Vec<P::Owned>,
 }
 
 impl<P: TreePath + ?Sized> Request<P> {
@@ -43,7 +45,7 @@ impl<P: TreePath + ?Sized> Request<P> {
             sync::take_spare::<Self>().unwrap_or_else(|| {
                 let plan = Plan::default();
                 let thread = Arc::clone(thread);
-                Arc::new(Request { plan, owner, thread, location, roots: Vec::new(), root_count: 0 })
+                Arc::new(Request { plan, owner, thread, location, roots: Vec::new() })
             })
         });
         let this = Arc::get_mut(&mut request).expect("a spare request is nobody else's");
@@ -53,7 +55,7 @@ impl<P: TreePath + ?Sized> Request<P> {
             }
         });
         this.plan.build::<P, Q>(seeds, reads, writes)?;
-        this.keep_roots(reads.iter().chain(writes).map(AsRef::as_ref));
+        this.roots.extend(reads.iter().chain(writes).map(|path| path.as_ref().to_owned()));
         this.owner = owner;
         this.location = location;
         Ok(request)
@@ -61,23 +63,11 @@ impl<P: TreePath + ?Sized> Request<P> {
 
     /// Keeps the buffers of a spent request for the thread's next one.
     pub(crate) fn recycle(mut self: Arc<Self>) {
-        if Arc::get_mut(&mut self).is_some_and(|request| request.plan.is_small()) {
-            sync::keep_spare(self);
-        }
-    }
-
-    pub(crate) fn roots(&self) -> &[P::Owned] {
-        &self.roots[..self.root_count]
-    }
-
-    fn keep_roots<'p>(&mut self, roots: impl Iterator<Item = &'p P>) {
-        self.root_count = 0;
-        for root in roots {
-            match self.roots.get_mut(self.root_count) {
-                Some(old) => root.clone_into(old),
-                None => self.roots.push(root.to_owned()),
+        if let Some(request) = Arc::get_mut(&mut self) {
+            request.roots.clear();
+            if request.plan.is_small() && request.roots.capacity() <= MOST_ROOTS {
+                sync::keep_spare(self);
             }
-            self.root_count += 1;
         }
     }
 }

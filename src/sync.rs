@@ -102,13 +102,19 @@ mod imp {
             self.0.notify_one();
         }
 
-        /// Waits for a notification or until `deadline`, and says whether that has passed. May wake for no reason.
+        /// Waits for a notification, or until the deadline, and says whether that has passed. May wake for no reason.
         pub(crate) fn wait_until<'a, T>(
             &self,
             mut guard: MutexGuard<'a, T>,
-            deadline: Instant,
+            deadline: Option<Instant>,
         ) -> (MutexGuard<'a, T>, bool) {
-            let passed = self.0.wait_until(&mut guard, deadline).timed_out();
+            let passed = match deadline {
+                Some(deadline) => self.0.wait_until(&mut guard, deadline).timed_out(),
+                None => {
+                    self.0.wait(&mut guard);
+                    false
+                }
+            };
             (guard, passed)
         }
     }
@@ -147,16 +153,17 @@ mod imp {
         SPARE.try_with(take).ok()??.downcast().ok()
     }
 
-    /// Keeps an object, which nobody else shares, for [`take_spare`].
+    /// Keeps an object, which nobody else shares, for [`take_spare`]; the oldest makes room. It must hold no values of
+    /// users, whose drop might come back here.
     #[inline]
     pub(crate) fn keep_spare<T: Any + Send + Sync>(spare: Arc<T>) {
-        let mut spare: Option<Spare> = Some(spare);
-        // What is not kept is dropped after the borrow: its drop may be user code, and lock.
+        // Ignored: a thread that ends keeps nothing.
         let _ = SPARE.try_with(|spares| {
             let mut spares = spares.borrow_mut();
-            if spares.len() < SPARES {
-                spares.extend(spare.take());
+            if spares.len() == SPARES {
+                spares.remove(0);
             }
+            spares.push(spare);
         });
     }
 

@@ -62,24 +62,28 @@ impl Waiter {
 
     /// Parks the thread until the grant, until `look` has passed, or until the deadline.
     #[cfg(not(feature = "model"))]
-    pub(crate) fn wait(&self, look: Duration, deadline: Option<Instant>) -> Woken {
-        let look = Instant::now() + look;
-        let (until, time) = match deadline {
-            Some(deadline) if deadline <= look => (deadline, Time::Deadline),
-            _ => (look, Time::Look),
-        };
+    pub(crate) fn wait(&self, look: Option<Duration>, deadline: Option<Instant>) -> Woken {
+        let look = look.map(|look| (Instant::now() + look, Time::Look));
+        let deadline = deadline.map(|deadline| (deadline, Time::Deadline));
+        let first = look.into_iter().chain(deadline).min_by_key(|&(until, _)| until);
         let mut state = self.state.lock();
-        let mut passed = false;
         // A loop: condition variables may wake for no reason.
-        while !state.granted && !passed {
-            (state, passed) = self.wake.wait_until(state, until);
+        while !state.granted {
+            let passed;
+            (state, passed) = self.wake.wait_until(state, first.map(|(until, _)| until));
+            if let Some((_, time)) = first
+                && passed
+                && !state.granted
+            {
+                return Woken::At(time);
+            }
         }
-        if state.granted { Woken::Granted } else { Woken::At(time) }
+        Woken::Granted
     }
 
     /// Parks the thread until the grant or until a model's clock strikes.
     #[cfg(feature = "model")]
-    pub(crate) fn wait(&self, _look: Duration, deadline: Option<Instant>) -> Woken {
+    pub(crate) fn wait(&self, look: Option<Duration>, deadline: Option<Instant>) -> Woken {
         let mut state = self.state.lock();
         loop {
             let struck = std::mem::take(&mut state.struck);
@@ -87,7 +91,7 @@ impl Waiter {
                 return Woken::Granted;
             } else if deadline.is_some() && struck.contains(&Time::Deadline) {
                 return Woken::At(Time::Deadline);
-            } else if struck.contains(&Time::Look) {
+            } else if look.is_some() && struck.contains(&Time::Look) {
                 return Woken::At(Time::Look);
             }
             state = self.wake.wait(state);
