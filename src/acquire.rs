@@ -96,8 +96,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let (deadline, temper) = match blocked.patience {
             Patience::None if self.table.try_grant(step, &held) => return Ok(()),
             Patience::None => return Err(Refusal::WouldBlock),
-            Patience::Until(Some(deadline)) => (Some(deadline), Temper::Timed),
-            Patience::Until(None) => (None, Temper::Refusable),
+            Patience::Until(deadline) => (deadline, Temper::Refusable),
             Patience::Endless => (None, Temper::Endless),
         };
         let waiter = Arc::new(Waiter::default());

@@ -17,8 +17,7 @@
 //!
 //! Steps and places alone make no cycle, since both follow an order. So each cycle has a party whose guard holds up the
 //! one before: one of those gets the report, and never somebody who holds nothing and merely stands in between. Among
-//! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`); the latter also
-//! lets a cycle be in which somebody has a deadline.
+//! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`).
 //!
 //! So only nested requests look, when they have waited for a little while, and again later. The last to enter a cycle
 //! finds it complete.
@@ -75,13 +74,9 @@ impl Party {
         }
     }
 
-    /// Whether a party that can only panic leaves a cycle to this one, which holds up the one before `by` that.
-    fn resolves(&self, by: By) -> bool {
-        match self.temper {
-            Temper::Endless => false,
-            Temper::Refusable => by == By::Guard,
-            Temper::Timed => true,
-        }
+    /// Whether this one, which holds up the one before `by` that, is the one to report the cycle to if anybody is.
+    fn takes_report(&self, by: By) -> bool {
+        by == By::Guard && self.temper == Temper::Refusable
     }
 }
 
@@ -106,7 +101,7 @@ fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
         unseen.retain(|&other| {
             let found = parties[at].waits_for(&parties[other]).is_some_and(|by| match other == start {
                 true => by == By::Guard,
-                false => parties[start].temper != Temper::Endless || !parties[other].resolves(by),
+                false => parties[start].temper != Temper::Endless || !parties[other].takes_report(by),
             });
             if found {
                 came_from.insert(other, at);
@@ -130,6 +125,8 @@ fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
 pub(crate) struct Member<P: TreePath + ?Sized> {
     pub(crate) waits: Found<P>,
     pub(crate) holds: Vec<Found<P>>,
+    /// The mode by which the steps that its request has taken do the same.
+    pub(crate) taken: Option<Mode>,
 }
 
 /// The cycle that the entry waits in. Its mark is taken back, so that nobody else reports the same one.
@@ -172,20 +169,23 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         .enumerate()
         .map(|(place, &party)| {
             let before = &parties[cycle[(place + cycle.len() - 1) % cycle.len()]];
-            let mut member = None;
+            let holds_up =
+                |&(node, mode): &(NodeId, Mode)| node == before.node && !mode.compatible(before.ticket.mode());
+            let taken = parties[party].steps.iter().copied().find(holds_up).map(|(_, mode)| mode);
+            let mut waits = None;
             let mut holds = Vec::new();
             for (key, entry) in ledger.entries() {
                 if key == keys[party] {
-                    member = Some(Found::of(entry));
+                    waits = Some(Found::of(entry));
                 } else if matches!(entry.state, State::Granted)
                     && entry.request.owner == Owner::Thread
                     && by_thread.get(&entry.request.thread.id) == Some(&party)
-                    && entry.holds().any(|(node, mode)| node == before.node && !mode.compatible(before.ticket.mode()))
+                    && entry.holds().any(|held| holds_up(&held))
                 {
                     holds.push(Found::of(entry));
                 }
             }
-            Member { waits: member.expect("a party was made from its entry"), holds }
+            Member { waits: waits.expect("a party was made from its entry"), holds, taken }
         })
         .collect();
     ledger.stop_waiting(me);
@@ -263,8 +263,6 @@ mod tests {
         parties[1].temper = Temper::Refusable;
         assert_eq!(cycle(&parties, 0), None);
         assert_eq!(cycle(&parties, 1), Some(vec![1, 0]));
-        parties[1] = Party { temper: Temper::Timed, ..with_steps(party("a", X, &[]), &[("b", X)]) };
-        assert_eq!(cycle(&parties, 0), None, "the deadline resolves it");
     }
 
     /// The first nests; the second, which takes refusals, has no guard but the steps of its one request.

@@ -3,6 +3,7 @@
 //! What is reported is copied from the ledger while all of it is locked, and spelled out afterwards, since that calls
 //! the paths' own code. Not here: how a cycle is found (`deadlock.rs`).
 
+use crate::deadlock::Member;
 use crate::ledger::{Found, LockedLedger, State};
 use crate::mode::Mode;
 use crate::path::{NodeId, Seeds, Segments, TreePath};
@@ -99,7 +100,7 @@ pub struct Deadlock {
 pub struct Party {
     /// The request that it waits with. It may hold some of its roots already.
     pub waits: Waiter,
-    /// Its guards that the one before in the cycle waits for.
+    /// What the one before in the cycle waits for: guards of this thread, and what its request has taken so far.
     pub holds: Vec<Holder>,
 }
 
@@ -124,12 +125,18 @@ impl Snapshot {
 }
 
 impl Deadlock {
-    pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[crate::deadlock::Member<P>], seeds: &Seeds) -> Self {
-        let party = |member: &crate::deadlock::Member<P>| Party {
-            waits: waiter(&member.waits, seeds),
-            holds: member.holds.iter().map(|found| holder(found, seeds)).collect(),
+    pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[Member<P>], seeds: &Seeds) -> Self {
+        let waits: Vec<Waiter> = cycle.iter().map(|member| waiter(&member.waits, seeds)).collect();
+        let party = |(place, member): (usize, &Member<P>)| {
+            let before = &waits[(place + cycle.len() - 1) % cycle.len()].at;
+            let taken = member.taken.map(|mode| Holder {
+                roots: vec![Root { segments: before.segments.clone(), mode }],
+                ..holder(&member.waits, seeds)
+            });
+            let guards = member.holds.iter().map(|found| holder(found, seeds));
+            Party { waits: waits[place].clone(), holds: guards.chain(taken).collect() }
         };
-        Deadlock { parties: cycle.iter().map(party).collect() }
+        Deadlock { parties: cycle.iter().enumerate().map(party).collect() }
     }
 }
 

@@ -84,8 +84,6 @@ pub(crate) enum Temper {
     Endless,
     /// By a refusal.
     Refusable,
-    /// By a refusal, and by a deadline at the latest.
-    Timed,
 }
 
 /// What else a thread has to do with a lock that it asks something of.

@@ -54,8 +54,7 @@ use std::time::{Duration, Instant};
 ///
 /// Threads that hold one guard at a time cannot deadlock: take everything in one request. Threads that ask for more
 /// while they hold a guard can. A cycle is found after some 20 ms and reported to one of those that nest: by an error if
-/// one of these can take it, else by a panic of `lock`. A wait that is merely long is not reported, nor is one that a
-/// deadline in the cycle will end. Not seen: cycles that involve other locks, and waits for `Arc` guards, which any
+/// one of these can take it, else by a panic of `lock`. A wait that is merely long is not reported. Not seen: cycles that involve other locks, and waits for `Arc` guards, which any
 /// thread might drop, so that a thread which waits for its own `Arc` guard waits for ever.
 ///
 /// # Panics
