@@ -151,10 +151,11 @@ impl<W> Node<W> {
         waited
     }
 
-    /// Whether nobody holds it or waits for it: it may be dropped.
+    /// Whether nobody holds it, and so nobody waits for it: it may be dropped.
     #[inline]
     pub(crate) fn is_idle(&self) -> bool {
-        self.granted.is_empty() && self.queue.is_none()
+        debug_assert!(self.queue.is_none() || !self.granted.is_empty(), "who waits, waits for a holder");
+        self.granted.is_empty()
     }
 
     #[inline]

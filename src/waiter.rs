@@ -105,3 +105,25 @@ impl Waiter {
         self.wake.notify_one();
     }
 }
+
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// No model makes a spurious wake-up, so here is one, and many.
+    #[test]
+    fn wake_up_without_a_grant_ends_no_wait() {
+        let waiter = Waiter::default();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| (waiter.wait(None, None), waiter.is_granted()));
+            for _ in 0..10_000 {
+                waiter.wake();
+                thread::yield_now();
+            }
+            waiter.grant();
+            waiter.wake();
+            assert_eq!(waits.join().unwrap(), (Woken::Granted, true));
+        });
+    }
+}
