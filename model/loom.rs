@@ -242,26 +242,35 @@ fn several_roots_in_opposite_orders() {
     });
 }
 
-/// G7, G10: a deadline that passes while the grant is on its way; whoever waits behind gets in either way.
+/// G7, G10: a deadline that passes while the grant is on its way.
 #[test]
 fn deadline_against_grant() {
-    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+    let (granted, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let outcomes = (Arc::clone(&granted), Arc::clone(&refused));
+    model(Bounds { quick: 3, slow: Some(4) }, move |lock| {
         let cell = Protected::new();
         let held = lock.write("a");
         let timed = {
             let cell = cell.clone();
+            let (granted, refused) = outcomes.clone();
             spawn(lock, move |lock| match lock.try_lock_for(&[], &["a/b"], Duration::ZERO) {
-                Ok(_guard) => cell.write(),
-                Err(LockError::TimedOut) => {}
+                Ok(_guard) => {
+                    granted.fetch_add(1, Ordering::Relaxed);
+                    cell.write();
+                }
+                Err(LockError::TimedOut) => {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(error) => panic!("{error}"),
             })
         };
-        let clock = spawn(lock, |lock| lock.strike(true));
         cell.write();
+        until_waiting(lock, 1);
+        let clock = spawn(lock, |lock| lock.strike(true));
         drop(held);
-        // Should the clock strike before it waits, nothing ends its wait but the release.
         join_all([timed, clock]);
     });
+    assert!(granted.load(Ordering::Relaxed) > 0 && refused.load(Ordering::Relaxed) > 0, "both must be explored");
 }
 
 /// G1, G7: the same while another one queues: the late one must not take it out of the queue.

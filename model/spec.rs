@@ -26,11 +26,19 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Component, Path};
 
 /// The way from the root of the tree to a node: its segments. It stands for the sub-tree below that node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Way(pub(crate) Vec<Vec<u8>>);
+
+/// As a path, so that a failing case can be read.
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.0.join(&b'/').escape_ascii())
+    }
+}
 
 /// What a [`Path`] is told from. Ways told from different places cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
