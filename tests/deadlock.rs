@@ -1,0 +1,429 @@
+//! Cycles are reported, to one of those in them, and nothing else is (G2).
+#![cfg(not(feature = "model"))]
+
+mod common;
+
+use common::{
+    LIMIT, Other, Party, Paths, admits, join, join_all, only_report, panic_message, spawn, wait_until_waiting,
+};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+use treelock::{Deadlock, LockError, TreeLock};
+
+/// A wait of this length is long: it has been looked at for a deadlock several times.
+const LONG: Duration = Duration::from_millis(300);
+
+/// What a request names: reads and writes.
+type Ask = (Paths, Paths);
+
+/// Takes `first`, waits until all have theirs, and asks for `second`; the report, if it gets one.
+fn nested(lock: &Arc<TreeLock>, together: &Arc<Barrier>, name: &str, first: Ask, second: Ask) -> Party {
+    let (lock, together) = (Arc::clone(lock), Arc::clone(together));
+    spawn(name, move || {
+        let _first = lock.lock(first.0, first.1);
+        together.wait();
+        match lock.try_lock_for(second.0, second.1, LIMIT) {
+            Ok(_second) => None,
+            Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
+            Err(error) => panic!("{error}"),
+        }
+    })
+}
+
+/// The threads of a report, beginning with the first in the alphabet.
+fn threads(report: &Deadlock) -> Vec<&str> {
+    let mut threads: Vec<&str> = report.parties.iter().map(|party| &*party.waits.thread).collect();
+    let first = (0..threads.len()).min_by_key(|&index| threads[index]).unwrap();
+    threads.rotate_left(first);
+    threads
+}
+
+/// G2: it may also wait for itself through somebody in the queue.
+#[test]
+fn a_thread_that_waits_behind_a_writer_that_waits_for_it_is_told_so() {
+    let lock = common::new();
+    let held = lock.read("a");
+    let writer = Other::waits(&lock, &[], &["a"]);
+    let refused = lock.try_lock_arc_for(&["a"], &[], LIMIT);
+    let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+    assert_eq!(report.parties.len(), 2, "{report}");
+    drop(held);
+    writer.releases();
+}
+
+/// G2.
+#[test]
+fn two_threads_that_wait_for_each_other_are_reported_to_one_of_them() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(2));
+    let report = only_report([
+        nested(&lock, &together, "left", (&[], &["a"]), (&[], &["b"])),
+        nested(&lock, &together, "right", (&[], &["b"]), (&["a/x"], &[])),
+    ]);
+    assert_eq!(threads(&report), ["left", "right"]);
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2.
+#[test]
+fn longer_cycles_are_reported_whole() {
+    let paths: [Paths; 4] = [&["a"], &["b"], &["c"], &["d"]];
+    let names = ["t0", "t1", "t2", "t3"];
+    for length in [3, 4] {
+        let lock = common::new();
+        let together = Arc::new(Barrier::new(length));
+        let report = only_report((0..length).map(|number| {
+            nested(&lock, &together, names[number], (&[], paths[number]), (&[], paths[(number + 1) % length]))
+        }));
+        assert_eq!(threads(&report), names[..length], "each stands behind the one it waits for");
+        assert!(report.to_string().starts_with(&format!("deadlock of {length} threads:")), "{report}");
+        common::assert_free(&lock, "".as_ref());
+    }
+}
+
+/// G2: two readers of one node, each of which wants to write it.
+#[test]
+fn two_upgrades_of_one_node_are_reported_to_one_of_them() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(2));
+    let report = only_report([
+        nested(&lock, &together, "left", (&["a"], &[]), (&[], &["a"])),
+        nested(&lock, &together, "right", (&["a"], &[]), (&[], &["a/b"])),
+    ]);
+    assert_eq!(threads(&report), ["left", "right"]);
+}
+
+/// G2: of three, two are in a cycle with the third each; two reports are needed, and no more are given.
+#[test]
+fn as_many_are_reported_as_must_give_up() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(3));
+    let parties = ["t0", "t1", "t2"].map(|name| nested(&lock, &together, name, (&["a"], &[]), (&[], &["a"])));
+    assert_eq!(join_all(parties).iter().flatten().count(), 2);
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2: a cycle may go through the queue: who waits behind another waits for what that one waits for.
+#[test]
+fn a_cycle_through_a_place_in_the_queue_is_reported() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(2));
+    let (asked, wait) = mpsc::channel::<()>();
+    // Holds `a` shared, and wants `b` when the other two wait.
+    let reader = spawn("reader", {
+        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+        move || {
+            let _first = lock.read("a");
+            together.wait();
+            wait.recv().unwrap();
+            lock.try_lock_for(&["b"], &[], LIMIT).err()
+        }
+    });
+    // Holds `b`, and wants `a` shared: it would fit beside the reader, but not before the writer.
+    let other = spawn("other", {
+        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+        move || {
+            let _first = lock.write("b");
+            together.wait();
+            wait_until_waiting(&lock, 1);
+            lock.try_lock_for(&["a"], &[], LIMIT).err()
+        }
+    });
+    common::wait_until("both hold", || lock.snapshot().holders.len() == 2);
+    let writer = Other::waits(&lock, &[], &["a"]);
+    wait_until_waiting(&lock, 2);
+    asked.send(()).unwrap();
+    // It has its turn when one of the two has been told and has let go.
+    writer.releases();
+    let reports = [join(reader), join(other)];
+    let Some(LockError::Deadlock(report)) = reports.iter().flatten().next() else { panic!("{reports:?}") };
+    assert_eq!(reports.iter().flatten().count(), 1);
+    assert_eq!(report.parties.len(), 3, "{report}");
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2: a request that waits half way holds something too.
+#[test]
+fn a_cycle_through_a_request_that_waits_half_way_is_reported() {
+    let lock = common::new();
+    let deep = lock.write("x/y");
+    // Takes `a`, which is nearer to the root, and waits for `x/y`.
+    let half_way = spawn("half-way", {
+        let lock = Arc::clone(&lock);
+        move || drop(lock.lock(&[], &["a", "x/y"]))
+    });
+    wait_until_waiting(&lock, 1);
+    let refused = lock.try_lock_for(&["a"], &[], LIMIT);
+    let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+    let me = std::thread::current().name().unwrap().to_owned();
+    let parties: Vec<&str> = report.parties.iter().map(|party| &*party.waits.thread).collect();
+    assert_eq!(parties, [&me, "half-way"]);
+    assert!(!admits(&lock, &["a"], &[]), "the other still has it");
+    drop(deep);
+    join(half_way);
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2: it comes out in `Ok` for all but one, and that one has kept what it held before.
+#[test]
+fn the_others_go_on_when_the_one_that_was_told_lets_go() {
+    let lock = common::new();
+    let right = spawn("right", {
+        let lock = Arc::clone(&lock);
+        move || {
+            let _b = lock.write("b");
+            wait_until_waiting(&lock, 1);
+            // Takes no refusal, so the report goes to the other.
+            let _a = lock.write("a");
+        }
+    });
+    let a = lock.write("a");
+    common::wait_until("b is held", || lock.snapshot().holders.len() == 2);
+    let refused = lock.try_lock_for(&[], &["b"], LIMIT);
+    assert!(matches!(refused, Err(LockError::Deadlock(_))), "{refused:?}");
+    assert!(!admits(&lock, &["a"], &[]), "its guard is as it was");
+    wait_until_waiting(&lock, 1);
+    drop(a);
+    join(right);
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2: who called `lock` can only panic, so the report goes to whoever takes errors, whichever of them came last.
+#[test]
+fn the_error_goes_to_who_takes_errors() {
+    for errors_first in [true, false] {
+        let lock = common::new();
+        let together = Arc::new(Barrier::new(2));
+        let panics = spawn("panics", {
+            let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+            move || {
+                let _b = lock.write("b");
+                together.wait();
+                wait_until_waiting(&lock, usize::from(errors_first));
+                drop(lock.write("a"));
+            }
+        });
+        let a = lock.write("a");
+        together.wait();
+        wait_until_waiting(&lock, usize::from(!errors_first));
+        let refused = lock.try_lock_for(&[], &["b"], LIMIT);
+        assert!(matches!(refused, Err(LockError::Deadlock(_))), "{refused:?}");
+        drop(a);
+        join(panics);
+    }
+}
+
+/// G2, G7: what was refused has left nothing, and those behind it in the queue have gone on.
+#[test]
+fn a_reported_request_leaves_nothing_behind() {
+    let lock = common::new();
+    let held = lock.write("a/x");
+    let (own, ready) = (Arc::clone(&lock), Arc::new(Barrier::new(2)));
+    let reported = spawn("reported", {
+        let ready = Arc::clone(&ready);
+        move || {
+            let _z = own.write("z");
+            ready.wait();
+            // It takes `c` and `d`, which are nearer to the root, on its way to `a/x`.
+            own.try_lock_for(&["d"], &["c", "a/x"], LIMIT).err()
+        }
+    });
+    ready.wait();
+    wait_until_waiting(&lock, 1);
+    assert!(!admits(&lock, &["c"], &[]) && !admits(&lock, &[], &["d"]));
+    let behind = Other::waits(&lock, &["c"], &[]);
+    drop(lock.write("z/y"));
+    assert!(matches!(join(reported), Some(LockError::Deadlock(_))));
+    behind.releases();
+    assert!(admits(&lock, &["c"], &["d"]));
+    drop(held);
+}
+
+/// G2: no false report, neither in the queue of a long holder nor to whoever holds guards meanwhile.
+#[test]
+fn a_wait_that_is_merely_long_is_not_reported() {
+    let lock = common::new();
+    let (done, never) = mpsc::channel::<()>();
+    let holder = Other::holds(&lock, &[], &["a"]);
+    // A chain: each holds something, and waits for the one before.
+    let mut chain = Vec::new();
+    for (own, next) in [("b", "a"), ("c", "b"), ("d", "c")] {
+        let lock_here = Arc::clone(&lock);
+        chain.push(spawn(own, move || {
+            let _own = lock_here.write(own);
+            drop(lock_here.lock(&[next], &[]));
+        }));
+        wait_until_waiting(&lock, chain.len());
+    }
+    let start = Instant::now();
+    let refused = lock.try_lock_for(&["d"], &["a/b"], LONG);
+    assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
+    assert!(start.elapsed() >= LONG);
+    assert_eq!(never.recv_timeout(LONG), Err(RecvTimeoutError::Timeout));
+    drop(done);
+    assert_eq!(lock.snapshot().waiters.len(), 3);
+    holder.releases();
+    join_all(chain);
+}
+
+/// G2: any thread may drop an `Arc` guard, so a wait for one is no cycle; and it ends when one does.
+#[test]
+fn a_wait_for_an_arc_guard_is_not_reported() {
+    let lock = common::new();
+    let a = lock.lock_arc(&[], &["a"]);
+    let _b = lock.write("b");
+    let other = spawn("other", {
+        let lock = Arc::clone(&lock);
+        move || {
+            let _c = lock.write("c");
+            drop(lock.write("a"));
+        }
+    });
+    wait_until_waiting(&lock, 1);
+    // It would be a cycle if `a` were a plain guard of this thread.
+    let refused = lock.try_lock_for(&["c"], &[], LONG);
+    assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
+    let dropped = spawn("dropping", move || drop(a));
+    drop(lock.lock(&["c"], &[]));
+    join(dropped);
+    join(other);
+}
+
+/// G2: a deadline that comes before the report is a time-out like any other.
+#[test]
+fn a_short_deadline_in_a_cycle_times_out() {
+    let lock = common::new();
+    let _held = lock.write("a");
+    let refused = lock.try_lock_arc_for(&["a"], &[], Duration::ZERO);
+    assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
+}
+
+/// G2: a request in a cycle that has no deadline, because the clock cannot tell it, gets the report as well.
+#[test]
+fn a_request_with_an_endless_deadline_is_reported() {
+    let lock = common::new();
+    let _held = lock.write("a");
+    let refused = lock.try_lock_arc_for(&["a"], &[], Duration::MAX);
+    assert!(matches!(refused, Err(LockError::Deadlock(_))), "{refused:?}");
+}
+
+/// G2: owners that each hold one guard at most always make progress, whatever they ask for.
+#[test]
+fn requests_that_are_not_nested_are_never_reported() {
+    let lock = common::new();
+    let paths = ["a", "a/b", "b", "b/c/d", "c", "d/e"];
+    let threads = (0..4).map(|number: usize| {
+        let lock = Arc::clone(&lock);
+        spawn("single", move || {
+            for round in 0..200 {
+                // In every order, reading and writing.
+                let at = |step: usize| paths[(round * (number + 1) + step * (number + 2)) % paths.len()];
+                drop(lock.lock(&[at(0), at(1)], &[at(2), at(3)]));
+            }
+        })
+    });
+    join_all(threads);
+}
+
+/// G2: nested requests in every order never hang: each ends in a grant or a report, and none runs out of time.
+#[test]
+fn nested_requests_of_many_threads_end_in_a_grant_or_a_report() {
+    let lock = common::new();
+    let paths = ["a", "b", "a/b", "c"];
+    let threads = (0..4).map(|number: usize| {
+        let lock = Arc::clone(&lock);
+        spawn("nested", move || {
+            for round in 0..12 {
+                let at = |step: usize| paths[(round * (number + 1) + step * (number + 3)) % paths.len()];
+                let Ok(_first) = lock.try_lock_for(&[], &[at(0)], LIMIT) else { continue };
+                match lock.try_lock_for(&[at(1)], &[at(2)], LIMIT) {
+                    Ok(_) | Err(LockError::Deadlock(_)) => {}
+                    Err(error) => panic!("{error}\n{}", lock.snapshot()),
+                }
+            }
+        })
+    });
+    join_all(threads);
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2: who takes all in one request is never the one to be refused, though it may be the first that sees the cycle.
+#[test]
+fn a_request_that_is_not_nested_is_never_reported() {
+    let lock = common::new();
+    let first = Other::holds(&lock, &[], &["p/q"]);
+    let (nested, one_request) = (Arc::clone(&lock), Arc::clone(&lock));
+    // Takes `a`, waits for `p/q`, and then for `x/y/z`.
+    let one_request = spawn("one request", move || drop(one_request.lock(&[], &["a", "p/q", "x/y/z"])));
+    wait_until_waiting(&lock, 1);
+    let nested = spawn("nested", move || {
+        let _deep = nested.write("x/y/z");
+        let refused = nested.try_lock_for(&[], &["b"], LONG);
+        assert!(refused.is_ok());
+        panic_message(|| drop(nested.write("a")))
+    });
+    wait_until_waiting(&lock, 2);
+    // The nested one has waited for long, and looks for a deadlock rarely; the other comes to the cycle just now.
+    let (_open, never) = mpsc::channel::<()>();
+    assert!(never.recv_timeout(LONG / 2).is_err());
+    first.releases();
+    join(one_request);
+    assert!(join(nested).contains("deadlock of 2 threads"));
+}
+
+/// G2: the report goes to the one with the guard; the other has a deadline, which is too far to count.
+#[test]
+fn a_cycle_is_reported_although_one_in_it_has_a_deadline() {
+    let lock = common::new();
+    let deep = lock.write("x/y");
+    let one_request = spawn("one request", {
+        let lock = Arc::clone(&lock);
+        move || lock.try_lock_for(&[], &["a", "x/y"], Duration::from_secs(10)).map(drop)
+    });
+    wait_until_waiting(&lock, 1);
+    let asked = Instant::now();
+    let message = std::panic::catch_unwind(|| drop(lock.write("a"))).err();
+    let blocked_for = asked.elapsed();
+    drop(deep);
+    assert!(
+        message.is_some(),
+        "nobody was told, and after {blocked_for:?} the other gave up: {:?}",
+        join(one_request)
+    );
+    assert!(join(one_request).is_ok());
+}
+
+/// G2: "after some 20 ms", says the documentation.
+#[test]
+fn a_cycle_is_reported_soon_although_one_in_it_has_waited_for_long() {
+    let lock = common::new();
+    let (go, wait) = mpsc::channel::<()>();
+    let late = spawn("late", {
+        let lock = Arc::clone(&lock);
+        move || {
+            let _b = lock.write("b");
+            wait.recv().unwrap();
+            let asked = Instant::now();
+            drop(lock.write("a"));
+            asked.elapsed()
+        }
+    });
+    common::wait_until("b is held", || lock.snapshot().holders.len() == 1);
+    let early = spawn("early", {
+        let lock = Arc::clone(&lock);
+        move || {
+            let _a = lock.write("a");
+            drop(lock.try_lock_for(&[], &["b"], LIMIT).unwrap_err());
+        }
+    });
+    wait_until_waiting(&lock, 1);
+    // So long that a next look as much later again would be late.
+    let (_open, never) = mpsc::channel::<()>();
+    assert!(never.recv_timeout(Duration::from_millis(1400)).is_err());
+    go.send(()).unwrap();
+    let blocked_for = join(late);
+    join(early);
+    // The machine may be busy; a look that comes at intervals that double would be later than this.
+    assert!(blocked_for < Duration::from_millis(800), "{blocked_for:?} until a report");
+}

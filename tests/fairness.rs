@@ -1,0 +1,265 @@
+//! Who is served when (G3), and that those who fit do not wait (G4).
+#![cfg(not(feature = "model"))]
+
+mod common;
+
+use common::{Other, Paths, admits, join, join_all, spawn, wait_until, wait_until_thread_waits, wait_until_waiting};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use treelock::TreeLock;
+
+/// Others that queue one after the other, and note their names when they are served.
+#[derive(Default)]
+struct Queue {
+    served: Arc<Mutex<Vec<&'static str>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Queue {
+    fn join(&mut self, lock: &Arc<TreeLock>, name: &'static str, reads: Paths, writes: Paths) {
+        let (own, served) = (Arc::clone(lock), Arc::clone(&self.served));
+        self.threads.push(spawn(name, move || {
+            let guard = own.lock(reads, writes);
+            served.lock().unwrap().push(name);
+            drop(guard);
+        }));
+        wait_until_thread_waits(lock, name);
+    }
+
+    /// The order of service, once all are served.
+    fn served(self) -> Vec<&'static str> {
+        join_all(self.threads);
+        Arc::try_unwrap(self.served).unwrap().into_inner().unwrap()
+    }
+}
+
+/// G3.
+#[test]
+fn conflicting_requests_are_served_in_the_order_of_their_coming() {
+    let lock = common::new();
+    let held = lock.write("a");
+    let mut queue = Queue::default();
+    queue.join(&lock, "write a", &[], &["a"]);
+    queue.join(&lock, "read a", &["a"], &[]);
+    queue.join(&lock, "write below", &[], &["a/b"]);
+    queue.join(&lock, "read a and write below", &["a"], &["a/c"]);
+    queue.join(&lock, "write a again", &[], &["a"]);
+    queue.join(&lock, "read far below", &["a/b/c/d"], &[]);
+    drop(held);
+    let order = ["write a", "read a", "write below", "read a and write below", "write a again", "read far below"];
+    assert_eq!(queue.served(), order);
+}
+
+/// G3: also when the queue is long.
+#[test]
+fn a_hundred_writers_are_served_in_the_order_of_their_coming() {
+    let lock = common::new();
+    let held = lock.write("a");
+    let names: Vec<&'static str> = (0..100).map(|number| &*format!("writer {number}").leak()).collect();
+    let mut queue = Queue::default();
+    for name in &names {
+        queue.join(&lock, name, &[], &["a"]);
+    }
+    drop(held);
+    assert_eq!(queue.served(), names);
+}
+
+/// G3: at the root of the tree as at any other node.
+#[test]
+fn who_wants_the_whole_tree_is_served_in_turn() {
+    let lock = common::new();
+    let held = lock.write("a");
+    let mut queue = Queue::default();
+    queue.join(&lock, "all", &[], &[""]);
+    queue.join(&lock, "somewhere", &[], &["b"]);
+    queue.join(&lock, "read all", &["."], &[]);
+    assert!(!admits(&lock, &["c"], &[]), "nobody overtakes who waits for the whole tree");
+    drop(held);
+    assert_eq!(queue.served(), ["all", "somewhere", "read all"]);
+}
+
+/// G3.
+#[test]
+fn newcomers_do_not_overtake_a_waiting_writer() {
+    let lock = common::new();
+    let held = Other::holds(&lock, &["a"], &[]);
+    let writer = Other::waits(&lock, &[], &["a"]);
+    assert!(!admits(&lock, &["a"], &[]), "a reader of the same");
+    assert!(!admits(&lock, &["a/b"], &[]), "a reader below");
+    assert!(!admits(&lock, &[""], &[]), "a reader of all");
+    assert!(!admits(&lock, &["b", "a/b"], &["c"]), "a reader of several");
+    held.releases();
+    writer.wait_until_granted();
+    assert!(!admits(&lock, &["a"], &[]));
+    writer.releases();
+    assert!(admits(&lock, &["a"], &[]));
+}
+
+/// G3, G4: a writer below `a` waits for the readers of `a`; whoever only reads elsewhere below `a` conflicts with
+/// neither.
+#[test]
+fn who_fits_passes_the_queue_and_who_does_not_stays_behind() {
+    let lock = common::new();
+    let held = Other::holds(&lock, &["a"], &[]);
+    let writer = Other::waits(&lock, &[], &["a/b"]);
+    assert!(admits(&lock, &["a/c"], &[]), "conflicts with nobody");
+    assert!(admits(&lock, &["a/c", "a/d/e"], &["b"]), "conflicts with nobody");
+    assert!(!admits(&lock, &["a"], &[]), "fits beside the reader, but not beside the writer that was there before");
+    assert!(!admits(&lock, &[], &["a/c"]), "fits beside the writer, but not beside the reader");
+    held.releases();
+    writer.releases();
+}
+
+/// G3, G4: two that wait do not hold up each other when they fit.
+#[test]
+fn all_whose_turn_has_come_are_served_together() {
+    let lock = common::new();
+    let held = lock.write("a");
+    let together = Arc::new(Barrier::new(4));
+    let cases: [(Paths, Paths); 4] = [(&["a"], &[]), (&["a"], &[]), (&["a/b"], &[]), (&["a/b", "a/c"], &["d"])];
+    let readers = cases.map(|(reads, writes)| {
+        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+        spawn("reader", move || {
+            let _guard = lock.lock(reads, writes);
+            together.wait();
+        })
+    });
+    wait_until_waiting(&lock, 4);
+    drop(held);
+    join_all(readers);
+}
+
+/// G3, G4: those that fit beside the first of the queue come with it, those behind the next writer do not.
+#[test]
+fn readers_behind_the_next_writer_do_not_come_with_those_before_it() {
+    let lock = common::new();
+    let held = lock.write("a");
+    let first = [Other::waits(&lock, &["a"], &[]), Other::waits(&lock, &["a/b"], &[])];
+    let writer = Other::waits(&lock, &[], &["a"]);
+    let last = Other::waits(&lock, &["a"], &[]);
+    drop(held);
+    first.iter().for_each(Other::wait_until_granted);
+    assert_eq!(lock.snapshot().holders.len(), 2);
+    assert!(!writer.is_granted() && !last.is_granted());
+    first.into_iter().for_each(Other::releases);
+    writer.wait_until_granted();
+    assert!(!last.is_granted());
+    writer.releases();
+    last.releases();
+}
+
+/// G3: each reader asks before the one before it lets go, so that there is always one.
+#[test]
+fn a_writer_is_not_starved_by_a_stream_of_overlapping_readers() {
+    let lock = common::new();
+    let mut reader = Other::holds(&lock, &["a"], &[]);
+    let writer = Other::waits(&lock, &[], &["a"]);
+    for passed in 0.. {
+        assert!(passed < 100, "the writer is starved");
+        let next = Other::asks(&lock, &["a/b"], &[]);
+        wait_until("the next reader is in, or waits with the writer", || {
+            next.is_granted() || lock.snapshot().waiters.len() == 2
+        });
+        reader.releases();
+        reader = next;
+        wait_until("it is somebody's turn", || reader.is_granted() || writer.is_granted());
+        if writer.is_granted() {
+            break;
+        }
+    }
+    assert!(!reader.is_granted());
+    writer.releases();
+    reader.releases();
+}
+
+/// G3: the same as it comes, on several threads that never stop asking.
+#[test]
+fn writers_get_in_between_readers_that_never_stop() {
+    let lock = common::new();
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers = ["a", "a/b", "a/b/c"].map(|path| {
+        let (lock, stop) = (Arc::clone(&lock), Arc::clone(&stop));
+        spawn(path, move || {
+            while !stop.load(Ordering::Relaxed) {
+                let _guard = lock.read(path);
+                thread::yield_now();
+            }
+        })
+    });
+    for path in ["a", "", "a/b"].repeat(30) {
+        let guard = lock.try_lock_for(&[], &[path], common::LIMIT);
+        drop(guard.expect("the writer is starved"));
+    }
+    stop.store(true, Ordering::Relaxed);
+    join_all(readers);
+}
+
+/// G3: a request of several roots waits for each of them in turn, and is not passed by for ever.
+#[test]
+fn a_request_of_several_roots_is_not_starved_by_requests_of_one() {
+    let lock = common::new();
+    let stop = Arc::new(AtomicBool::new(false));
+    let single = ["a", "b/x", "c/x/y"].map(|path| {
+        let (lock, stop) = (Arc::clone(&lock), Arc::clone(&stop));
+        spawn(path, move || {
+            while !stop.load(Ordering::Relaxed) {
+                let _guard = lock.write(path);
+                thread::yield_now();
+            }
+        })
+    });
+    for _ in 0..50 {
+        let guard = lock.try_lock_for(&["b/x"], &["a", "c/x/y"], common::LIMIT);
+        drop(guard.expect("it is starved"));
+    }
+    stop.store(true, Ordering::Relaxed);
+    join_all(single);
+}
+
+/// G3: those who were there before are served once each, however often they ask again.
+#[test]
+fn nobody_is_served_twice_while_another_waits() {
+    let lock = common::new();
+    let served: Arc<[AtomicUsize; 3]> = Arc::default();
+    let held = lock.write("a");
+    let others = [0, 1, 2].map(|number| {
+        let (lock, served) = (Arc::clone(&lock), Arc::clone(&served));
+        spawn("other", move || {
+            for _ in 0..20 {
+                let _guard = lock.write("a/b");
+                served[number].fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    });
+    wait_until_waiting(&lock, 3);
+    let last = spawn("last", {
+        let (lock, served) = (Arc::clone(&lock), Arc::clone(&served));
+        move || {
+            let _guard = lock.write("a");
+            served.each_ref().map(|count| count.load(Ordering::SeqCst))
+        }
+    });
+    wait_until_waiting(&lock, 4);
+    drop(held);
+    assert_eq!(join(last), [1, 1, 1]);
+    join_all(others);
+}
+
+/// G3: a waiter that is refused later on keeps nobody's place.
+#[test]
+fn the_order_is_kept_when_one_in_the_middle_gives_up() {
+    let lock = common::new();
+    let held = lock.write("a");
+    let mut queue = Queue::default();
+    queue.join(&lock, "first", &[], &["a"]);
+    let own = Arc::clone(&lock);
+    let impatient = spawn("impatient", move || own.try_lock_for(&[], &["a"], Duration::from_millis(300)).is_err());
+    wait_until("it waits, or has", || lock.snapshot().waiters.len() == 2 || impatient.is_finished());
+    queue.join(&lock, "third", &["a"], &[]);
+    queue.join(&lock, "fourth", &[], &["a/b"]);
+    assert!(join(impatient));
+    drop(held);
+    assert_eq!(queue.served(), ["first", "third", "fourth"]);
+}

@@ -1,0 +1,166 @@
+//! A thread that does as it is told: one command, one answer.
+
+use crate::spec::Id;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+use treelock::{ArcTreeLockGuard, LockError, TreeLock, TreeLockGuard};
+
+pub(crate) type Lock = TreeLock<str>;
+
+/// What [`How::BriefFor`] waits for.
+const BRIEF: Duration = Duration::from_millis(3);
+
+/// How the text of a panic begins that reports a deadlock.
+pub(crate) const DEADLOCK: &str = "treelock: deadlock of ";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Plain,
+    Arc,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Try,
+    For(Duration),
+    UntilPast,
+    /// `lock`; where it would block and nothing may, `try_lock`.
+    Lock,
+    /// `try_lock_for`, as good as for ever.
+    LongFor,
+    /// `try_lock_for` for so long that others may come meanwhile.
+    BriefFor,
+}
+
+#[derive(Clone)]
+pub(crate) struct Paths {
+    pub(crate) reads: Vec<String>,
+    pub(crate) writes: Vec<String>,
+}
+
+/// On one line, so that a failing history can be read.
+impl fmt::Debug for Paths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Paths { reads, writes } = self;
+        write!(f, "Paths {{ reads: {reads:?}, writes: {writes:?} }}")
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Change {
+    Downgrade,
+    Drop,
+    /// By a panic that unwinds through it.
+    Unwind,
+    /// On another thread, if it may go there.
+    DropAt(usize),
+}
+
+pub(crate) enum Command {
+    Ask(Id, Kind, How, Paths),
+    Change(Id, Change),
+    DropArc(ArcTreeLockGuard<str>),
+}
+
+pub(crate) enum Answer {
+    Granted(Option<ArcTreeLockGuard<str>>),
+    Refused(LockError),
+    /// `lock` panicked.
+    Panicked(String),
+    Done,
+}
+
+pub(crate) fn obey(
+    lock: &Arc<Lock>,
+    commands: &Receiver<Command>,
+    answers: &Sender<(usize, Option<Id>, Answer)>,
+    me: usize,
+) {
+    let mut guards: BTreeMap<Id, TreeLockGuard<'_, str>> = BTreeMap::new();
+    for command in commands {
+        let answer = match command {
+            Command::Ask(id, Kind::Plain, how, paths) => (
+                Some(id),
+                answer(
+                    || plain(lock, how, &paths),
+                    |guard| {
+                        guards.insert(id, guard);
+                        None
+                    },
+                ),
+            ),
+            Command::Ask(id, Kind::Arc, how, paths) => (Some(id), answer(|| arc(lock, how, &paths), Some)),
+            Command::Change(id, change) => {
+                let guard = guards.remove(&id).expect("it is held here");
+                if let Change::Downgrade = change {
+                    guards.insert(id, guard.downgrade());
+                } else {
+                    let_go(guard, change);
+                }
+                (None, Answer::Done)
+            }
+            Command::DropArc(guard) => {
+                drop(guard);
+                (None, Answer::Done)
+            }
+        };
+        if answers.send((me, answer.0, answer.1)).is_err() {
+            return;
+        }
+    }
+}
+
+fn answer<G>(
+    ask: impl FnOnce() -> Result<G, LockError>,
+    keep: impl FnOnce(G) -> Option<ArcTreeLockGuard<str>>,
+) -> Answer {
+    match catch_unwind(AssertUnwindSafe(ask)) {
+        Ok(Ok(guard)) => Answer::Granted(keep(guard)),
+        Ok(Err(error)) => Answer::Refused(error),
+        Err(panic) => Answer::Panicked(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
+    }
+}
+
+fn plain<'a>(
+    lock: &'a Arc<Lock>,
+    how: How,
+    Paths { reads, writes }: &Paths,
+) -> Result<TreeLockGuard<'a, str>, LockError> {
+    match (how, &reads[..], &writes[..]) {
+        (How::Try, ..) => lock.try_lock(reads, writes),
+        (How::For(timeout), ..) => lock.try_lock_for(reads, writes, timeout),
+        (How::UntilPast, ..) => lock.try_lock_until(reads, writes, Instant::now()),
+        (How::LongFor, ..) => lock.try_lock_for(reads, writes, Duration::MAX),
+        (How::BriefFor, ..) => lock.try_lock_for(reads, writes, BRIEF),
+        (How::Lock, [read], []) => Ok(lock.read(read)),
+        (How::Lock, [], [write]) => Ok(lock.write(write)),
+        (How::Lock, ..) => Ok(lock.lock(reads, writes)),
+    }
+}
+
+fn arc(lock: &Arc<Lock>, how: How, Paths { reads, writes }: &Paths) -> Result<ArcTreeLockGuard<str>, LockError> {
+    match (how, &reads[..], &writes[..]) {
+        (How::Try, ..) => lock.try_lock_arc(reads, writes),
+        (How::For(timeout), ..) => lock.try_lock_arc_for(reads, writes, timeout),
+        (How::UntilPast, ..) => lock.try_lock_arc_until(reads, writes, Instant::now()),
+        (How::LongFor, ..) => lock.try_lock_arc_for(reads, writes, Duration::MAX),
+        (How::BriefFor, ..) => lock.try_lock_arc_for(reads, writes, BRIEF),
+        (How::Lock, [read], []) => Ok(lock.read_arc(read)),
+        (How::Lock, [], [write]) => Ok(lock.write_arc(write)),
+        (How::Lock, ..) => Ok(lock.lock_arc(reads, writes)),
+    }
+}
+
+pub(crate) fn let_go<G>(guard: G, change: Change) {
+    if let Change::Unwind = change {
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            let _guard = guard;
+            resume_unwind(Box::new("as planned"));
+        }));
+        assert!(unwound.is_err());
+    }
+}

@@ -1,0 +1,356 @@
+//! Who holds what and who waits for what, as data, as a drawing and as `Debug`.
+#![cfg(not(feature = "model"))]
+
+mod common;
+
+use common::{Other, join, join_all, spawn, wait_until, wait_until_thread_waits, wait_until_waiting};
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use treelock::{Mode, Root, Snapshot, TreeLock};
+
+/// As they print: `X a/b`.
+fn told(roots: &[Root]) -> Vec<String> {
+    roots.iter().map(ToString::to_string).collect()
+}
+
+/// The drawing without what differs from run to run: times, and places in this file.
+fn steady(drawing: &str) -> String {
+    let steady = |line: &str| {
+        let Some((head, tail)) = line.split_once(" for ") else { return line.to_owned() };
+        let (time, tail) = tail.split_once(", ").unwrap();
+        let (number, unit) = time.split_once(' ').unwrap();
+        assert!(number.parse::<f64>().is_ok() && ["s", "ms", "µs"].contains(&unit), "{time} is no time");
+        let (action, place) = tail.split_once(file!()).unwrap();
+        assert!(place.chars().all(|char| char.is_ascii_digit() || char == ':'), "{place} is no place");
+        format!("{head} for TIME, {action}HERE")
+    };
+    drawing.lines().map(steady).collect::<Vec<_>>().join("\n")
+}
+
+/// Who, what, where and since when.
+#[test]
+fn a_snapshot_tells_who_holds_what_since_when_and_from_where() {
+    let lock = common::new();
+    let before = Instant::now();
+    let line = line!() + 1;
+    let _first = lock.lock(&["a", "c/d"], &["a/b", "e"]);
+    let between = Instant::now();
+    let (own, ready) = (Arc::clone(&lock), Arc::new(AtomicBool::new(false)));
+    let told_ready = Arc::clone(&ready);
+    let other = spawn("a holder", move || {
+        let guard = own.read_arc("f/g");
+        told_ready.store(true, Ordering::SeqCst);
+        guard
+    });
+    let _second = join(other);
+    let after = Instant::now();
+
+    let snapshot = lock.snapshot();
+    assert!(snapshot.waiters.is_empty() && snapshot.taken >= after);
+    let [first, second] = &snapshot.holders[..] else { panic!("{snapshot}") };
+    assert_eq!(first.thread, std::thread::current().name().unwrap());
+    assert_eq!((first.location.file(), first.location.line()), (file!(), line));
+    assert_eq!(told(&first.roots), ["SIX a", "S c/d", "X a/b", "X e"]);
+    assert!(before <= first.since && first.since <= between);
+    assert_eq!(second.thread, "a holder", "whoever has it now, that one asked");
+    assert_eq!(told(&second.roots), ["S f/g"]);
+    assert!(between <= second.since && second.since <= after);
+}
+
+/// And where it waits: at the first node of its way that somebody else excludes it from.
+#[test]
+fn a_snapshot_tells_who_waits_for_what() {
+    let lock = common::new();
+    let before = Instant::now();
+    let held = lock.write("a/b");
+    let waiting = spawn("a waiter", {
+        let lock = Arc::clone(&lock);
+        move || {
+            let line = line!() + 1;
+            drop(lock.lock(&["a/b/c/d", "z"], &["y"]));
+            line
+        }
+    });
+    wait_until_waiting(&lock, 1);
+    let snapshot = lock.snapshot();
+    drop(held);
+    let line = join(waiting);
+    let [waiter] = &snapshot.waiters[..] else { panic!("{snapshot}") };
+    assert_eq!(waiter.thread, "a waiter");
+    assert_eq!((waiter.location.file(), waiter.location.line()), (file!(), line));
+    assert_eq!(told(&waiter.roots), ["S a/b/c/d", "S z", "X y"]);
+    assert_eq!(waiter.at.to_string(), "IS a/b");
+    assert!(before <= waiter.since && waiter.since <= snapshot.taken);
+}
+
+/// Which root covers which is settled before.
+#[test]
+fn a_snapshot_names_each_root_once_and_none_that_lies_in_another() {
+    let lock = TreeLock::new();
+    let roots = |reads: &[&str], writes: &[&str]| {
+        let _guard = lock.lock(reads, writes);
+        told(&lock.snapshot().holders[0].roots)
+    };
+    assert_eq!(roots(&["a", "a", "./a/", "a/b"], &[]), ["S a"]);
+    assert_eq!(roots(&["a/b", "a"], &["a"]), ["X a"]);
+    assert_eq!(roots(&["a/b"], &["a", "c", "c/d"]), ["X a", "X c"]);
+    assert_eq!(roots(&["."], &["a"]), ["SIX /", "X a"]);
+    assert_eq!(roots(&[], &[]), [""; 0]);
+}
+
+/// A root is S, X or SIX; what lies in a read root is not told again.
+#[test]
+#[ignore = "bug: a read root that is covered, but an ancestor of a write root, is told as IX"]
+fn a_snapshot_does_not_name_a_covered_root_above_a_write() {
+    let lock = TreeLock::new();
+    let _guard = lock.lock(&["a", "a/b"], &["a/b/c"]);
+    assert_eq!(told(&lock.snapshot().holders[0].roots), ["SIX a", "X a/b/c"]);
+}
+
+/// The documentation: "when it began to wait where it waits now".
+#[test]
+fn a_snapshot_tells_since_when_a_request_waits_where_it_waits_now() {
+    let lock = common::new();
+    let near = lock.write("a");
+    let far = lock.write("x/y");
+    let waiting = spawn("waiting", {
+        let lock = Arc::clone(&lock);
+        move || drop(lock.lock(&["a", "x/y"], &[]))
+    });
+    wait_until_waiting(&lock, 1);
+    let moved_on = Instant::now();
+    drop(near);
+    wait_until("it waits further on", || {
+        lock.snapshot().waiters.iter().any(|waiter| waiter.at.segments == ["x", "y"])
+    });
+    let since = lock.snapshot().waiters[0].since;
+    drop(far);
+    join(waiting);
+    assert!(since >= moved_on, "{:?} too early", moved_on - since);
+}
+
+/// What a downgraded guard holds is told as it is now.
+#[test]
+fn a_snapshot_tells_downgraded_writes_as_reads() {
+    let lock = TreeLock::new();
+    let _guard = lock.lock(&["a"], &["a/b", "c"]).downgrade();
+    let roots = told(&lock.snapshot().holders[0].roots);
+    assert!(roots.contains(&"S a".into()) && roots.contains(&"S c".into()), "{roots:?}");
+    assert!(roots.iter().all(|root| root.starts_with("S ")), "{roots:?}");
+}
+
+/// A thread without a name has a number.
+#[test]
+fn threads_without_a_name_are_told_apart() {
+    let lock = Arc::new(TreeLock::new());
+    let ask = |path: &'static str| {
+        let lock = Arc::clone(&lock);
+        join(std::thread::spawn(move || lock.read_arc(path)))
+    };
+    let _guards = (ask("a"), ask("b"));
+    let snapshot = lock.snapshot();
+    let [one, other] = &snapshot.holders[..] else { panic!("{snapshot}") };
+    assert!(one.thread.starts_with("unnamed-") && other.thread.starts_with("unnamed-"));
+    assert_ne!(one.thread, other.thread);
+}
+
+/// The place is that of the call in the user's source, for each way to ask.
+#[test]
+fn every_way_to_lock_tells_where_it_was_called() {
+    #[track_caller]
+    fn here(lock: &Arc<TreeLock>) {
+        let snapshot = lock.snapshot();
+        let location = snapshot.holders[0].location;
+        assert_eq!(location.file(), file!());
+        assert_eq!(location.line() + 1, Location::caller().line());
+    }
+    let lock = Arc::new(TreeLock::new());
+    let soon = Duration::from_secs(1);
+    {
+        let _guard = lock.lock(&["a"], &["b"]);
+        here(&lock);
+    }
+    {
+        let _guard = lock.read("a");
+        here(&lock);
+    }
+    {
+        let _guard = lock.write("a");
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_lock(&["a"], &[]).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_lock_for(&["a"], &[], soon).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_lock_until(&["a"], &[], Instant::now() + soon).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.lock_arc(&["a"], &[]);
+        here(&lock);
+    }
+    {
+        let _guard = lock.read_arc("a");
+        here(&lock);
+    }
+    {
+        let _guard = lock.write_arc("a");
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_lock_arc(&["a"], &[]).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_lock_arc_for(&["a"], &[], soon).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_lock_arc_until(&["a"], &[], Instant::now() + soon).unwrap();
+        here(&lock);
+    }
+}
+
+/// Line by line: nodes in the order of their names, chains in one line, holders before waiters, the longest first.
+#[test]
+fn a_drawing_shows_the_tree() {
+    let lock = common::new();
+    assert_eq!(lock.snapshot().to_string(), "treelock: 0 held, 0 waiting");
+
+    let (release, wait) = std::sync::mpsc::channel::<()>();
+    let holder = spawn("holder", {
+        let lock = Arc::clone(&lock);
+        move || {
+            let _mixed = lock.lock(&["data", "logs/today"], &["data/users"]);
+            let _deep = lock.lock(&["srv/cache/images", "srv/cache/pages/index"], &[]);
+            let _ = wait.recv();
+        }
+    });
+    wait_until("both are held", || lock.snapshot().holders.len() == 2);
+    let mut waiting = Vec::new();
+    for (name, reads, writes) in
+        [("reader", &["data/users/7"][..], &[][..]), ("writer", &[], &["srv"]), ("all", &["logs"], &["."])]
+    {
+        let own = Arc::clone(&lock);
+        waiting.push(spawn(name, move || drop(own.lock(reads, writes))));
+        wait_until_thread_waits(&lock, name);
+    }
+    let drawing = lock.snapshot().to_string();
+    drop(release);
+    join(holder);
+    join_all(waiting);
+    let expected = r#"
+treelock: 2 held, 3 waiting
+/
+  X    awaited by "all" for TIME, asked for at HERE
+├─ data
+│    SIX  held by "holder" for TIME, taken at HERE
+│  └─ users
+│       X    held by "holder" for TIME, taken at HERE
+│       IS   awaited by "reader" for TIME, asked for at HERE
+├─ logs/today
+│    S    held by "holder" for TIME, taken at HERE
+└─ srv
+     X    awaited by "writer" for TIME, asked for at HERE
+   └─ cache
+      ├─ images
+      │    S    held by "holder" for TIME, taken at HERE
+      └─ pages/index
+           S    held by "holder" for TIME, taken at HERE"#;
+    assert_eq!(steady(&drawing), expected.trim_start());
+}
+
+/// Names are the user's, and perhaps his users'.
+#[test]
+fn a_drawing_spells_out_what_a_terminal_would_obey() {
+    let lock = common::new();
+    let _guard = lock.write("a\x1b[2J\n\r\tb\u{9b}31m");
+    let _other = join(spawn("evil\x07\n", {
+        let lock = Arc::clone(&lock);
+        move || lock.read_arc("c")
+    }));
+    let drawing = lock.snapshot().to_string();
+    assert!(!drawing.chars().any(|char| char.is_control() && char != '\n'), "{drawing:?}");
+    assert_eq!(drawing.lines().count(), 6, "{drawing}");
+    assert!(drawing.contains(r"a\u{1b}[2J\n\r\tb\u{9b}31m") && drawing.contains(r#""evil\u{7}\n""#), "{drawing}");
+}
+
+/// Two nodes are drawn as two, although both names are unreadable.
+#[cfg(unix)]
+#[test]
+#[ignore = "doubt: nodes are drawn by their names as text, and these may be equal"]
+fn a_drawing_tells_apart_names_that_are_not_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let path = |bytes: &'static [u8]| std::path::Path::new(std::ffi::OsStr::from_bytes(bytes));
+    let lock = Arc::new(TreeLock::new());
+    let _guards = (lock.write_arc(path(b"a\xff")), lock.write_arc(path(b"a\xfe")));
+    // Or it looks as if two held one node exclusively.
+    assert_eq!(lock.snapshot().to_string().lines().filter(|line| line.contains("─ a")).count(), 2);
+}
+
+/// `Debug` counts, and shows no more than that.
+#[test]
+fn debug_tells_how_much_is_held_and_awaited() {
+    let lock = common::new();
+    assert_eq!(format!("{lock:?}"), "TreeLock { held: 0, waiting: 0, .. }");
+    let first = lock.read("a");
+    let second = lock.read_arc("b");
+    let waiting = [Other::waits(&lock, &[], &["a"]), Other::waits(&lock, &[], &["b"])];
+    assert_eq!(format!("{lock:?}"), "TreeLock { held: 2, waiting: 2, .. }");
+    assert_eq!(format!("{first:?} {second:?}"), "TreeLockGuard { .. } ArcTreeLockGuard { .. }");
+    drop((first, second));
+    waiting.into_iter().for_each(Other::releases);
+}
+
+/// Neither `Debug` nor a snapshot is in anybody's way, or waits for long; and what a snapshot tells was true at one
+/// moment: no two of those that hold conflict (G1).
+#[test]
+fn a_lock_in_use_can_be_looked_at_and_is_never_seen_in_a_conflict() {
+    fn overlap(one: &Root, other: &Root) -> bool {
+        one.segments.starts_with(&other.segments) || other.segments.starts_with(&one.segments)
+    }
+    fn writes(root: &Root) -> bool {
+        root.mode == Mode::Exclusive
+    }
+    fn assert_no_conflict(snapshot: &Snapshot) {
+        for (index, one) in snapshot.holders.iter().enumerate() {
+            for other in snapshot.holders[..index].iter().filter(|other| other.thread != one.thread) {
+                let conflict = one.roots.iter().any(|root| {
+                    other.roots.iter().any(|other| (writes(root) || writes(other)) && overlap(root, other))
+                });
+                assert!(!conflict, "{snapshot}");
+            }
+        }
+    }
+    let lock = common::new();
+    let stop = Arc::new(AtomicBool::new(false));
+    let threads = ["t0", "t1", "t2"].map(|name| {
+        let (lock, stop) = (Arc::clone(&lock), Arc::clone(&stop));
+        spawn(name, move || {
+            let paths = ["a", "a/b", "a/c", ".", "d"];
+            for round in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                let guard = lock.lock(&[paths[round % 5]], &[paths[round % 3 + 1], paths[round % 7 % 5]]);
+                if round % 2 == 0 { drop(guard) } else { drop(guard.downgrade()) }
+            }
+        })
+    });
+    let mut seen = 0;
+    wait_until("somebody was seen in 300 snapshots", || {
+        let debug = format!("{lock:?}");
+        assert!(debug.starts_with("TreeLock { held: ") || debug == "TreeLock { busy: true, .. }", "{debug}");
+        let snapshot = lock.snapshot();
+        assert_no_conflict(&snapshot);
+        assert!(!snapshot.to_string().is_empty());
+        seen += usize::from(!snapshot.holders.is_empty());
+        seen > 300
+    });
+    stop.store(true, Ordering::Relaxed);
+    join_all(threads);
+}

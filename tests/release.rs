@@ -1,0 +1,189 @@
+//! What is given back when a guard is dropped, by a panic too (G8), or downgraded, and who is woken by it (G9).
+#![cfg(not(feature = "model"))]
+
+mod common;
+
+use common::{Other, admits, assert_free, join, join_all, spawn, wait_until, wait_until_waiting};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Barrier};
+use treelock::{ArcTreeLockGuard, TreeLock};
+
+/// G8.
+#[test]
+fn a_panic_releases_every_guard_of_the_thread_and_poisons_nothing() {
+    let lock = common::new();
+    let ready = Arc::new(Barrier::new(2));
+    let panicking = spawn("panicking", {
+        let (lock, ready) = (Arc::clone(&lock), Arc::clone(&ready));
+        move || {
+            let _read = lock.read("a");
+            let _upgraded = lock.write("a/b");
+            let _arc = lock.write_arc("b");
+            let _weak = lock.write("c").downgrade();
+            ready.wait();
+            // The others wait by now.
+            ready.wait();
+            panic!("on purpose");
+        }
+    });
+    ready.wait();
+    let others = [
+        Other::waits(&lock, &["a/b"], &[]),
+        Other::waits(&lock, &[], &["a/c"]),
+        Other::waits(&lock, &["b"], &[]),
+        Other::waits(&lock, &[], &["c"]),
+    ];
+    ready.wait();
+    wait_until("it has panicked", || panicking.is_finished());
+    assert!(panicking.join().is_err());
+    others.into_iter().for_each(Other::releases);
+    assert_free(&lock, "".as_ref());
+}
+
+/// G8: the guard may be anywhere in what is unwound, and the lock may be used from a drop during it.
+#[test]
+fn the_lock_can_be_used_while_unwinding() {
+    struct LocksInDrop(Arc<TreeLock>);
+    impl Drop for LocksInDrop {
+        fn drop(&mut self) {
+            drop(self.0.lock(&["a"], &["b"]));
+            assert!(self.0.try_lock(&[], &["a"]).is_ok());
+        }
+    }
+    let lock = common::new();
+    let panicked = panic::catch_unwind(AssertUnwindSafe(|| {
+        let _later = LocksInDrop(Arc::clone(&lock));
+        let _guard = lock.write("a");
+        let _sooner = LocksInDrop(Arc::clone(&lock));
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert_free(&lock, "".as_ref());
+}
+
+/// G9.
+#[test]
+fn a_downgrade_lets_in_readers_but_no_writers() {
+    let lock = common::new();
+    let writing = lock.write("a");
+    let readers = [Other::waits(&lock, &["a"], &[]), Other::waits(&lock, &["a/b"], &[])];
+    let writer = Other::waits(&lock, &[], &["a/c"]);
+    let late = Other::waits(&lock, &["a"], &[]);
+    let reading = writing.downgrade();
+    readers.into_iter().for_each(Other::releases);
+    assert!(!writer.is_granted() && !late.is_granted(), "who came behind a writer stays there");
+    drop(reading);
+    writer.releases();
+    late.releases();
+    assert_free(&lock, "".as_ref());
+}
+
+/// G1, G9: a downgraded write is a read of the same sub-tree, and no more.
+#[test]
+fn a_downgraded_guard_holds_reads_of_all_its_roots() {
+    let lock = common::new();
+    let guard = lock.lock_arc(&["r"], &["a/b", "c"]).downgrade();
+    assert!(admits(&lock, &["a", "c", "r"], &["a/c", "d"]));
+    for path in ["r", "a", "a/b", "a/b/x", "c", "c/x", ""] {
+        assert!(!admits(&lock, &[], &[path]), "{path} is read");
+    }
+    let again = guard.downgrade();
+    assert!(admits(&lock, &["a"], &[]) && !admits(&lock, &[], &["a/b"]));
+    drop(again);
+    assert_free(&lock, "".as_ref());
+}
+
+/// G9: a read guard has nothing to give.
+#[test]
+fn downgrading_a_read_changes_nothing() {
+    let lock = common::new();
+    let guard = lock.lock(&["a", "b/c"], &[]).downgrade();
+    assert!(admits(&lock, &["a", "b"], &["b/d"]) && !admits(&lock, &[], &["a"]) && !admits(&lock, &[], &["b/c"]));
+    drop(guard);
+    assert_free(&lock, "".as_ref());
+}
+
+/// G9: wherever it is dropped, those whose turn has come are woken.
+#[test]
+fn an_arc_guard_releases_on_whatever_thread_it_is_dropped() {
+    let lock = common::new();
+    let guard: ArcTreeLockGuard = lock.lock_arc(&["r"], &["a"]);
+    let waiting = Other::waits(&lock, &["a"], &[]);
+    join(spawn("dropping", move || drop(guard)));
+    waiting.releases();
+    // One that comes from elsewhere, and is weakened here.
+    let own = Arc::clone(&lock);
+    let guard = join(spawn("locking", move || own.lock_arc(&[], &["a"]))).downgrade();
+    assert!(admits(&lock, &["a"], &[]) && !admits(&lock, &[], &["a"]));
+    drop(guard);
+    assert_free(&lock, "".as_ref());
+}
+
+/// G6: and it is gone with its last guard.
+#[test]
+fn an_arc_guard_keeps_the_lock_alive() {
+    let lock = Arc::new(TreeLock::new());
+    let weak = Arc::downgrade(&lock);
+    let guard = lock.write_arc("a");
+    drop(lock);
+    let again = weak.upgrade().expect("the guard has it");
+    assert!(again.try_lock_arc(&["a"], &[]).is_err());
+    drop(again);
+    drop(guard);
+    assert!(weak.upgrade().is_none());
+}
+
+/// G9: no later release can make up for a wake-up that is lost, since nothing else is released until all are served.
+#[test]
+fn each_release_wakes_those_it_lets_in_while_unrelated_guards_are_held() {
+    let lock = common::new();
+    let _unrelated = lock.lock(&["r"], &["z"]);
+    for _ in 0..20 {
+        let held = lock.write_arc("a");
+        let threads: Vec<_> = ["a", "a/b", "a", "a/b/c", "a"]
+            .into_iter()
+            .enumerate()
+            .map(|(number, path)| {
+                let lock = Arc::clone(&lock);
+                spawn("served", move || match number % 2 {
+                    0 => drop(lock.read(path)),
+                    _ => drop(lock.write(path)),
+                })
+            })
+            .collect();
+        wait_until_waiting(&lock, 5);
+        drop(held);
+        join_all(threads);
+    }
+}
+
+/// G9: whose turn has not come sleeps on, so that a thread is woken a few times while it waits, not once for each that
+/// is served before it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_release_wakes_nobody_whose_turn_has_not_come() {
+    /// How often the thread has gone to sleep so far.
+    fn sleeps() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse().unwrap()
+    }
+    let lock = common::new();
+    let held = lock.write("a");
+    let mut queue = Vec::new();
+    for _ in 0..100 {
+        let own = Arc::clone(&lock);
+        queue.push(spawn("queued", move || {
+            let before = sleeps();
+            let _guard = own.write("a");
+            sleeps() - before
+        }));
+        wait_until_waiting(&lock, queue.len());
+    }
+    drop(held);
+    let mut sleeps = join_all(queue);
+    sleeps.sort_unstable();
+    // One for the wait itself, one for each look for a deadlock, a few for contended mutexes; a herd would make 50.
+
+    assert!(sleeps[50] < 25, "{sleeps:?}");
+}

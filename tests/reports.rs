@@ -1,0 +1,143 @@
+//! What a report of a deadlock says (G2).
+#![cfg(not(feature = "model"))]
+
+mod common;
+
+use common::{LIMIT, join, only_report, panic_message, spawn, wait_until_waiting};
+use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
+use treelock::{LockError, Mode};
+
+/// Replaces the lines and columns of this file, which change with every edit.
+fn without_places(text: &str) -> String {
+    let mut parts = text.split("tests/reports.rs:");
+    let head = parts.next().unwrap().to_owned();
+    parts.fold(head, |text, part| {
+        text + "HERE" + part.trim_start_matches(|char: char| char.is_ascii_digit() || char == ':')
+    })
+}
+
+/// G2: its own plain guard excludes its `Arc` request, and nobody else can end that.
+#[test]
+fn a_thread_that_waits_for_itself_is_told_so() {
+    let lock = common::new();
+    let _held = lock.write("a");
+    let refused = lock.try_lock_arc_for(&["a/b"], &[], LIMIT);
+    let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+    assert_eq!(report.parties.len(), 1);
+    let name = std::thread::current().name().unwrap().to_owned();
+    assert_eq!(
+        without_places(&report.to_string()),
+        format!(
+            "deadlock of a thread with itself:\n  \
+               \"{name}\" waits for IS a (asked for S a/b at HERE)\n    \
+                 and holds X a (taken at HERE)"
+        )
+    );
+}
+
+/// G2: `lock` has no error to return: it panics with the same report, and with what to do about it.
+#[test]
+fn lock_panics_where_it_can_never_return() {
+    let lock = common::new();
+    let held = lock.read("a");
+    let message = panic_message(|| drop(lock.lock_arc(&[], &["a"])));
+    let message = without_places(&message);
+    assert!(message.starts_with("treelock: deadlock of a thread with itself:\n"), "{message}");
+    assert!(message.contains("waits for X a (asked for X a at HERE)"), "{message}");
+    assert!(message.contains("and holds S a (taken at HERE)"), "{message}");
+    assert!(message.contains("one request") && message.contains("try_lock_for"), "{message}");
+    drop(held);
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2: who, what it waits for, what it asked for, what it holds, and where in the source.
+#[test]
+fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(2));
+    let taken = line!() + 5;
+    let asked = line!() + 6;
+    let parties = [("left", "a", "b/x"), ("right", "b", "a/y")].map(|(name, first, second)| {
+        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+        spawn(name, move || {
+            let _first = lock.write(first);
+            together.wait();
+            match lock.try_lock_for(&["c"], &[second], LIMIT) {
+                Ok(_second) => None,
+                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
+                Err(error) => panic!("{error}"),
+            }
+        })
+    });
+    let report = only_report(parties);
+    for party in &report.parties {
+        let (holds, asks) = if party.waits.thread == "left" { ("a", ["b", "x"]) } else { ("b", ["a", "y"]) };
+        assert_eq!(party.waits.at.segments, asks[..1]);
+        assert_eq!(party.waits.at.mode, Mode::IntentionExclusive);
+        let roots: Vec<(&[String], Mode)> =
+            party.waits.roots.iter().map(|root| (&*root.segments, root.mode)).collect();
+        assert_eq!(roots, [(&["c".into()][..], Mode::Shared), (&asks.map(String::from)[..], Mode::Exclusive)]);
+        assert_eq!((party.waits.location.file(), party.waits.location.line()), (file!(), asked));
+        let [hold] = &party.holds[..] else { panic!("{party:?}") };
+        assert_eq!((&hold.thread, &*hold.roots[0].segments), (&party.waits.thread, &[holds.to_owned()][..]));
+        assert_eq!((hold.roots[0].mode, hold.roots.len()), (Mode::Exclusive, 1));
+        assert_eq!((hold.location.file(), hold.location.line()), (file!(), taken));
+        assert!(hold.since <= party.waits.since);
+    }
+    let text = without_places(&report.to_string());
+    let left = "\"left\" waits for IX b (asked for S c, X b/x at HERE)\n    and holds X a (taken at HERE)\n    behind \"right\"";
+    let right = "\"right\" waits for IX a (asked for S c, X a/y at HERE)\n    and holds X b (taken at HERE)\n    behind \"left\"";
+    let (first, second) = if report.parties[0].waits.thread == "left" { (left, right) } else { (right, left) };
+    assert_eq!(text, format!("deadlock of 2 threads:\n  {first}\n  {second}"));
+}
+
+/// G2, G8: where all of them called `lock` one panics, which releases what it held, and the others go on.
+#[test]
+fn one_of_several_in_lock_panics_and_frees_the_others() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(3));
+    let paths = ["a", "b", "c"];
+    let parties: Vec<_> = (0..3)
+        .map(|number| {
+            let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+            spawn(&format!("t{number}"), move || {
+                let _first = lock.write(paths[number]);
+                together.wait();
+                drop(lock.write(paths[(number + 1) % 3]));
+            })
+        })
+        .collect();
+    common::wait_until("all have ended", || parties.iter().all(JoinHandle::is_finished));
+    let messages: Vec<String> = parties
+        .into_iter()
+        .filter_map(|party| party.join().err())
+        .map(|panic| *panic.downcast::<String>().expect("it says why"))
+        .collect();
+    let [message] = &messages[..] else { panic!("{messages:?}") };
+    assert!(message.starts_with("treelock: deadlock of 3 threads:\n"), "{message}");
+    assert!(
+        ["t0", "t1", "t2"].iter().all(|thread| message.contains(&format!("\"{thread}\" waits for"))),
+        "{message}"
+    );
+    common::assert_free(&lock, "".as_ref());
+}
+
+/// G2: a request that waits half way holds what it has taken so far.
+#[test]
+fn a_report_names_what_a_request_that_waits_half_way_holds() {
+    let lock = common::new();
+    let deep = lock.write("x/y");
+    let half_way = spawn("half-way", {
+        let lock = Arc::clone(&lock);
+        move || drop(lock.lock(&[], &["a", "x/y"]))
+    });
+    wait_until_waiting(&lock, 1);
+    let refused = lock.try_lock_for(&["a"], &[], LIMIT);
+    drop(deep);
+    join(half_way);
+    let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+    let holds: Vec<String> =
+        report.parties[1].holds.iter().flat_map(|hold| &hold.roots).map(ToString::to_string).collect();
+    assert_eq!(holds, ["X a"], "{report}");
+}

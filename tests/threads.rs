@@ -1,0 +1,87 @@
+//! What may go to other threads and through panics, told by the compiler. That a plain guard may not leave its thread is
+//! told by a `compile_fail` example in its documentation.
+#![cfg(not(feature = "model"))]
+
+use std::error::Error;
+use std::fmt::{Debug, Display};
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::path::Path;
+use std::sync::Arc;
+use treelock::{
+    ArcTreeLockGuard, Deadlock, Holder, LockError, Mode, Party, PathError, Root, Snapshot, TreeLock, TreeLockGuard,
+    Waiter,
+};
+
+fn anywhere<T: Send + Sync + 'static>() {}
+fn shared<T: Sync>() {}
+fn through_panics<T: UnwindSafe + RefUnwindSafe>() {}
+fn printed<T: Debug + Display>() {}
+fn error<T: Error + Send + Sync + 'static>() {}
+
+/// The lock and all that is told about it may be shared and sent, over whatever paths.
+#[test]
+fn locks_arc_guards_and_reports_go_to_other_threads() {
+    anywhere::<TreeLock>();
+    anywhere::<TreeLock<Path>>();
+    anywhere::<TreeLock<str>>();
+    anywhere::<TreeLock<[u32]>>();
+    anywhere::<TreeLock<[String]>>();
+    anywhere::<Arc<TreeLock>>();
+    anywhere::<ArcTreeLockGuard>();
+    anywhere::<ArcTreeLockGuard<str>>();
+    anywhere::<Mode>();
+    anywhere::<Snapshot>();
+    anywhere::<Holder>();
+    anywhere::<Waiter>();
+    anywhere::<Root>();
+    anywhere::<Deadlock>();
+    anywhere::<Party>();
+}
+
+/// A plain guard may be looked at from elsewhere, though it stays where it is.
+#[test]
+fn plain_guards_are_shared_but_not_sent() {
+    shared::<TreeLockGuard<'_>>();
+    shared::<TreeLockGuard<'_, str>>();
+    // Both implement `Ambiguous` where the guard is `Send`, and then the call below does not compile.
+    trait Ambiguous<Which> {
+        fn check() {}
+    }
+    impl<T: ?Sized> Ambiguous<()> for T {}
+    impl<T: ?Sized + Send> Ambiguous<u8> for T {}
+    <TreeLockGuard<'_> as Ambiguous<_>>::check();
+    <TreeLockGuard<'_, str> as Ambiguous<_>>::check();
+}
+
+/// G8: nothing is poisoned, so nothing is lost on the way through a panic.
+#[test]
+fn all_go_through_panics() {
+    through_panics::<TreeLock>();
+    through_panics::<TreeLock<str>>();
+    through_panics::<TreeLock<[u32]>>();
+    through_panics::<TreeLockGuard<'_>>();
+    through_panics::<ArcTreeLockGuard>();
+    through_panics::<LockError>();
+    through_panics::<Snapshot>();
+}
+
+/// Errors can be passed on as such.
+#[test]
+fn errors_are_errors() {
+    error::<LockError>();
+    error::<PathError>();
+    printed::<LockError>();
+    printed::<PathError>();
+    printed::<Deadlock>();
+    printed::<Snapshot>();
+    printed::<Root>();
+    printed::<Mode>();
+    let lock = TreeLock::new();
+    let refused = || -> Result<(), Box<dyn Error + Send + Sync>> {
+        let _guard = lock.try_lock(&["../a"], &[])?;
+        Ok(())
+    };
+    let error = refused().unwrap_err();
+    // A chain of causes is printed one after the other: what an error says itself is not its cause.
+    assert!(error.to_string().contains("../a") && error.source().is_none());
+}
