@@ -135,21 +135,21 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
     let mut keys = Vec::new();
     let mut by_thread = HashMap::new();
     for (key, entry) in ledger.entries() {
-        if let State::Waiting(waiting) = &entry.state
-            && !waiting.waiter.is_granted()
-        {
-            by_thread.insert(entry.request.thread.id, parties.len());
-            keys.push(key);
-            parties.push(Party {
-                node: entry.request.plan.steps()[waiting.step].node,
-                ticket: waiting.ticket,
-                ahead: waiting.ticket.arrival(),
-                temper: waiting.temper,
-                own_guards_exclude: entry.request.owner == Owner::Itself,
-                guards: Vec::new(),
-                steps: Vec::new(),
-            });
+        let State::Waiting(waiting) = &entry.state else { continue };
+        if waiting.waiter.is_granted() {
+            continue;
         }
+        by_thread.insert(entry.request.thread.id, parties.len());
+        keys.push(key);
+        parties.push(Party {
+            node: entry.request.plan.steps()[waiting.step].node,
+            ticket: waiting.ticket,
+            ahead: waiting.ticket.arrival(),
+            temper: waiting.temper,
+            own_guards_exclude: entry.request.owner == Owner::Itself,
+            guards: Vec::new(),
+            steps: Vec::new(),
+        });
     }
     settle_queues(&mut parties);
     let awaited: HashSet<NodeId> = parties.iter().map(|party| party.node).collect();

@@ -80,7 +80,7 @@ pub struct Waiter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Root {
-    /// The names of the segments from the root of the tree down, as text.
+    /// The names of the segments from the root of the tree down, as text; what is not UTF-8 is spelled `\xff`.
     pub segments: Vec<String>,
     /// S or X on what was asked for, SIX on a read root with a write root of the same request below.
     pub mode: Mode,
@@ -172,16 +172,17 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> (Vec<Root>, O
         if Segments::of::<P>(root.borrow(), seeds, &mut ids, Some(&mut names)).is_err() {
             continue;
         }
-        if let (None, Some((node, ticket))) = (&at, found.waiting)
-            && let Some(depth) = ids.iter().position(|&id| id == node)
-        {
-            at = Some(Root { segments: names[..depth].to_vec(), mode: ticket.mode() });
+        if let (None, Some((node, ticket))) = (&at, found.waiting) {
+            let depth = ids.iter().position(|&id| id == node);
+            at = depth.map(|depth| Root { segments: names[..depth].to_vec(), mode: ticket.mode() });
         }
-        let node = ids[ids.len() - 1];
-        if let Some(mode) = found.request.plan.mode(node, ids.len() - 1)
-            && seen.insert(node)
-        {
-            roots.push(Root { segments: names, mode: found.access.mode(mode) });
+        let mode = |depth| found.request.plan.mode(ids[depth], depth).map(|asked| found.access.mode(asked));
+        let last = ids.len() - 1;
+        // What lies in another root is not in the plan, or as an intention, or equal to that since the downgrade.
+        let Some(mine) = mode(last).filter(|mine| mine.covers(Mode::Shared)) else { continue };
+        let covered = (0..last).filter_map(mode).any(|above| above.covers(mine));
+        if !covered && seen.insert(ids[last]) {
+            roots.push(Root { segments: names, mode: mine });
         }
     }
     (roots, at)

@@ -251,7 +251,7 @@ impl<'a> Segments<'a> {
     pub fn push_bytes(&mut self, segment: &[u8]) {
         self.step(|hasher| hasher.write(segment));
         if let Some(names) = &mut self.names {
-            names.push(String::from_utf8_lossy(segment).into_owned());
+            names.push(as_text(segment));
         }
     }
 
@@ -272,6 +272,16 @@ impl<'a> Segments<'a> {
         let parent = self.ids[self.ids.len() - 1];
         self.ids.push(self.seeds.child(parent, write));
     }
+}
+
+/// Bytes as text; what is not UTF-8 is spelled out, so that it can be told apart.
+fn as_text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.extend(std::ascii::escape_default(*byte).map(char::from)));
+    }
+    text
 }
 
 /// Names a node, by a hash of the way from the root to it (invariant 2).

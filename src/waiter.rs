@@ -71,11 +71,9 @@ impl Waiter {
         while !state.granted {
             let passed;
             (state, passed) = self.wake.wait_until(state, first.map(|(until, _)| until));
-            if let Some((_, time)) = first
-                && passed
-                && !state.granted
-            {
-                return Woken::At(time);
+            match first {
+                Some((_, time)) if passed && !state.granted => return Woken::At(time),
+                _ => {}
             }
         }
         Woken::Granted

@@ -302,12 +302,14 @@ impl History {
     fn is_settled(&mut self) -> bool {
         let snapshot = self.lock.snapshot();
         let told = |holder: &Holder| {
-            let roots = |modes: &[Mode]| {
-                let some = holder.roots.iter().filter(|root| modes.contains(&root.mode));
-                some.map(|root| way(&root.segments)).collect()
+            let roots = |writes: bool| {
+                let some = holder.roots.iter().filter(|root| (root.mode == Mode::Exclusive) == writes);
+                let mut ways: Vec<Way> = some.map(|root| way(&root.segments)).collect();
+                ways.sort();
+                ways
             };
-            let reads = roots(&[Mode::Shared, Mode::SharedIntentionExclusive]);
-            (holder.thread.clone(), Request { reads, writes: roots(&[Mode::Exclusive]) }.normalized())
+            // As it is told: each root once, and none that lies in another.
+            (holder.thread.clone(), Request { reads: roots(false), writes: roots(true) })
         };
         let mut holders: Vec<_> = snapshot.holders.iter().map(told).collect();
         let mut expected: Vec<_> =
