@@ -9,7 +9,7 @@
 //! Lock order: a shard of the table or the ledger, never both; then a waiter. No user code runs under any of
 //! these, and nobody is woken under one.
 
-use crate::deadlock;
+use crate::deadlock::{self, Look};
 use crate::error::{LockError, PathError};
 use crate::inspect::Deadlock;
 use crate::ledger::{Key, Nesting, State, Temper, Waiting};
@@ -28,6 +28,9 @@ use std::time::{Duration, Instant};
 /// so on up to the longest. (The second look matters where one party leaves the report to another.)
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_millis(160);
+
+/// Looks lock the whole ledger. However many wait and look, together they do so for one part in so many of the time.
+const SHARE_OF_LOOKS: u32 = 8;
 
 /// What a request does when it cannot be granted at once.
 #[derive(Clone, Copy, Debug)]
@@ -116,13 +119,17 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     self.ledger.set_state(entry, State::Walking);
                     Refusal::TimedOut
                 }
-                Woken::At(Time::Look) => match deadlock::find(self.ledger.lock(), entry) {
-                    Some(cycle) => Refusal::Deadlock(cycle),
-                    None => {
-                        look = look.map(|look| (look * 2).min(LONGEST_LOOK));
-                        continue;
+                Woken::At(Time::Look) => {
+                    let began = Instant::now();
+                    match deadlock::find(self.ledger.lock(), entry) {
+                        Look::Cycle(cycle) => Refusal::Deadlock(cycle),
+                        Look::Blocked(parties) => {
+                            let all_look = began.elapsed() * u32::try_from(parties).unwrap_or(u32::MAX);
+                            look = look.map(|look| (look * 2).min(LONGEST_LOOK).max(all_look * SHARE_OF_LOOKS));
+                            continue;
+                        }
                     }
-                },
+                }
             };
             let mut due = Due::default();
             return match self.table.cancel(step.node, ticket, &mut due) {

@@ -20,7 +20,7 @@
 //! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`).
 //!
 //! So only nested requests look, when they have waited for a little while, and again later. The last to enter a cycle
-//! finds it complete.
+//! finds it complete. The more wait, the rarer they look: a look takes time with the number of all that is granted.
 //!
 //! Pure but for the entry that gathers the parties from a locked ledger. The idea: Gray 1978, "Notes on Data Base
 //! Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
@@ -30,6 +30,7 @@ use crate::mode::Mode;
 use crate::node::Ticket;
 use crate::path::{NodeId, TreePath};
 use crate::request::Owner;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// A blocked thread.
@@ -97,7 +98,16 @@ fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
     let mut unseen: Vec<usize> = (0..parties.len()).collect();
     let mut came_from = HashMap::new();
     let mut next = VecDeque::from([start]);
+    // What a party waits for follows from this, but for itself; so that a long queue takes no time with its square.
+    let mut followed: HashMap<(NodeId, Mode), u64> = HashMap::new();
     while let Some(at) = next.pop_front() {
+        let Party { node, ticket, ahead, .. } = &parties[at];
+        if at != start {
+            match followed.entry((*node, ticket.mode())) {
+                Entry::Occupied(further) if further.get() >= ahead => continue,
+                place => place.insert_entry(*ahead),
+            };
+        }
         unseen.retain(|&other| {
             let found = parties[at].waits_for(&parties[other]).is_some_and(|by| match other == start {
                 true => by == By::Guard,
@@ -129,8 +139,15 @@ pub(crate) struct Member<P: TreePath + ?Sized> {
     pub(crate) taken: Option<Mode>,
 }
 
+/// What a look at the ledger shows.
+pub(crate) enum Look<P: TreePath + ?Sized> {
+    Cycle(Vec<Member<P>>),
+    /// So many are blocked, and not in a circle.
+    Blocked(usize),
+}
+
 /// The cycle that the entry waits in. Its mark is taken back, so that nobody else reports the same one.
-pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Option<Vec<Member<P>>> {
+pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Look<P> {
     let mut parties = Vec::new();
     let mut keys = Vec::new();
     let mut by_thread = HashMap::new();
@@ -162,8 +179,10 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         };
         pinned.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
     }
-    let start = keys.iter().position(|&key| key == me)?;
-    let cycle = cycle(&parties, start)?;
+    let start = keys.iter().position(|&key| key == me);
+    let Some(cycle) = start.and_then(|start| cycle(&parties, start)) else {
+        return Look::Blocked(parties.len());
+    };
     let members = cycle
         .iter()
         .enumerate()
@@ -189,7 +208,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         })
         .collect();
     ledger.stop_waiting(me);
-    Some(members)
+    Look::Cycle(members)
 }
 
 #[cfg(test)]

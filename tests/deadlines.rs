@@ -258,7 +258,6 @@ fn a_long_queue_holds_up_nobody_elsewhere() {
 
 /// G4, G5, G10: the same where all of them hold something already, so that they look for deadlocks.
 #[test]
-#[ignore = "bug: each look locks the whole ledger, and takes time with the square of those who wait"]
 fn a_long_queue_of_nested_requests_holds_up_nobody_elsewhere() {
     let longest = longest_beside_a_queue(600, |lock, number| {
         let _own = lock.write(format!("own/{number}"));
