@@ -80,7 +80,7 @@ pub struct Waiter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Root {
-    /// The names of the segments from the root of the tree down, as text; what is not UTF-8 is spelled `\xff`.
+    /// The names of the segments from the root of the tree down, as text; what is not UTF-8 is spelled `\xFF`.
     pub segments: Vec<String>,
     /// S or X on what was asked for, SIX on a read root with a write root of the same request below.
     pub mode: Mode,

@@ -210,7 +210,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     }
 
     /// The number of requests there is room for.
-    #[cfg(test)]
+    #[cfg(all(test, not(feature = "model")))]
     pub(crate) fn capacity(&self) -> usize {
         self.registers.iter().map(|register| register.lock().entries.capacity()).sum()
     }

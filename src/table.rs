@@ -81,13 +81,13 @@ impl Table {
     }
 
     /// The number of live nodes.
-    #[cfg(test)]
+    #[cfg(all(test, not(feature = "model")))]
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// The number of nodes there is room for.
-    #[cfg(test)]
+    #[cfg(all(test, not(feature = "model")))]
     pub(crate) fn capacity(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().capacity()).sum()
     }

@@ -299,7 +299,7 @@ fn a_drawing_tells_apart_names_that_are_not_utf8() {
     let _guards = (lock.write_arc(path(b"a\xff")), lock.write_arc(path(b"a\xfe")));
     // Or it looks as if two held one node exclusively.
     let drawing = lock.snapshot().to_string();
-    assert!(drawing.contains(r"─ a\xff") && drawing.contains(r"─ a\xfe"), "{drawing}");
+    assert!(drawing.contains(r"─ a\xFF") && drawing.contains(r"─ a\xFE"), "{drawing}");
 }
 
 /// `Debug` counts, and shows no more than that.
