@@ -12,13 +12,13 @@
 use crate::deadlock::{self, Look};
 use crate::error::{LockError, PathError};
 use crate::inspect::Deadlock;
-use crate::ledger::{Key, Nesting, State, Temper, Waiting};
+use crate::ledger::{Access, Key, Leaving, Nesting, State, Temper, Waiting};
 use crate::lock::TreeLock;
 use crate::mode::ModeCounts;
 use crate::path::{Frame, TreePath};
 use crate::plan::Step;
 use crate::request::{Owner, Request};
-use crate::table::Due;
+use crate::table::{Due, Place};
 use crate::waiter::{Time, Waiter, Woken};
 use std::panic::Location;
 use std::sync::Arc;
@@ -43,12 +43,18 @@ pub(crate) enum Patience {
     Endless,
 }
 
+/// What a guard has: the request's entry in the ledger, and where its last step is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    key: Key,
+    last: Place,
+}
+
 /// A step that is waited for.
-struct Blocked<'a> {
+struct Blocked {
     index: usize,
     patience: Patience,
-    /// The request's entry in the ledger, once it has waited.
-    entry: &'a mut Option<Key>,
+    key: Key,
 }
 
 /// Why a blocked step was given up.
@@ -66,46 +72,56 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         writes: &[Q],
         owner: Owner,
         patience: Patience,
-    ) -> Result<Key, LockError> {
+    ) -> Result<Entry, LockError> {
         let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
         self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
-        let mut entry = None;
-        for (index, &step) in request.plan.steps().iter().enumerate() {
-            if !self.table.try_grant(step, &ModeCounts::NONE) {
-                let blocked = Blocked { index, patience, entry: &mut entry };
+        let biased = |node| self.table.is_biased(node);
+        let request = match request.plan.steps() {
+            // The usual case: all but the last step can be published.
+            &[ref above @ .., last] if above.iter().all(|step| biased(step.node)) => {
+                let mut shard = self.table.lock(Place::of(last.node));
+                match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
+                    Ok(key) => return Ok(Entry { key, last: Place::of(last.node) }),
+                    Err(request) => request,
+                }
+            }
+            _ => request,
+        };
+        self.walk(request, patience)
+    }
+
+    /// Takes one step after the other.
+    fn walk(&self, request: Arc<Request<P>>, patience: Patience) -> Result<Entry, LockError> {
+        let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
+        let (key, taken) = self.ledger.enter(Arc::clone(&request), |node| self.table.is_biased(node));
+        for (index, &step) in request.plan.steps().iter().enumerate().skip(taken) {
+            if !self.table.try_grant(step, &ModeCounts::NONE, &self.ledger) {
+                let blocked = Blocked { index, patience, key };
                 if let Err(refusal) = self.acquire_contended(&request, step, blocked) {
-                    self.give_back(&request.plan.steps()[..index], entry);
-                    request.recycle();
+                    self.give_back(key, &request, index, Access::AsAsked);
                     return Err(self.explain(refusal));
                 }
             }
         }
-        if let Some(entry) = entry {
-            self.ledger.set_state(entry, State::Granted);
-            return Ok(entry);
-        }
-        Ok(self.ledger.insert(request, State::Granted))
+        self.ledger.set_state(key, State::Granted);
+        Ok(Entry { key, last })
     }
 
     /// Takes a step that somebody, perhaps its own owner, holds or waits for.
     #[cold]
-    fn acquire_contended(
-        &self,
-        request: &Arc<Request<P>>,
-        step: Step,
-        blocked: Blocked<'_>,
-    ) -> Result<(), Refusal<P>> {
+    fn acquire_contended(&self, request: &Arc<Request<P>>, step: Step, blocked: Blocked) -> Result<(), Refusal<P>> {
         let Nesting { nested, held } = self.ledger.nesting(request, step.node);
         let (deadline, temper) = match blocked.patience {
-            Patience::None if self.table.try_grant(step, &held) => return Ok(()),
+            Patience::None if self.table.try_grant(step, &held, &self.ledger) => return Ok(()),
             Patience::None => return Err(Refusal::WouldBlock),
             Patience::Until(deadline) => (deadline, Temper::Refusable),
             Patience::Endless => (None, Temper::Endless),
         };
         let waiter = Arc::new(Waiter::default());
-        let Some(ticket) = self.table.request(step, held, &waiter) else { return Ok(()) };
+        let Some(ticket) = self.table.request(step, held, &waiter, &self.ledger) else { return Ok(()) };
         let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), temper };
-        let entry = self.mark(blocked.entry, request, State::Waiting(waiting));
+        let entry = blocked.key;
+        self.ledger.set_state(entry, State::Waiting(waiting));
 
         // Every cycle has a nested request in it, and only such a one is ever reported.
         let mut look = nested.then_some(FIRST_LOOK);
@@ -140,48 +156,42 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Enters the request in the ledger, or changes its state there.
-    fn mark(&self, entry: &mut Option<Key>, request: &Arc<Request<P>>, state: State) -> Key {
-        match *entry {
-            Some(entry) => {
-                self.ledger.set_state(entry, state);
-                entry
-            }
-            None => *entry.insert(self.ledger.insert(Arc::clone(request), state)),
-        }
-    }
-
-    /// Takes back what a refused request has taken.
-    #[cold]
-    fn give_back(&self, taken: &[Step], entry: Option<Key>) {
-        if let Some(entry) = entry {
-            self.ledger.remove(entry);
-        }
-        let mut due = Due::default();
-        for step in taken.iter().rev() {
-            self.table.release(step.node, step.mode, &mut due);
-        }
-    }
-
     /// Releases what a guard holds.
-    pub(crate) fn release(&self, entry: Key) {
-        let entry = self.ledger.remove(entry);
+    pub(crate) fn release(&self, Entry { key, last }: Entry) {
         let mut due = Due::default();
-        for (node, mode) in entry.holds().rev() {
-            self.table.release(node, mode, &mut due);
-        }
+        let mut shard = self.table.lock(last);
+        let left = self.ledger.leave(key, |node, mode| shard.release(node, mode, &mut due));
+        drop(shard);
         drop(due);
-        entry.request.recycle();
+        match left {
+            Ok(request) => request.recycle(),
+            Err(Leaving { request, access }) => self.give_back(key, &request, request.plan.steps().len(), access),
+        }
+    }
+
+    /// Releases the first steps of a request, the last of them first, and takes out its entry.
+    fn give_back(&self, key: Key, request: &Request<P>, taken: usize, access: Access) {
+        let mut due = Due::default();
+        for (index, step) in request.plan.steps()[..taken].iter().enumerate().rev() {
+            let unpublish = || self.ledger.unpublish_step(key, index);
+            self.table.release_or(step.node, access.mode(step.mode), &mut due, unpublish);
+        }
+        self.ledger.remove(key);
     }
 
     /// Turns the writes of a guard into reads.
-    pub(crate) fn downgrade(&self, entry: Key) {
-        let Some(request) = self.ledger.downgrade(entry) else { return };
+    pub(crate) fn downgrade(&self, Entry { key, .. }: Entry) {
+        let Some(request) = self.ledger.as_asked(key) else { return };
+        let steps = request.plan.steps();
+        let weakened = || steps.iter().enumerate().rev().filter(|(_, step)| step.mode != step.mode.downgraded());
+        // Nodes change one by one, the last first, as in a release; so they have to count what was published.
+        for (index, step) in weakened() {
+            self.table.count(step.node, step.mode, || self.ledger.unpublish_step(key, index));
+        }
+        self.ledger.downgrade(key);
         let mut due = Due::default();
-        for step in request.plan.steps().iter().rev() {
-            if step.mode != step.mode.downgraded() {
-                self.table.downgrade(step.node, step.mode, &mut due);
-            }
+        for (_, step) in weakened() {
+            self.table.downgrade(step.node, step.mode, &mut due);
         }
     }
 

@@ -3,7 +3,7 @@
 //! A plain guard stays in its thread, which is its owner. An `Arc` guard is an owner of its own and may go
 //! anywhere. Both are a lock and a place in its ledger.
 
-use crate::ledger::Key;
+use crate::acquire::Entry;
 use crate::lock::TreeLock;
 use crate::path::TreePath;
 use std::fmt;
@@ -22,7 +22,7 @@ use std::sync::{Arc, MutexGuard};
 #[must_use = "what it holds is released when the guard is dropped, here at once"]
 pub struct TreeLockGuard<'a, P: ?Sized + TreePath = Path> {
     lock: &'a TreeLock<P>,
-    entry: Key,
+    entry: Entry,
     not_send: PhantomData<MutexGuard<'a, ()>>,
 }
 
@@ -40,11 +40,11 @@ pub struct TreeLockGuard<'a, P: ?Sized + TreePath = Path> {
 #[must_use = "what it holds is released when the guard is dropped, here at once"]
 pub struct ArcTreeLockGuard<P: ?Sized + TreePath = Path> {
     lock: Arc<TreeLock<P>>,
-    entry: Key,
+    entry: Entry,
 }
 
 impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
-    pub(crate) fn new(lock: &'a TreeLock<P>, entry: Key) -> Self {
+    pub(crate) fn new(lock: &'a TreeLock<P>, entry: Entry) -> Self {
         TreeLockGuard { lock, entry, not_send: PhantomData }
     }
 
@@ -67,7 +67,7 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
 }
 
 impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
-    pub(crate) fn new(lock: Arc<TreeLock<P>>, entry: Key) -> Self {
+    pub(crate) fn new(lock: Arc<TreeLock<P>>, entry: Entry) -> Self {
         ArcTreeLockGuard { lock, entry }
     }
 

@@ -14,8 +14,12 @@
 //! 3. A register's index, where there is one, counts exactly the granted entries of plain guards in it.
 //! 4. An empty register is of constant size.
 //!
-//! Lock order: registers in the order of their numbers, then a waiter; never together with a shard of the table.
+//! 5. A bit of `published` is set by the request's thread alone, as it enters; it is taken back under the mutexes of the
+//!    node's shard and of the register (`bias.rs`), or by the request's thread as it leaves.
+//!
+//! Lock order: a shard of the table; registers in the order of their numbers; a waiter.
 
+use crate::bias;
 use crate::mode::{Mode, ModeCounts};
 use crate::node::Ticket;
 use crate::path::{NodeId, TreePath};
@@ -53,13 +57,15 @@ pub(crate) struct Entry<P: TreePath + ?Sized> {
     pub(crate) request: Arc<Request<P>>,
     pub(crate) state: State,
     pub(crate) access: Access,
+    /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit.
+    published: u64,
     /// When the state of waiting, or of being granted, began.
     pub(crate) since: Instant,
 }
 
 #[derive(Debug)]
 pub(crate) enum State {
-    /// On its way between two waits: it holds some of its steps.
+    /// On its way, in or out: it holds some of its steps.
     Walking,
     /// Queued, or granted and not yet awake.
     Waiting(Waiting),
@@ -75,6 +81,28 @@ pub(crate) struct Waiting {
     pub(crate) ticket: Ticket,
     pub(crate) waiter: Arc<Waiter>,
     pub(crate) temper: Temper,
+}
+
+/// A request that is on its way out.
+pub(crate) struct Leaving<P: TreePath + ?Sized> {
+    pub(crate) request: Arc<Request<P>>,
+    pub(crate) access: Access,
+}
+
+/// The steps of a request that may be published.
+const MOST_PUBLISHED: usize = u64::BITS as usize;
+
+/// How many of the first steps of a request may be published now: intentions on biased nodes.
+#[inline]
+fn publishable<P: TreePath + ?Sized>(request: &Request<P>, biased: impl Fn(NodeId) -> bool) -> usize {
+    let steps = request.plan.steps().iter().take(MOST_PUBLISHED);
+    steps.take_while(|step| step.mode.is_intention() && biased(step.node)).count()
+}
+
+/// So many ones, from the lowest bit on.
+#[inline]
+fn first_bits(count: usize) -> u64 {
+    if count == 0 { 0 } else { u64::MAX >> (MOST_PUBLISHED - count) }
 }
 
 /// How a wait may end other than by the grant.
@@ -120,22 +148,88 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(register()))).collect() }
     }
 
-    /// Enters a request, which the calling thread has made.
-    pub(crate) fn insert(&self, request: Arc<Request<P>>, state: State) -> Key {
+    /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
+    /// they are biased. Else it is given back, and nothing has happened. The caller has the shard of the last step.
+    #[inline]
+    pub(crate) fn enter_granted(
+        &self,
+        request: Arc<Request<P>>,
+        biased: impl Fn(NodeId) -> bool,
+        grant: impl FnOnce() -> bool,
+    ) -> Result<Key, Arc<Request<P>>> {
+        let since = Instant::now();
         let register = self.register_of(request.thread.id);
-        let entry = Entry { request, state, access: Access::AsAsked, since: Instant::now() };
         let mut locked = self.registers[register].lock();
-        locked.index(&entry, ModeCounts::add);
-        Key { register, index: locked.entries.insert(entry) }
+        let above = request.plan.steps().len() - 1;
+        if publishable(&request, &biased) < above || !grant() {
+            drop(locked);
+            return Err(request);
+        }
+        let published = first_bits(above);
+        let entry = Entry { request, state: State::Granted, access: Access::AsAsked, published, since };
+        Ok(Key { register, index: locked.insert(entry) })
     }
 
-    /// Takes out an entry.
-    pub(crate) fn remove(&self, key: Key) -> Entry<P> {
-        let mut register = self.registers[key.register].lock();
-        let entry = register.entries.remove(key.index);
-        register.index(&entry, ModeCounts::remove);
-        register.trim();
-        entry
+    /// Enters a request of the calling thread, and takes as many of its first steps as can be published.
+    pub(crate) fn enter(&self, request: Arc<Request<P>>, biased: impl Fn(NodeId) -> bool) -> (Key, usize) {
+        let since = Instant::now();
+        let register = self.register_of(request.thread.id);
+        let mut locked = self.registers[register].lock();
+        let taken = publishable(&request, &biased);
+        let published = first_bits(taken);
+        let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published, since };
+        (Key { register, index: locked.insert(entry) }, taken)
+    }
+
+    /// Takes out a granted request of which all steps but the last are still published, and that one released by
+    /// `release`. Else it is on its way out from now on. The caller has the shard of the last step.
+    #[inline]
+    pub(crate) fn leave(&self, key: Key, release: impl FnOnce(NodeId, Mode)) -> Result<Arc<Request<P>>, Leaving<P>> {
+        let mut guard = self.registers[key.register].lock();
+        let register = &mut *guard;
+        let entry = &mut register.entries[key.index];
+        if let Some(held) = &mut register.held {
+            count(held, entry, ModeCounts::remove);
+        }
+        match entry.request.plan.steps() {
+            [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
+                release(last.node, entry.access.mode(last.mode));
+                Ok(register.remove(key.index).request)
+            }
+            _ => {
+                entry.state = State::Walking;
+                Err(Leaving { request: Arc::clone(&entry.request), access: entry.access })
+            }
+        }
+    }
+
+    /// Takes out an entry that is not granted.
+    pub(crate) fn remove(&self, key: Key) -> Arc<Request<P>> {
+        self.registers[key.register].lock().remove(key.index).request
+    }
+
+    /// Takes back all that is published on nodes of that tag, each told to `count`, under the mutex of their shard;
+    /// returns how much there was to look through.
+    pub(crate) fn unpublish(&self, tag: u64, mut count: impl FnMut(NodeId, Mode)) -> usize {
+        let mut looked = 0;
+        for register in &self.registers {
+            let mut register = register.lock();
+            looked += 1 + register.entries.len();
+            for (_, entry) in register.entries.iter_mut().filter(|(_, entry)| entry.published != 0) {
+                for index in 0..(u64::BITS - entry.published.leading_zeros()) as usize {
+                    let step = entry.request.plan.steps()[index];
+                    if bias::tag(step.node) == tag && entry.take_back(index) {
+                        count(step.node, entry.access.mode(step.mode));
+                    }
+                }
+            }
+        }
+        looked
+    }
+
+    /// Takes back one step of a request, under the mutex of its shard; whether it was published until now.
+    pub(crate) fn unpublish_step(&self, key: Key, index: usize) -> bool {
+        index < MOST_PUBLISHED && self.registers[key.register].lock().entries[key.index].take_back(index)
     }
 
     /// Marks an entry that is not granted.
@@ -154,14 +248,17 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
     }
 
-    /// Marks an entry as downgraded; `None` if it was already.
-    pub(crate) fn downgrade(&self, key: Key) -> Option<Arc<Request<P>>> {
+    /// The request of an entry, unless it is downgraded.
+    pub(crate) fn as_asked(&self, key: Key) -> Option<Arc<Request<P>>> {
+        let entry = &self.registers[key.register].lock().entries[key.index];
+        (entry.access == Access::AsAsked).then(|| Arc::clone(&entry.request))
+    }
+
+    /// Marks an entry as downgraded.
+    pub(crate) fn downgrade(&self, key: Key) {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
         let entry = &mut register.entries[key.index];
-        if entry.access == Access::Downgraded {
-            return None;
-        }
         if let Some(held) = &mut register.held {
             count(held, entry, ModeCounts::remove);
         }
@@ -169,7 +266,6 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         if let Some(held) = &mut register.held {
             count(held, entry, ModeCounts::add);
         }
-        Some(Arc::clone(&entry.request))
     }
 
     /// What matters of the other guards of a request's thread, when it cannot be granted at once at `node`.
@@ -177,7 +273,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let thread = request.thread.id;
         let mut guard = self.registers[self.register_of(thread)].lock();
         let register = &mut *guard;
-        if register.entries.is_empty() {
+        if register.entries.len() == 1 {
+            // It is the one that asks.
             return Nesting::default();
         }
         let held = register.held.get_or_insert_with(|| {
@@ -233,10 +330,18 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
 
 impl<P: TreePath + ?Sized> Register<P> {
     #[inline]
-    fn index(&mut self, entry: &Entry<P>, change: fn(&mut ModeCounts, Mode)) {
+    fn insert(&mut self, entry: Entry<P>) -> usize {
         if let Some(held) = &mut self.held {
-            count(held, entry, change);
+            count(held, &entry, ModeCounts::add);
         }
+        self.entries.insert(entry)
+    }
+
+    #[inline]
+    fn remove(&mut self, index: usize) -> Entry<P> {
+        let entry = self.entries.remove(index);
+        self.trim();
+        entry
     }
 
     /// Gives back what is no longer needed (invariant 4).
@@ -252,6 +357,15 @@ impl<P: TreePath + ?Sized> Register<P> {
 }
 
 impl<P: TreePath + ?Sized> Entry<P> {
+    /// Whether the step was published; it is not any longer.
+    #[inline]
+    fn take_back(&mut self, index: usize) -> bool {
+        let bit = 1 << index;
+        let was = self.published & bit != 0;
+        self.published &= !bit;
+        was
+    }
+
     /// The nodes it holds, each with its mode.
     pub(crate) fn holds(&self) -> impl DoubleEndedIterator<Item = (NodeId, Mode)> + '_ {
         let steps: &[Step] = self.request.plan.steps();

@@ -52,6 +52,7 @@
 //! Lock order: a shard of the table or the registers of the ledger, never both; then a waiter.
 
 mod acquire;
+mod bias;
 mod deadlock;
 mod error;
 mod guard;

@@ -348,7 +348,7 @@ impl<P: ?Sized + TreePath> fmt::Debug for TreeLock<P> {
         match self.ledger.try_lock() {
             Some(ledger) => {
                 let held = ledger.entries().filter(|(_, entry)| matches!(entry.state, State::Granted)).count();
-                let waiting = ledger.entries().count() - held;
+                let waiting = ledger.entries().filter(|(_, entry)| matches!(entry.state, State::Waiting(_))).count();
                 drop(ledger);
                 told.field("held", &held).field("waiting", &waiting)
             }

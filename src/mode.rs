@@ -94,6 +94,12 @@ impl Mode {
         }
     }
 
+    /// Whether it only announces what is held below. Intentions never exclude each other.
+    #[inline]
+    pub(crate) const fn is_intention(self) -> bool {
+        matches!(self, IntentionShared | IntentionExclusive)
+    }
+
     /// The modes that exclude this one: bit `m as u8` for each.
     const fn conflicts(self) -> u8 {
         match self {
@@ -140,6 +146,12 @@ impl ModeCounts {
     pub(crate) fn remove(&mut self, mode: Mode) {
         let count = &mut self.0[mode as usize];
         *count = count.checked_sub(1).expect("treelock: a mode is released once for each grant");
+    }
+
+    /// Whether nothing but intentions is counted.
+    #[inline]
+    pub(crate) fn are_intentions(&self) -> bool {
+        Mode::ALL.iter().all(|&mode| mode.is_intention() || self.0[mode as usize] == 0)
     }
 
     /// What is counted here and not in `part`, which must be a part of this.

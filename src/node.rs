@@ -111,6 +111,18 @@ impl<W> Node<W> {
         granted
     }
 
+    /// Counts a grant that was made elsewhere, of a mode that excludes nothing granted or awaited here (`bias.rs`).
+    pub(crate) fn count(&mut self, mode: Mode) {
+        debug_assert!(mode.is_intention() && self.has_intentions_only());
+        self.granted.add(mode);
+    }
+
+    /// Whether nobody holds or awaits it in a mode that could exclude an intention.
+    #[inline]
+    pub(crate) fn has_intentions_only(&self) -> bool {
+        self.queue.is_none() && self.granted.are_intentions()
+    }
+
     /// Puts a request that was not granted into the queue.
     pub(crate) fn enqueue(&mut self, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
         debug_assert!(!self.may_grant(mode, &held), "who may be granted does not queue");

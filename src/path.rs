@@ -289,10 +289,10 @@ fn as_text(bytes: &[u8]) -> String {
 pub(crate) struct NodeId(u64, u64);
 
 impl NodeId {
-    /// Bits to choose a shard by; the hash map inside of it uses the other word.
+    /// A word of it, to choose places by.
     #[inline]
-    pub(crate) fn shard_bits(self) -> usize {
-        (self.1 >> 20) as usize
+    pub(crate) fn bits(self) -> u64 {
+        self.0
     }
 }
 

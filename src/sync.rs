@@ -10,12 +10,14 @@
 //! | [`with_thread_info`] | a thread-local | the model's thread-local |
 //! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
-//! | [`SHARDS`], [`REGISTERS`] | many | few: models stay small |
+//! | [`AtomicU64`] | `std`'s | the model's |
+//! | [`SHARDS`], [`REGISTERS`], [`WARM`] | many | few: models stay small |
 //!
-//! Two atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
+//! Two more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
 //! threads, and [`OnceByte`].
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU8;
+pub(crate) use std::sync::atomic::Ordering;
 
 pub(crate) use imp::*;
 
@@ -48,7 +50,7 @@ pub(crate) struct ThreadInfo {
 
 impl ThreadInfo {
     fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         // Relaxed: only uniqueness matters, nothing is published with the number.
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = match std::thread::current().name() {
@@ -69,9 +71,13 @@ mod imp {
 
     pub(crate) use crossbeam_utils::CachePadded;
     pub(crate) use parking_lot::MutexGuard;
+    pub(crate) use std::sync::atomic::AtomicU64;
 
     /// The shards of the table: enough that threads on many cores rarely meet by chance.
     pub(crate) const SHARDS: usize = 64;
+
+    /// The weak grants of a node after which it may be biased.
+    pub(crate) const WARM: u32 = 16;
 
     /// The registers of the ledger: as many threads have one of their own.
     pub(crate) const REGISTERS: usize = 64;
@@ -186,8 +192,12 @@ mod imp {
     use shuttle as world;
 
     pub(crate) use world::sync::MutexGuard;
+    pub(crate) use world::sync::atomic::AtomicU64;
 
     pub(crate) const SHARDS: usize = 2;
+
+    /// At once, or a model would never see a bias.
+    pub(crate) const WARM: u32 = 1;
 
     /// One: which register a thread uses must not depend on how many threads ran in earlier iterations.
     pub(crate) const REGISTERS: usize = 1;

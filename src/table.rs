@@ -11,13 +11,16 @@
 //!    [`Due`], after the mutex is let go.
 //! 3. A shard's capacity is at most a few times the most that it needs now, and a constant when it is empty.
 //!
-//! Lock order: a shard, then the [`Waiter`]s it grants; never two shards.
+//! Lock order: a shard, then the registers that a revocation goes through, one after the other, or the [`Waiter`]s
+//! that it grants; never two shards.
 
+use crate::bias::{self, Heat, SLOTS, Tags};
+use crate::ledger::Ledger;
 use crate::mode::{Mode, ModeCounts};
 use crate::node::{Node, Ticket};
-use crate::path::NodeId;
+use crate::path::{NodeId, TreePath};
 use crate::plan::Step;
-use crate::sync::{CachePadded, Mutex, SHARDS};
+use crate::sync::{CachePadded, Mutex, MutexGuard, SHARDS};
 use crate::waiter::Waiter;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -27,9 +30,25 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
+    tags: Tags,
 }
 
-type Shard = HashMap<NodeId, Node<Arc<Waiter>>, BuildHasherDefault<IdHasher>>;
+#[derive(Debug, Default)]
+struct Shard {
+    nodes: HashMap<NodeId, Node<Arc<Waiter>>, BuildHasherDefault<IdHasher>>,
+    heats: [Heat; SLOTS],
+}
+
+/// Which shard a node is in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place(usize);
+
+impl Place {
+    #[inline]
+    pub(crate) fn of(node: NodeId) -> Self {
+        Place(bias::shard(node))
+    }
+}
 
 /// The capacity that a shard always keeps.
 const SHARD_CAPACITY: usize = 28;
@@ -47,28 +66,48 @@ impl Drop for Due {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Table { shards: (0..SHARDS).map(|_| CachePadded::default()).collect() }
+        Table { shards: (0..SHARDS).map(|_| CachePadded::default()).collect(), tags: Tags::new() }
+    }
+
+    /// Whether an intention on the node is to be published, by a caller that has its register.
+    #[inline]
+    pub(crate) fn is_biased(&self, node: NodeId) -> bool {
+        self.tags.is_set(node)
     }
 
     /// Grants the step to an owner that already holds `held` there, if it need not wait.
+    pub(crate) fn try_grant<P>(&self, step: Step, held: &ModeCounts, ledger: &Ledger<P>) -> bool
+    where
+        P: TreePath + ?Sized,
+    {
+        let mut shard = self.shard(step.node).lock();
+        self.revoke_for(step, &mut shard, ledger);
+        self.grant(step, held, &mut shard)
+    }
+
+    /// Locks the shard of a node, for what has to be done together with the ledger.
     #[inline]
-    pub(crate) fn try_grant(&self, step: Step, held: &ModeCounts) -> bool {
-        match self.shard(step.node).lock().entry(step.node) {
-            Entry::Occupied(mut node) => node.get_mut().try_grant(step.mode, held),
-            Entry::Vacant(place) => place.insert(Node::default()).try_grant(step.mode, held),
-        }
+    pub(crate) fn lock(&self, place: Place) -> LockedShard<'_> {
+        LockedShard { table: self, shard: self.shards[place.0].lock() }
     }
 
     /// Grants the step, or lets `waiter` queue for it.
-    pub(crate) fn request(&self, step: Step, held: ModeCounts, waiter: &Arc<Waiter>) -> Option<Ticket> {
+    pub(crate) fn request<P>(
+        &self,
+        step: Step,
+        held: ModeCounts,
+        waiter: &Arc<Waiter>,
+        ledger: &Ledger<P>,
+    ) -> Option<Ticket>
+    where
+        P: TreePath + ?Sized,
+    {
         let mut shard = self.shard(step.node).lock();
-        let node = shard.entry(step.node).or_default();
-        let granted = node.try_grant(step.mode, &held);
-        (!granted).then(|| node.enqueue(step.mode, held, Arc::clone(waiter)))
-    }
-
-    pub(crate) fn release(&self, node: NodeId, mode: Mode, due: &mut Due) {
-        self.change(node, due, |node, due| node.release(mode, due));
+        self.revoke_for(step, &mut shard, ledger);
+        let granted = self.grant(step, &held, &mut shard);
+        let mut queue =
+            || shard.nodes.get_mut(&step.node).map(|node| node.enqueue(step.mode, held, Arc::clone(waiter)));
+        if granted { None } else { queue() }
     }
 
     pub(crate) fn downgrade(&self, node: NodeId, mode: Mode, due: &mut Due) {
@@ -80,19 +119,34 @@ impl Table {
         self.change(node, due, |node, due| node.cancel(ticket, due))
     }
 
+    /// Releases a step, unless it was published until now, as `unpublish` says under the mutex of the shard.
+    pub(crate) fn release_or(&self, node: NodeId, mode: Mode, due: &mut Due, unpublish: impl FnOnce() -> bool) {
+        let mut shard = self.shard(node).lock();
+        if !unpublish() {
+            shard.change(node, due, |node, due| node.release(mode, due));
+        }
+    }
+
+    /// Turns what a request has published on a node into a count of it, if it still is.
+    pub(crate) fn count(&self, node: NodeId, mode: Mode, unpublish: impl FnOnce() -> bool) {
+        let mut shard = self.shard(node).lock();
+        if unpublish() {
+            shard.nodes.entry(node).or_default().count(mode);
+        }
+    }
+
     /// The number of live nodes.
     #[cfg(all(test, not(feature = "model")))]
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.lock().nodes.len()).sum()
     }
 
     /// The number of nodes there is room for.
     #[cfg(all(test, not(feature = "model")))]
     pub(crate) fn capacity(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().capacity()).sum()
+        self.shards.iter().map(|shard| shard.lock().nodes.capacity()).sum()
     }
 
-    /// The one place where a node is changed that somebody holds or waits for.
     #[inline]
     fn change<R>(
         &self,
@@ -100,8 +154,84 @@ impl Table {
         due: &mut Due,
         change: impl FnOnce(&mut Node<Arc<Waiter>>, &mut Vec<Arc<Waiter>>) -> R,
     ) -> R {
-        let mut shard = self.shard(node).lock();
-        let Entry::Occupied(mut place) = shard.entry(node) else {
+        self.shard(node).lock().change(node, due, change)
+    }
+
+    #[inline]
+    fn grant(&self, step: Step, held: &ModeCounts, shard: &mut Shard) -> bool {
+        let Shard { nodes, heats } = shard;
+        let node = nodes.entry(step.node).or_default();
+        let granted = node.try_grant(step.mode, held);
+        if granted && step.mode.is_intention() && node.has_intentions_only() && !self.tags.is_set(step.node) {
+            let tag = bias::tag(step.node);
+            if heats[bias::slot(step.node)].warm(tag, self.tags.get(step.node)) {
+                // Another one's has been revoked, or is at the next grant.
+                if self.tags.get(step.node) == bias::NONE {
+                    self.tags.set(step.node, tag);
+                }
+            }
+        }
+        granted
+    }
+
+    /// The tag that must be taken back before the step may be granted: the node's own if it is strong; that of a colder
+    /// node if this one is to have its place.
+    #[inline]
+    fn bias_in_the_way(&self, step: Step, shard: &Shard) -> Option<u64> {
+        let (tag, standing) = (bias::tag(step.node), self.tags.get(step.node));
+        let in_the_way = match step.mode.is_intention() {
+            false => standing == tag,
+            true => standing != tag && shard.heats[bias::slot(step.node)].is_hot(tag, standing),
+        };
+        (in_the_way && standing != bias::NONE).then_some(standing)
+    }
+
+    fn revoke_for<P: TreePath + ?Sized>(&self, step: Step, shard: &mut Shard, ledger: &Ledger<P>) {
+        let Some(tag) = self.bias_in_the_way(step, shard) else { return };
+        self.tags.set(step.node, bias::NONE);
+        let count = |node, mode| shard.nodes.entry(node).or_default().count(mode);
+        let looked = ledger.unpublish(tag, count);
+        if bias::tag(step.node) == tag {
+            shard.heats[bias::slot(step.node)] = Heat::cooled(tag, looked);
+        }
+    }
+
+    #[inline]
+    fn shard(&self, node: NodeId) -> &Mutex<Shard> {
+        &self.shards[bias::shard(node)]
+    }
+}
+
+/// The shard of a node, locked.
+pub(crate) struct LockedShard<'a> {
+    table: &'a Table,
+    shard: MutexGuard<'a, Shard>,
+}
+
+impl LockedShard<'_> {
+    /// Grants the step to an owner that holds nothing there; not if a bias is in the way.
+    #[inline]
+    pub(crate) fn try_grant(&mut self, step: Step) -> bool {
+        self.table.bias_in_the_way(step, &self.shard).is_none()
+            && self.table.grant(step, &ModeCounts::NONE, &mut self.shard)
+    }
+
+    #[inline]
+    pub(crate) fn release(&mut self, node: NodeId, mode: Mode, due: &mut Due) {
+        self.shard.change(node, due, |node, due| node.release(mode, due));
+    }
+}
+
+impl Shard {
+    /// The one place where a node is changed that somebody holds or waits for.
+    #[inline]
+    fn change<R>(
+        &mut self,
+        node: NodeId,
+        due: &mut Due,
+        change: impl FnOnce(&mut Node<Arc<Waiter>>, &mut Vec<Arc<Waiter>>) -> R,
+    ) -> R {
+        let Entry::Occupied(mut place) = self.nodes.entry(node) else {
             unreachable!("a node lives while it is held or awaited (invariant 1)")
         };
         let woken_before = due.0.len();
@@ -109,22 +239,18 @@ impl Table {
         due.0[woken_before..].iter().for_each(|waiter| waiter.grant());
         if place.get().is_idle() {
             place.remove();
-            trim(&mut shard);
+            self.trim();
         }
         result
     }
 
+    /// Gives back what it no longer needs; the cost is paid by the insertions that made it grow.
     #[inline]
-    fn shard(&self, node: NodeId) -> &Mutex<Shard> {
-        &self.shards[node.shard_bits() % self.shards.len()]
-    }
-}
-
-/// Gives back what a shard no longer needs; its cost is paid by the insertions that made it grow.
-#[inline]
-fn trim(shard: &mut Shard) {
-    if shard.capacity() > SHARD_CAPACITY && shard.len() < shard.capacity() / 8 {
-        shard.shrink_to(SHARD_CAPACITY.max(shard.len() * 2));
+    fn trim(&mut self) {
+        let nodes = &mut self.nodes;
+        if nodes.capacity() > SHARD_CAPACITY && nodes.len() < nodes.capacity() / 8 {
+            nodes.shrink_to(SHARD_CAPACITY.max(nodes.len() * 2));
+        }
     }
 }
 
