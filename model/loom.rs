@@ -148,7 +148,7 @@ fn reader_of_ancestor_and_writer_below() {
 /// G1: who reads `a` and writes `a/b` excludes who reads `a/b` and who writes `a/c`.
 #[test]
 fn read_with_write_below_against_others() {
-    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(5) }, |lock| {
         let (above, below) = (Protected::new(), Protected::new());
         let cells = (above.clone(), below.clone());
         let six = spawn(lock, move |lock| {
@@ -201,7 +201,7 @@ fn release_wakes_all_readers_that_are_due() {
 /// G1, G4.
 #[test]
 fn partly_disjoint() {
-    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(4) }, |lock| {
         let (left, right) = (Protected::new(), Protected::new());
         let cells = (left.clone(), right.clone());
         let both = spawn(lock, move |lock| {
@@ -224,6 +224,114 @@ fn writer_reader_writer_reader() {
             writer(lock, "a", &cell),
             reader(lock, "a", &cell),
         ]);
+    });
+}
+
+/// Biases the nodes above `path`: what the next requests intend there, they publish.
+fn bias_above(lock: &Lock, path: &str) {
+    drop(lock.write(path));
+}
+
+/// G1, G9: what a writer below has published, a reader of an ancestor sees, or the writer sees the reader.
+#[test]
+fn publication_against_revocation() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        bias_above(lock, "a/b");
+        let cell = Protected::new();
+        join_all([writer(lock, "a/b", &cell), reader(lock, "a", &cell)]);
+    });
+}
+
+/// G1, G9: the same for two that publish, one of which reads.
+#[test]
+fn two_publications_against_revocation() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        bias_above(lock, "a/b");
+        let cell = Protected::new();
+        join_all([writer(lock, "a/b", &cell), reader(lock, "a/b", &cell), writer(lock, "a", &cell)]);
+    });
+}
+
+/// G1, G9: one who holds what is revoked lets go meanwhile; whoever revoked it is woken, or had not to wait.
+#[test]
+fn release_against_revocation() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        bias_above(lock, "a/b/c");
+        let cell = Protected::new();
+        let held = lock.write("a/b/c");
+        let others = [writer(lock, "a", &cell), reader(lock, "a/b", &cell)];
+        cell.write();
+        drop(held);
+        join_all(others);
+    });
+}
+
+/// G1: two that revoke, and a node that is biased again in between.
+#[test]
+fn revocation_against_bias_and_revocation() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        bias_above(lock, "a/b");
+        let cell = Protected::new();
+        let twice = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                for path in ["a/b", "a/b/c"] {
+                    let _guard = lock.write(path);
+                    cell.write();
+                }
+            })
+        };
+        join_all([twice, writer(lock, "a", &cell), reader(lock, "/", &cell)]);
+    });
+}
+
+/// G1, G9: a guard whose intentions are published is weakened while a reader above revokes them.
+#[test]
+fn downgrade_against_revocation() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        bias_above(lock, "a/b");
+        let cell = Protected::new();
+        let guard = lock.write("a/b");
+        let other = reader(lock, "a", &cell);
+        cell.write();
+        let guard = guard.downgrade();
+        cell.read();
+        other.join().unwrap();
+        drop(guard);
+    });
+}
+
+/// Exactness: who holds all of `a` finds nothing held below, however late the one before lets go of it.
+#[test]
+fn released_publication_is_gone_before_the_next_is_in() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        bias_above(lock, "a/b/c");
+        let held = lock.write("a/b/c");
+        let next = spawn(lock, |lock| {
+            let _all = lock.write("a");
+            for path in ["a/b/c", "a/b"] {
+                assert!(lock.try_lock(&[], &[path]).is_ok(), "{path} is held by somebody else");
+            }
+        });
+        drop(held);
+        next.join().unwrap();
+    });
+}
+
+/// G7: a request of several roots that publishes, waits and gives up leaves nothing published.
+#[test]
+fn cancelled_publication_against_revocation() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        bias_above(lock, "a/b/c");
+        let held = lock.write("a/b/c");
+        let timed = spawn(lock, |lock| {
+            let refused = lock.try_lock(&[], &["a/b/c", "a/d"]);
+            assert!(matches!(refused, Err(LockError::WouldBlock)));
+        });
+        let all = spawn(lock, |lock| drop(lock.write("a")));
+        timed.join().unwrap();
+        drop(held);
+        all.join().unwrap();
     });
 }
 
@@ -276,7 +384,7 @@ fn deadline_against_grant() {
 /// G1, G7: the same while another one queues: the late one must not take it out of the queue.
 #[test]
 fn deadline_against_grant_and_newcomer() {
-    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(4) }, |lock| {
         let cell = Protected::new();
         let held = lock.write("a");
         let timed = spawn(lock, |lock| {
