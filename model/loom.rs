@@ -285,6 +285,26 @@ fn revocation_against_bias_and_revocation() {
     });
 }
 
+/// G1: weak grants beside a reader bias nothing, or a writer would publish past it.
+#[test]
+fn publication_beside_a_reader() {
+    model(Bounds { quick: 3, slow: None }, |lock| {
+        let cell = Protected::new();
+        let reading = lock.read("a");
+        let below = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                drop(lock.read("a/b"));
+                let _guard = lock.write("a/b");
+                cell.write();
+            })
+        };
+        cell.read();
+        drop(reading);
+        below.join().unwrap();
+    });
+}
+
 /// G1, G9: a guard whose intentions are published is weakened while a reader above revokes them.
 #[test]
 fn downgrade_against_revocation() {
@@ -500,7 +520,7 @@ fn nested_read_against_waiting_writer() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
         let cell = Protected::new();
         let outer = lock.read("a");
-        let writes = writer(lock, "a/b", &cell);
+        let writes = writer(lock, "a", &cell);
         let inner = lock.read("a/b");
         drop(outer);
         cell.read();

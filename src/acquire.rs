@@ -1,15 +1,21 @@
 //! How a request is granted, and how it waits.
 //!
-//! A request is planned first (`plan.rs`, user code and all), then takes its steps one after the other, ancestors
-//! first. Each step is granted at once (`table.rs`), or it is *contended*: then the ledger is asked what its owner holds
-//! there already, and if that does not help it queues, marks itself in the ledger and parks, until it is granted, its
-//! deadline passes or it finds itself in a deadlock. A request that gives up gives back the steps it has taken, which
-//! wakes whoever waited behind it (G7).
+//! A request is planned first (`plan.rs`, user code and all). In the usual case all nodes above its last step are biased,
+//! and it is granted at once: under the mutexes of the last node's shard and of its own register (`bias.rs`).
 //!
-//! Lock order: a shard of the table or the ledger, never both; then a waiter. No user code runs under any of
-//! these, and nobody is woken under one.
+//! Else it enters the ledger with what it can publish, and takes the other steps one after the other, ancestors first.
+//! Each is granted by its node (`table.rs`), or it is *contended*: then the ledger is asked what its owner holds there
+//! already, and if that does not help it queues, marks itself in the ledger and parks, until it is granted, its deadline
+//! passes or it finds itself in a deadlock. A request that gives up gives back the steps it has taken, which wakes
+//! whoever waited behind it (G7).
+//!
+//! A release goes the same ways back, the last node first, so that whoever is let in at an ancestor finds nothing left
+//! below it.
+//!
+//! Lock order: whose turn it is to look; a shard of the table; a register of the ledger, or all; a waiter. No user code
+//! runs under any of these, and nobody is woken under one.
 
-use crate::deadlock::{self, Look};
+use crate::deadlock;
 use crate::error::{LockError, PathError};
 use crate::inspect::Deadlock;
 use crate::ledger::{Access, Key, Leaving, Nesting, State, Temper, Waiting};
@@ -18,6 +24,7 @@ use crate::mode::ModeCounts;
 use crate::path::{Frame, TreePath};
 use crate::plan::Step;
 use crate::request::{Owner, Request};
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Due, Place};
 use crate::waiter::{Time, Waiter, Woken};
 use std::panic::Location;
@@ -29,8 +36,33 @@ use std::time::{Duration, Instant};
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_millis(160);
 
-/// Looks lock the whole ledger. However many wait and look, together they do so for one part in so many of the time.
-const SHARE_OF_LOOKS: u32 = 8;
+/// Whose turn it is to look: nobody's while somebody does, and for so many times as long afterwards.
+#[derive(Debug, Default)]
+pub(crate) struct Looks(Mutex<Option<Instant>>);
+
+const REST: u32 = 8;
+
+/// The right to look now; the rest begins when it is dropped.
+struct Turn<'a> {
+    began: Instant,
+    rested: MutexGuard<'a, Option<Instant>>,
+}
+
+impl Looks {
+    /// In a model it is always one's turn: there is no time in it that could pass.
+    fn turn(&self) -> Option<Turn<'_>> {
+        let rested = if cfg!(feature = "model") { self.0.lock() } else { self.0.try_lock()? };
+        let began = Instant::now();
+        let may = cfg!(feature = "model") || rested.is_none_or(|rested| rested <= began);
+        may.then_some(Turn { began, rested })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.rested = Some(Instant::now() + self.began.elapsed() * REST);
+    }
+}
 
 /// What a request does when it cannot be granted at once.
 #[derive(Clone, Copy, Debug)]
@@ -136,12 +168,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     Refusal::TimedOut
                 }
                 Woken::At(Time::Look) => {
-                    let began = Instant::now();
-                    match deadlock::find(self.ledger.lock(), entry) {
-                        Look::Cycle(cycle) => Refusal::Deadlock(cycle),
-                        Look::Blocked(parties) => {
-                            let all_look = began.elapsed() * u32::try_from(parties).unwrap_or(u32::MAX);
-                            look = look.map(|look| (look * 2).min(LONGEST_LOOK).max(all_look * SHARE_OF_LOOKS));
+                    match self.looks.turn().and_then(|_turn| deadlock::find(self.ledger.lock(), entry)) {
+                        Some(cycle) => Refusal::Deadlock(cycle),
+                        None => {
+                            look = look.map(|look| (look * 2).min(LONGEST_LOOK));
                             continue;
                         }
                     }
@@ -212,7 +242,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         };
         Err(PathError::new(format!(
             "it is {this} and others given to this lock are {others}, so the two cannot be compared: \
-             give all of them in one way (std::path::absolute makes a path absolute)"
+             give all of them in one way; of a Path, std::path::absolute makes an absolute one, and \"/\" is then the root"
         ))
         .at(refused))
     }

@@ -20,7 +20,8 @@
 //! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`).
 //!
 //! So only nested requests look, when they have waited for a little while, and again later. The last to enter a cycle
-//! finds it complete. The more wait, the rarer they look: a look takes time with the number of all that is granted.
+//! finds it complete. A look locks the whole ledger, and takes time with the number of all that is granted or waits; so
+//! however many want to look, they do so one at a time, and for a small part of the time together (`Looks` in `acquire.rs`).
 //!
 //! Pure but for the entry that gathers the parties from a locked ledger. The idea: Gray 1978, "Notes on Data Base
 //! Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
@@ -139,15 +140,8 @@ pub(crate) struct Member<P: TreePath + ?Sized> {
     pub(crate) taken: Option<Mode>,
 }
 
-/// What a look at the ledger shows.
-pub(crate) enum Look<P: TreePath + ?Sized> {
-    Cycle(Vec<Member<P>>),
-    /// So many are blocked, and not in a circle.
-    Blocked(usize),
-}
-
 /// The cycle that the entry waits in. Its mark is taken back, so that nobody else reports the same one.
-pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Look<P> {
+pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Option<Vec<Member<P>>> {
     let mut parties = Vec::new();
     let mut keys = Vec::new();
     let mut by_thread = HashMap::new();
@@ -179,10 +173,8 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         };
         pinned.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
     }
-    let start = keys.iter().position(|&key| key == me);
-    let Some(cycle) = start.and_then(|start| cycle(&parties, start)) else {
-        return Look::Blocked(parties.len());
-    };
+    let start = keys.iter().position(|&key| key == me)?;
+    let cycle = cycle(&parties, start)?;
     let members = cycle
         .iter()
         .enumerate()
@@ -208,7 +200,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         })
         .collect();
     ledger.stop_waiting(me);
-    Look::Cycle(members)
+    Some(members)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub enum LockError {
     TimedOut,
     /// The request waited in a cycle of threads that wait for each other.
     Deadlock(Box<Deadlock>),
-    /// One of the paths cannot be told.
+    /// One of the paths cannot be used.
     Path(PathError),
 }
 
@@ -37,7 +37,7 @@ impl From<PathError> for LockError {
     }
 }
 
-/// A path that cannot be told, and why.
+/// A path that cannot be used, and why.
 ///
 /// ```
 /// use treelock::{LockError, TreeLock};
@@ -65,7 +65,10 @@ impl PathError {
 
 impl Display for PathError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unusable path {}: {}", self.path, self.reason)
+        match self.path.as_str() {
+            "" => write!(f, "unusable path: {}", self.reason),
+            path => write!(f, "unusable path {path}: {}", self.reason),
+        }
     }
 }
 

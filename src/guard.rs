@@ -23,8 +23,11 @@ use std::sync::{Arc, MutexGuard};
 pub struct TreeLockGuard<'a, P: ?Sized + TreePath = Path> {
     lock: &'a TreeLock<P>,
     entry: Entry,
-    not_send: PhantomData<MutexGuard<'a, ()>>,
+    _stays: StaysInItsThread,
 }
+
+/// Named for whoever meets it in an error of the compiler: `lock_arc` makes guards that may leave their thread.
+struct StaysInItsThread(PhantomData<MutexGuard<'static, ()>>);
 
 /// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock alive.
 ///
@@ -45,7 +48,7 @@ pub struct ArcTreeLockGuard<P: ?Sized + TreePath = Path> {
 
 impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     pub(crate) fn new(lock: &'a TreeLock<P>, entry: Entry) -> Self {
-        TreeLockGuard { lock, entry, not_send: PhantomData }
+        TreeLockGuard { lock, entry, _stays: StaysInItsThread(PhantomData) }
     }
 
     /// Turns the writes into reads, without letting go in between, and lets in whoever may come then.

@@ -39,6 +39,7 @@
 //! | `node.rs` | pure | one node: what is granted, who waits, who is next |
 //! | `deadlock.rs` | pure | who waits for whom, and the cycle if there is one |
 //! | `table.rs` | shell | the live nodes: found or made, dropped when idle |
+//! | `bias.rs` | shell | which nodes do not count intentions, since requests publish them |
 //! | `request.rs` | shell | who asked for what, where in the source |
 //! | `ledger.rs` | shell | what is granted and what waits, by request |
 //! | `waiter.rs` | shell | one blocked request: grant, wake |
@@ -49,7 +50,7 @@
 //! | `error.rs` | data | what a request can fail with |
 //! | `sync.rs` | | the one file that names primitives |
 //!
-//! Lock order: a shard of the table or the registers of the ledger, never both; then a waiter.
+//! Lock order: a shard of the table, then registers of the ledger, then a waiter.
 
 mod acquire;
 mod bias;

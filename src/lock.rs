@@ -1,6 +1,6 @@
 //! [`TreeLock`]: what a user sees of the lock. How a request is granted, and waits, is in `acquire.rs`.
 
-use crate::acquire::Patience;
+use crate::acquire::{Looks, Patience};
 use crate::error::LockError;
 use crate::guard::{ArcTreeLockGuard, TreeLockGuard};
 use crate::inspect::Snapshot;
@@ -73,10 +73,11 @@ use std::time::{Duration, Instant};
 /// Data Base", 1976; see [`Mode`](crate::Mode).
 pub struct TreeLock<P: ?Sized + TreePath = Path> {
     pub(crate) seeds: Seeds,
-    /// What its paths are told from, once there was one: 0 unset, else [`Frame`] + 1.
+    /// What its paths are relative to, once there was one: 0 unset, else [`Frame`] + 1.
     pub(crate) frame: OnceByte,
     pub(crate) table: Table,
     pub(crate) ledger: Ledger<P>,
+    pub(crate) looks: Looks,
 }
 
 impl TreeLock<Path> {
@@ -105,6 +106,7 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
             frame: OnceByte::default(),
             table: Table::new(),
             ledger: Ledger::new(),
+            looks: Looks::default(),
         }
     }
 }

@@ -11,7 +11,7 @@
 //!    an id are locked together: exclusion can only become coarser, never finer. For an ideal
 //!    hash and a million nodes alive at once the chance that any two share one is about 10^-27. The seed is random for each lock, so that it
 //!    cannot be aimed at (G5).
-//! 3. All paths of one lock are told in one [`Frame`]: a relative and an absolute name of one place have
+//! 3. All paths of one lock are in one [`Frame`]: a relative and an absolute name of one place have
 //!    different segments and would pass each other silently, so the second kind is refused.
 //!
 //! Not here: which nodes a request holds, and how (`plan.rs`).
@@ -19,7 +19,7 @@
 use crate::error::PathError;
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::hash::{Hash, Hasher};
 use std::path::Path;
 
@@ -99,18 +99,20 @@ pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
     ///
     /// Two paths that name one node must push the same segments, by the same methods of [`Segments`].
     ///
+    /// It is called again, on any thread, when a snapshot or a report names the path, and must give the same then.
+    ///
     /// # Errors
     ///
-    /// [`PathError::new`], if the path cannot be told; the request fails, and nothing is locked.
+    /// [`PathError::new`], if the path cannot be used; the request fails, and nothing is locked.
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError>;
 
-    /// What the path is told from. Only types whose paths come in two kinds that cannot be compared need it.
+    /// What the path is relative to. Only types whose paths come in two kinds that cannot be compared need it.
     fn frame(&self) -> Frame {
         Frame::Absolute
     }
 }
 
-/// What a path is told from: the top of the tree, or a place that only its user knows.
+/// What a path is relative to: the root of the tree, or a place that only its user knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// The top of the tree.
@@ -140,45 +142,52 @@ impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
 }
 
 impl TreePath for Path {
-    #[cfg(unix)]
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
-        let bytes = self.as_os_str().as_encoded_bytes();
-        for segment in bytes.split(|&byte| byte == b'/') {
-            match segment {
-                b"" | b"." => {}
-                b".." => parent(segments, self.frame())?,
-                name => segments.push_bytes(name),
-            }
-        }
-        Ok(())
-    }
-
-    #[cfg(not(unix))]
-    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
-        use std::path::Component;
-        if self.has_root() != self.is_absolute()
-            || (!self.has_root()
-                && self.components().next().is_some_and(|first| matches!(first, Component::Prefix(_))))
-        {
-            return Err(PathError::new("it is absolute but for its drive or its root: say both"));
-        }
-        for component in self.components() {
-            match component {
-                Component::RootDir | Component::CurDir => {}
-                Component::ParentDir => parent(segments, self.frame())?,
-                Component::Prefix(prefix) => {
-                    push_prefix(segments, prefix.kind());
-                    segments.floor = segments.ids.len();
-                }
-                Component::Normal(name) => segments.push_bytes(name.as_encoded_bytes()),
-            }
-        }
-        Ok(())
+        // `..` takes back what this path has pushed, and not what a path has that this one is a part of.
+        let floor = std::mem::replace(&mut segments.floor, segments.ids.len());
+        let told = tell(self, segments);
+        segments.floor = floor;
+        told
     }
 
     fn frame(&self) -> Frame {
         if self.is_absolute() { Frame::Absolute } else { Frame::Relative }
     }
+}
+
+#[cfg(unix)]
+fn tell(path: &Path, segments: &mut Segments<'_>) -> Result<(), PathError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    for segment in bytes.split(|&byte| byte == b'/') {
+        match segment {
+            b"" | b"." => {}
+            b".." => parent(segments, path.frame())?,
+            name => segments.push_bytes(name),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn tell(path: &Path, segments: &mut Segments<'_>) -> Result<(), PathError> {
+    use std::path::Component;
+    if path.has_root() != path.is_absolute()
+        || (!path.has_root() && path.components().next().is_some_and(|first| matches!(first, Component::Prefix(_))))
+    {
+        return Err(PathError::new("it is absolute but for its drive or its root: say both"));
+    }
+    for component in path.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir => parent(segments, path.frame())?,
+            Component::Prefix(prefix) => {
+                push_prefix(segments, prefix.kind());
+                segments.floor = segments.ids.len();
+            }
+            Component::Normal(name) => segments.push_bytes(name.as_encoded_bytes()),
+        }
+    }
+    Ok(())
 }
 
 /// A drive or a share, however it is spelled: `c:`, `C:` and `\\?\C:` are one.
@@ -201,12 +210,11 @@ fn parent(segments: &mut Segments<'_>, frame: Frame) -> Result<(), PathError> {
     if segments.pop() || frame == Frame::Absolute {
         Ok(())
     } else {
-        Err(PathError::new("its \"..\" leads out of the tree: join it to the directory that it is told from"))
+        Err(PathError::new("its \"..\" leads out of the tree: join the path to the directory that it is relative to"))
     }
 }
 
 /// Takes the segments of one path, from the root down.
-#[derive(Debug)]
 pub struct Segments<'a> {
     seeds: &'a Seeds,
     /// The ids of the nodes from the root to the last segment; those of this path begin at `floor`.
@@ -274,6 +282,13 @@ impl<'a> Segments<'a> {
     }
 }
 
+/// Tells nothing: the seeds are secret.
+impl Debug for Segments<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segments").finish_non_exhaustive()
+    }
+}
+
 /// Bytes as text; what is not UTF-8 is spelled out, so that it can be told apart.
 fn as_text(bytes: &[u8]) -> String {
     let mut text = String::new();
@@ -304,7 +319,6 @@ impl Hash for NodeId {
 }
 
 /// The secret of one lock's node ids.
-#[derive(Debug)]
 pub(crate) struct Seeds {
     halves: [SharedSeed; 2],
     root: NodeId,

@@ -49,10 +49,7 @@ pub(crate) struct ThreadInfo {
 }
 
 impl ThreadInfo {
-    fn new() -> Self {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        // Relaxed: only uniqueness matters, nothing is published with the number.
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    fn new(id: u64) -> Self {
         let name = match std::thread::current().name() {
             Some(name) => name.to_owned(),
             None => format!("unnamed-{id}"),
@@ -61,11 +58,18 @@ impl ThreadInfo {
     }
 }
 
+/// A number for a thread, from 1 on.
+fn next_thread() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    // Relaxed: only uniqueness matters, nothing is published with the number.
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 #[cfg(not(feature = "model"))]
 mod imp {
     use super::ThreadInfo;
     use std::any::Any;
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -126,7 +130,20 @@ mod imp {
     }
 
     thread_local! {
-        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new());
+        /// Needs no destructor, so it can be read while the thread's other locals are being destroyed: a thread that
+        /// locks there is still the owner of what it holds.
+        static ID: Cell<u64> = const { Cell::new(0) };
+        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new(thread_id()));
+    }
+
+    #[inline]
+    fn thread_id() -> u64 {
+        ID.with(|id| {
+            if id.get() == 0 {
+                id.set(super::next_thread());
+            }
+            id.get()
+        })
     }
 
     /// The calling thread, without a clone.
@@ -134,9 +151,7 @@ mod imp {
     pub(crate) fn with_thread_info<R>(read: impl FnOnce(&Arc<ThreadInfo>) -> R) -> R {
         let mut read = Some(read);
         let seen = INFO.try_with(|info| (read.take().expect("runs once"))(info));
-        // A thread that locks while its thread-locals are being destroyed is a new owner each time: it is not
-        // re-entrant there, and it still excludes and is excluded.
-        seen.unwrap_or_else(|_| (read.take().expect("did not run"))(&Arc::new(ThreadInfo::new())))
+        seen.unwrap_or_else(|_| (read.take().expect("did not run"))(&Arc::new(ThreadInfo::new(thread_id()))))
     }
 
     type Spare = Arc<dyn Any + Send + Sync>;
@@ -252,7 +267,7 @@ mod imp {
     const UNPOISONED: &str = "nothing panics under an internal lock";
 
     world::thread_local! {
-        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new());
+        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new(super::next_thread()));
     }
 
     pub(crate) fn with_thread_info<R>(read: impl FnOnce(&Arc<ThreadInfo>) -> R) -> R {

@@ -7,6 +7,7 @@ mod common;
 
 use common::{LIMIT, Other, admits, spawn};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use treelock::{LockError, TreeLock, TreeLockGuard};
 
 /// G2: what would deadlock with most reader-writer locks.
@@ -278,4 +279,31 @@ fn two_locks_know_nothing_of_each_other() {
     let (one, other) = (common::new(), common::new());
     let _held = one.write("a");
     assert!(admits(&other, &[], &["a"]) && !admits(&one, &[], &["a"]));
+}
+
+/// G1, G2: while its locals are destroyed, whichever goes first, a thread is still the owner of what it holds.
+#[test]
+fn a_thread_is_the_same_owner_in_its_last_destructors() {
+    use std::cell::OnceCell;
+    use std::sync::LazyLock;
+    static LOCK: LazyLock<TreeLock> = LazyLock::new(TreeLock::new);
+    static UPGRADED: AtomicUsize = AtomicUsize::new(0);
+    struct Cache(OnceCell<TreeLockGuard<'static>>);
+    impl Drop for Cache {
+        fn drop(&mut self) {
+            let _all = LOCK.read("cache");
+            let upgraded = LOCK.try_lock_for(&[], &["cache/mine", "kept/inner"], LIMIT);
+            UPGRADED.fetch_add(upgraded.is_ok().into(), Ordering::SeqCst);
+        }
+    }
+    thread_local! {
+        static BEFORE: Cache = const { Cache(OnceCell::new()) };
+        static AFTER: Cache = const { Cache(OnceCell::new()) };
+    }
+    common::join(spawn("ends", || {
+        BEFORE.with(|cache| cache.0.set(LOCK.write("kept")).unwrap());
+        AFTER.with(|cache| cache.0.set(LOCK.read("other")).unwrap());
+    }));
+    assert_eq!(UPGRADED.load(Ordering::SeqCst), 2);
+    assert!(LOCK.snapshot().holders.is_empty());
 }

@@ -399,3 +399,33 @@ fn a_path_type_of_ones_own_is_locked_like_any_other() {
     assert!(error("www.example.org.").starts_with("unusable path Host(\"www.example.org.\"): it is absolute"));
     assert!(lock.snapshot().holders.is_empty());
 }
+
+/// `..` takes back what its own path has named, however that path is used.
+#[test]
+fn a_path_inside_of_another_does_not_lead_out_of_it() {
+    #[derive(Clone, Debug)]
+    struct Tenant(u32, &'static str);
+
+    impl TreePath for Tenant {
+        fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+            segments.push(&self.0);
+            Path::new(self.1).segments(segments)?;
+            segments.push_bytes(b"end");
+            segments.pop();
+            Ok(())
+        }
+    }
+
+    impl AsRef<Tenant> for Tenant {
+        fn as_ref(&self) -> &Tenant {
+            self
+        }
+    }
+
+    let lock = common::watched(TreeLock::<Tenant>::default());
+    for path in ["../8/a", "x/../../8"] {
+        assert!(lock.try_lock(&[Tenant(7, path)], &[]).unwrap_err().to_string().contains("leads out"), "{path}");
+    }
+    let _held = lock.write(Tenant(7, "/../a"));
+    assert!(!admits(&lock, &[Tenant(7, "a/b")], &[]) && admits(&lock, &[], &[Tenant(7, "b"), Tenant(8, "a")]));
+}
