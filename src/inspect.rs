@@ -74,6 +74,8 @@ pub struct Waiter {
     pub roots: Vec<Root>,
     /// The node where it waits now, and the mode it waits for there.
     pub at: Root,
+    /// Those of its roots that it has already, on its way from the root of the tree down.
+    pub taken: Vec<Root>,
 }
 
 /// A node, and how it is held or asked for.
@@ -145,47 +147,62 @@ fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Holder {
         thread: found.request.thread.name.clone(),
         location: found.request.location,
         since: found.since,
-        roots: spell(found, seeds).0,
+        roots: spell(found, seeds).roots,
     }
 }
 
 fn waiter<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Waiter {
-    let (roots, at) = spell(found, seeds);
+    let Spelled { roots, at, taken } = spell(found, seeds);
     Waiter {
         thread: found.request.thread.name.clone(),
         location: found.request.location,
         since: found.since,
         roots,
         at: at.unwrap_or(Root { segments: Vec::new(), mode: Mode::IntentionShared }),
+        taken,
     }
 }
 
-/// The roots that count, and the node waited at.
-fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> (Vec<Root>, Option<Root>) {
+/// The roots that count, the node waited at, and the roots that a waiting request has already.
+#[derive(Default)]
+struct Spelled {
+    roots: Vec<Root>,
+    at: Option<Root>,
+    taken: Vec<Root>,
+}
+
+fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Spelled {
     use std::borrow::Borrow;
-    let mut roots = Vec::new();
-    let mut at = None;
+    let plan = &found.request.plan;
+    let mut spelled = Spelled::default();
     let mut seen: HashSet<NodeId> = HashSet::new();
     for root in &found.request.roots {
         let (mut ids, mut names) = (Vec::new(), Vec::new());
-        // It could be told when it was asked for; a path that no longer can is left out.
+        // It was usable when it was asked for; a path that no longer is, is left out.
         if Segments::of::<P>(root.borrow(), seeds, &mut ids, Some(&mut names)).is_err() {
             continue;
         }
-        if let (None, Some((node, ticket))) = (&at, found.waiting) {
-            let depth = ids.iter().position(|&id| id == node);
-            at = depth.map(|depth| Root { segments: names[..depth].to_vec(), mode: ticket.mode() });
+        if let (None, Some((step, mode))) = (&spelled.at, found.waiting) {
+            let depth = ids.iter().position(|&id| id == plan.steps()[step].node);
+            spelled.at = depth.map(|depth| Root { segments: names[..depth].to_vec(), mode });
         }
-        let mode = |depth| found.request.plan.mode(ids[depth], depth).map(|asked| found.access.mode(asked));
+        let mode = |depth| {
+            let index = plan.index(ids[depth], depth)?;
+            Some((index, found.access.mode(plan.steps()[index].mode)))
+        };
         let last = ids.len() - 1;
         // What lies in another root is not in the plan, or as an intention, or equal to that since the downgrade.
-        let Some(mine) = mode(last).filter(|mine| mine.covers(Mode::Shared)) else { continue };
-        let covered = (0..last).filter_map(mode).any(|above| above.covers(mine));
+        let Some((index, mine)) = mode(last).filter(|(_, mine)| mine.covers(Mode::Shared)) else { continue };
+        let covered = (0..last).filter_map(mode).any(|(_, above)| above.covers(mine));
         if !covered && seen.insert(ids[last]) {
-            roots.push(Root { segments: names, mode: mine });
+            let root = Root { segments: names, mode: mine };
+            if found.waiting.is_some_and(|(step, _)| index < step) {
+                spelled.taken.push(root.clone());
+            }
+            spelled.roots.push(root);
         }
     }
-    (roots, at)
+    spelled
 }
 
 impl Display for Root {
@@ -296,10 +313,23 @@ impl Display for Snapshot {
         }
         for waiter in &self.waiters {
             let for_ = Short(self.taken.saturating_duration_since(waiter.since));
-            drawing.add(
-                &waiter.at,
-                format_args!("awaited by \"{}\" for {for_}, asked for at {}", Plain(&waiter.thread), waiter.location),
-            );
+            let (thread, location) = (Plain(&waiter.thread), waiter.location);
+            for root in &waiter.taken {
+                let at = Joined(&waiter.at.segments);
+                drawing
+                    .add(root, format_args!("taken by \"{thread}\", which waits at {at}, asked for at {location}"));
+            }
+            match waiter.roots == [waiter.at.clone()] {
+                true => drawing
+                    .add(&waiter.at, format_args!("awaited by \"{thread}\" for {for_}, asked for at {location}")),
+                false => drawing.add(
+                    &waiter.at,
+                    format_args!(
+                        "awaited by \"{thread}\" for {for_}, on its way to {}, asked for at {location}",
+                        FirstOf(&waiter.roots)
+                    ),
+                ),
+            }
         }
         write!(f, "treelock: {} held, {} waiting", self.holders.len(), self.waiters.len())?;
         drawing.draw(f)

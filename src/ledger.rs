@@ -383,14 +383,14 @@ pub(crate) struct Found<P: TreePath + ?Sized> {
     pub(crate) request: Arc<Request<P>>,
     pub(crate) access: Access,
     pub(crate) since: Instant,
-    /// The step it waits at, and how.
-    pub(crate) waiting: Option<(NodeId, Ticket)>,
+    /// The step it waits at, and the mode it waits for there.
+    pub(crate) waiting: Option<(usize, Mode)>,
 }
 
 impl<P: TreePath + ?Sized> Found<P> {
     pub(crate) fn of(entry: &Entry<P>) -> Self {
         let waiting = match &entry.state {
-            State::Waiting(waiting) => Some((entry.request.plan.steps()[waiting.step].node, waiting.ticket)),
+            State::Waiting(waiting) => Some((waiting.step, waiting.ticket.mode())),
             State::Walking | State::Granted => None,
         };
         Found { request: Arc::clone(&entry.request), access: entry.access, since: entry.since, waiting }

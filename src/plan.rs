@@ -69,10 +69,9 @@ impl Plan {
         &self.steps
     }
 
-    /// The mode that a node at that depth is held in, if it is.
-    pub(crate) fn mode(&self, node: NodeId, depth: usize) -> Option<Mode> {
-        let place = self.steps.binary_search_by_key(&(as_depth(depth), node), |step| (step.depth, step.node));
-        place.ok().map(|index| self.steps[index].mode)
+    /// The step at a node of that depth, if there is one.
+    pub(crate) fn index(&self, node: NodeId, depth: usize) -> Option<usize> {
+        self.steps.binary_search_by_key(&(as_depth(depth), node), |step| (step.depth, step.node)).ok()
     }
 
     /// Whether the buffers are small enough to be kept.

@@ -261,7 +261,7 @@ treelock: 2 held, 3 waiting
 │    SIX  held by "holder" for TIME, taken at HERE
 │  └─ users
 │       X    held by "holder" for TIME, taken at HERE
-│       IS   awaited by "reader" for TIME, asked for at HERE
+│       IS   awaited by "reader" for TIME, on its way to S data/users/7, asked for at HERE
 ├─ logs/today
 │    S    held by "holder" for TIME, taken at HERE
 └─ srv
@@ -287,6 +287,24 @@ fn a_drawing_spells_out_what_a_terminal_would_obey() {
     assert!(!drawing.chars().any(|char| char.is_control() && char != '\n'), "{drawing:?}");
     assert_eq!(drawing.lines().count(), 6, "{drawing}");
     assert!(drawing.contains(r"a\u{1b}[2J\n\r\tb\u{9b}31m") && drawing.contains(r#""evil\u{7}\n""#), "{drawing}");
+}
+
+/// Or whoever waits behind such a one seems to wait for nobody.
+#[test]
+fn a_drawing_tells_what_a_waiting_request_has_taken() {
+    let lock = common::new();
+    let held = lock.write("b/c");
+    let first = Other::waits(&lock, &[], &["a", "b/c"]);
+    let second = Other::waits(&lock, &["a"], &[]);
+    let snapshot = lock.snapshot();
+    assert_eq!(told(&snapshot.waiters[0].taken), ["X a"]);
+    assert!(snapshot.waiters[1].taken.is_empty());
+    let drawing = snapshot.to_string();
+    assert!(drawing.contains("X    taken by ") && drawing.contains(", which waits at b/c, asked for at"), "{drawing}");
+    assert!(drawing.contains(", on its way to X a, X b/c, asked for at"), "{drawing}");
+    drop(held);
+    first.releases();
+    second.releases();
 }
 
 /// Two nodes are drawn as two, although both names are unreadable.
