@@ -23,7 +23,7 @@ use crate::lock::TreeLock;
 use crate::mode::ModeCounts;
 use crate::path::{Frame, TreePath};
 use crate::plan::Step;
-use crate::request::{Owner, Request};
+use crate::request::{Owner, Request, SharedRequest};
 use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Due, Place};
 use crate::waiter::{Time, Waiter, Woken};
@@ -109,8 +109,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let biased = |node| self.table.is_biased(node);
         let request = match request.plan.steps() {
-            // The usual case: all but the last step can be published.
-            &[ref above @ .., last] if above.iter().all(|step| biased(step.node)) => {
+            // The usual case: all but the last step can be published. The coldest of them tells.
+            &[ref above @ .., last] if above.last().is_none_or(|step| biased(step.node)) => {
                 let mut shard = self.table.lock(Place::of(last.node));
                 match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
                     Ok(key) => return Ok(Entry { key, last: Place::of(last.node) }),
@@ -123,9 +123,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Takes one step after the other.
-    fn walk(&self, request: Arc<Request<P>>, patience: Patience) -> Result<Entry, LockError> {
+    fn walk(&self, request: SharedRequest<P>, patience: Patience) -> Result<Entry, LockError> {
         let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
-        let (key, taken) = self.ledger.enter(Arc::clone(&request), |node| self.table.is_biased(node));
+        let (key, taken) = self.ledger.enter(SharedRequest::clone(&request), |node| self.table.is_biased(node));
         for (index, &step) in request.plan.steps().iter().enumerate().skip(taken) {
             if !self.table.try_grant(step, &ModeCounts::NONE, &self.ledger) {
                 let blocked = Blocked { index, patience, key };
@@ -141,7 +141,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Takes a step that somebody, perhaps its own owner, holds or waits for.
     #[cold]
-    fn acquire_contended(&self, request: &Arc<Request<P>>, step: Step, blocked: Blocked) -> Result<(), Refusal<P>> {
+    fn acquire_contended(&self, request: &SharedRequest<P>, step: Step, blocked: Blocked) -> Result<(), Refusal<P>> {
         let Nesting { nested, held } = self.ledger.nesting(request, step.node);
         let (deadline, temper) = match blocked.patience {
             Patience::None if self.table.try_grant(step, &held, &self.ledger) => return Ok(()),
@@ -194,7 +194,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         drop(shard);
         drop(due);
         match left {
-            Ok(request) => request.recycle(),
+            Ok(request) => Request::recycle(request),
             Err(Leaving { request, access }) => self.give_back(key, &request, request.plan.steps().len(), access),
         }
     }
@@ -253,6 +253,13 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             Refusal::TimedOut => LockError::TimedOut,
             Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, &self.seeds))),
         }
+    }
+
+    /// The number of nodes that somebody holds or waits for.
+    #[cfg(feature = "model")]
+    #[doc(hidden)]
+    pub fn live_nodes(&self) -> usize {
+        self.table.len()
     }
 
     /// Plays the clock for all that wait now: their deadlines pass, or else they look for a deadlock.

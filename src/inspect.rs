@@ -7,6 +7,7 @@ use crate::deadlock::Member;
 use crate::ledger::{Found, LockedLedger, State};
 use crate::mode::Mode;
 use crate::path::{NodeId, Seeds, Segments, TreePath};
+use crate::sync::Present;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display, Write};
 use std::panic::Location;
@@ -54,7 +55,7 @@ pub struct Holder {
     pub thread: String,
     /// Where in the source it asked.
     pub location: &'static Location<'static>,
-    /// When it was granted.
+    /// When it was granted, to a few milliseconds.
     pub since: Instant,
     /// What it holds, without what lies in other roots of its own.
     pub roots: Vec<Root>,
@@ -68,7 +69,7 @@ pub struct Waiter {
     pub thread: String,
     /// Where in the source it asked.
     pub location: &'static Location<'static>,
-    /// When it began to wait where it waits now.
+    /// When it began to wait where it waits now, to a few milliseconds.
     pub since: Instant,
     /// What it asked for, without what lies in other roots of its own.
     pub roots: Vec<Root>,
@@ -108,16 +109,16 @@ pub struct Party {
 
 impl Snapshot {
     pub(crate) fn of<P: TreePath + ?Sized>(ledger: LockedLedger<'_, P>, seeds: &Seeds) -> Self {
-        let taken = Instant::now();
+        let now = Present::now();
         let walking = |state: &State| matches!(state, State::Walking);
         let found: Vec<Found<P>> =
             ledger.entries().filter(|(_, entry)| !walking(&entry.state)).map(|(_, entry)| Found::of(entry)).collect();
         drop(ledger);
-        let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken };
+        let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken: now.exact };
         for found in found {
             match found.waiting {
-                Some(_) => snapshot.waiters.push(waiter(&found, seeds)),
-                None => snapshot.holders.push(holder(&found, seeds)),
+                Some(_) => snapshot.waiters.push(waiter(&found, seeds, now)),
+                None => snapshot.holders.push(holder(&found, seeds, now)),
             }
         }
         snapshot.holders.sort_by_key(|holder| holder.since);
@@ -128,35 +129,36 @@ impl Snapshot {
 
 impl Deadlock {
     pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[Member<P>], seeds: &Seeds) -> Self {
-        let waits: Vec<Waiter> = cycle.iter().map(|member| waiter(&member.waits, seeds)).collect();
+        let now = Present::now();
+        let waits: Vec<Waiter> = cycle.iter().map(|member| waiter(&member.waits, seeds, now)).collect();
         let party = |(place, member): (usize, &Member<P>)| {
             let before = &waits[(place + cycle.len() - 1) % cycle.len()].at;
             let taken = member.taken.map(|mode| Holder {
                 roots: vec![Root { segments: before.segments.clone(), mode }],
-                ..holder(&member.waits, seeds)
+                ..holder(&member.waits, seeds, now)
             });
-            let guards = member.holds.iter().map(|found| holder(found, seeds));
+            let guards = member.holds.iter().map(|found| holder(found, seeds, now));
             Party { waits: waits[place].clone(), holds: guards.chain(taken).collect() }
         };
         Deadlock { parties: cycle.iter().enumerate().map(party).collect() }
     }
 }
 
-fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Holder {
+fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Holder {
     Holder {
         thread: found.request.thread.name.clone(),
         location: found.request.location,
-        since: found.since,
+        since: now.exact(found.since),
         roots: spell(found, seeds).roots,
     }
 }
 
-fn waiter<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Waiter {
+fn waiter<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Waiter {
     let Spelled { roots, at, taken } = spell(found, seeds);
     Waiter {
         thread: found.request.thread.name.clone(),
         location: found.request.location,
-        since: found.since,
+        since: now.exact(found.since),
         roots,
         at: at.unwrap_or(Root { segments: Vec::new(), mode: Mode::IntentionShared }),
         taken,

@@ -24,13 +24,12 @@ use crate::mode::{Mode, ModeCounts};
 use crate::node::Ticket;
 use crate::path::{NodeId, TreePath};
 use crate::plan::Step;
-use crate::request::{Owner, Request};
-use crate::sync::{CachePadded, Mutex, MutexGuard, REGISTERS};
+use crate::request::{Owner, Request, SharedRequest};
+use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
 use crate::waiter::Waiter;
 use slab::Slab;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 pub(crate) struct Ledger<P: TreePath + ?Sized> {
     registers: Box<[CachePadded<Mutex<Register<P>>>]>,
@@ -54,13 +53,13 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
-    pub(crate) request: Arc<Request<P>>,
+    pub(crate) request: SharedRequest<P>,
     pub(crate) state: State,
     pub(crate) access: Access,
     /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit.
     published: u64,
     /// When the state of waiting, or of being granted, began.
-    pub(crate) since: Instant,
+    pub(crate) since: Moment,
 }
 
 #[derive(Debug)]
@@ -85,7 +84,7 @@ pub(crate) struct Waiting {
 
 /// A request that is on its way out.
 pub(crate) struct Leaving<P: TreePath + ?Sized> {
-    pub(crate) request: Arc<Request<P>>,
+    pub(crate) request: SharedRequest<P>,
     pub(crate) access: Access,
 }
 
@@ -153,11 +152,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     #[inline]
     pub(crate) fn enter_granted(
         &self,
-        request: Arc<Request<P>>,
+        request: SharedRequest<P>,
         biased: impl Fn(NodeId) -> bool,
         grant: impl FnOnce() -> bool,
-    ) -> Result<Key, Arc<Request<P>>> {
-        let since = Instant::now();
+    ) -> Result<Key, SharedRequest<P>> {
+        let since = Moment::now();
         let register = self.register_of(request.thread.id);
         let mut locked = self.registers[register].lock();
         let above = request.plan.steps().len() - 1;
@@ -171,8 +170,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     }
 
     /// Enters a request of the calling thread, and takes as many of its first steps as can be published.
-    pub(crate) fn enter(&self, request: Arc<Request<P>>, biased: impl Fn(NodeId) -> bool) -> (Key, usize) {
-        let since = Instant::now();
+    pub(crate) fn enter(&self, request: SharedRequest<P>, biased: impl Fn(NodeId) -> bool) -> (Key, usize) {
+        let since = Moment::now();
         let register = self.register_of(request.thread.id);
         let mut locked = self.registers[register].lock();
         let taken = publishable(&request, &biased);
@@ -184,7 +183,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     /// Takes out a granted request of which all steps but the last are still published, and that one released by
     /// `release`. Else it is on its way out from now on. The caller has the shard of the last step.
     #[inline]
-    pub(crate) fn leave(&self, key: Key, release: impl FnOnce(NodeId, Mode)) -> Result<Arc<Request<P>>, Leaving<P>> {
+    pub(crate) fn leave(&self, key: Key, release: impl FnOnce(NodeId, Mode)) -> Result<SharedRequest<P>, Leaving<P>> {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
         let entry = &mut register.entries[key.index];
@@ -198,13 +197,13 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             }
             _ => {
                 entry.state = State::Walking;
-                Err(Leaving { request: Arc::clone(&entry.request), access: entry.access })
+                Err(Leaving { request: SharedRequest::clone(&entry.request), access: entry.access })
             }
         }
     }
 
     /// Takes out an entry that is not granted.
-    pub(crate) fn remove(&self, key: Key) -> Arc<Request<P>> {
+    pub(crate) fn remove(&self, key: Key) -> SharedRequest<P> {
         self.registers[key.register].lock().remove(key.index).request
     }
 
@@ -239,7 +238,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let entry = &mut register.entries[key.index];
         debug_assert!(!matches!(entry.state, State::Granted), "a grant is final");
         if !matches!(state, State::Walking) {
-            entry.since = Instant::now();
+            entry.since = Moment::now();
         }
         // The waiter of the old state goes with it: nobody else's code runs in its drop.
         entry.state = state;
@@ -249,9 +248,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     }
 
     /// The request of an entry, unless it is downgraded.
-    pub(crate) fn as_asked(&self, key: Key) -> Option<Arc<Request<P>>> {
+    pub(crate) fn as_asked(&self, key: Key) -> Option<SharedRequest<P>> {
         let entry = &self.registers[key.register].lock().entries[key.index];
-        (entry.access == Access::AsAsked).then(|| Arc::clone(&entry.request))
+        (entry.access == Access::AsAsked).then(|| SharedRequest::clone(&entry.request))
     }
 
     /// Marks an entry as downgraded.
@@ -380,9 +379,9 @@ impl<P: TreePath + ?Sized> Entry<P> {
 
 /// A copy of an entry, to be spelled out after the ledger is let go: that calls user code.
 pub(crate) struct Found<P: TreePath + ?Sized> {
-    pub(crate) request: Arc<Request<P>>,
+    pub(crate) request: SharedRequest<P>,
     pub(crate) access: Access,
-    pub(crate) since: Instant,
+    pub(crate) since: Moment,
     /// The step it waits at, and the mode it waits for there.
     pub(crate) waiting: Option<(usize, Mode)>,
 }
@@ -393,7 +392,7 @@ impl<P: TreePath + ?Sized> Found<P> {
             State::Waiting(waiting) => Some((waiting.step, waiting.ticket.mode())),
             State::Walking | State::Granted => None,
         };
-        Found { request: Arc::clone(&entry.request), access: entry.access, since: entry.since, waiting }
+        Found { request: SharedRequest::clone(&entry.request), access: entry.access, since: entry.since, waiting }
     }
 }
 

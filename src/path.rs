@@ -21,7 +21,7 @@ use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
 use std::fmt::{self, Debug};
 use std::hash::{Hash, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A name of a node in a tree: the root of the sub-tree that is to be locked.
 ///
@@ -110,7 +110,16 @@ pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
     fn frame(&self) -> Frame {
         Frame::Absolute
     }
+
+    /// Empties a path that the lock has kept for reports and needs no longer, so that its memory can take the next one.
+    /// `false`, as by default: it is dropped.
+    fn clear(_kept: &mut Self::Owned) -> bool {
+        false
+    }
 }
+
+/// What is larger is not kept for the next path.
+const MOST_BYTES: usize = 512;
 
 /// What a path is relative to: the root of the tree, or a place that only its user knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +139,11 @@ impl TreePath for str {
         }
         Ok(())
     }
+
+    fn clear(kept: &mut String) -> bool {
+        kept.clear();
+        kept.capacity() <= MOST_BYTES
+    }
 }
 
 impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
@@ -138,6 +152,11 @@ impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
             segments.push(segment);
         }
         Ok(())
+    }
+
+    fn clear(kept: &mut Vec<T>) -> bool {
+        kept.clear();
+        kept.capacity() * size_of::<T>() <= MOST_BYTES
     }
 }
 
@@ -152,6 +171,11 @@ impl TreePath for Path {
 
     fn frame(&self) -> Frame {
         if self.is_absolute() { Frame::Absolute } else { Frame::Relative }
+    }
+
+    fn clear(kept: &mut PathBuf) -> bool {
+        kept.clear();
+        kept.capacity() <= MOST_BYTES
     }
 }
 

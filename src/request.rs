@@ -2,7 +2,7 @@
 //!
 //! A request is told completely, user code and all, before anything is locked; it does not change afterwards, so
 //! that reports can share it and spell it out after every internal lock is let go. A thread keeps a few spent ones, for
-//! the buffers of their plans; the paths in them are dropped with the guard.
+//! their buffers; the paths in them are dropped, or emptied, with the guard.
 
 use crate::error::PathError;
 use crate::path::{Seeds, TreePath};
@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 /// A request with room for more roots is not kept for the next one.
 const MOST_ROOTS: usize = 64;
+
+/// A request as its guard's entry, reports and snapshots have it.
+pub(crate) type SharedRequest<P> = triomphe::Arc<Request<P>>;
 
 /// Whose guards a request does not wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub(crate) struct Request<P: TreePath + ?Sized> {
     pub(crate) location: &'static Location<'static>,
     /// The roots as they were given, reads first.
     pub(crate) roots: Vec<P::Owned>,
+    /// Emptied roots of earlier requests.
+    emptied: Vec<P::Owned>,
 }
 
 impl<P: TreePath + ?Sized> Request<P> {
@@ -40,33 +45,46 @@ impl<P: TreePath + ?Sized> Request<P> {
         writes: &[Q],
         owner: Owner,
         location: &'static Location<'static>,
-    ) -> Result<Arc<Self>, PathError> {
+    ) -> Result<SharedRequest<P>, PathError> {
         let mut request = sync::with_thread_info(|thread| {
-            sync::take_spare::<Self>().unwrap_or_else(|| {
+            sync::take_spare::<SharedRequest<P>>().unwrap_or_else(|| {
                 let plan = Plan::default();
                 let thread = Arc::clone(thread);
-                Arc::new(Request { plan, owner, thread, location, roots: Vec::new() })
+                SharedRequest::new(Request { plan, owner, thread, location, roots: Vec::new(), emptied: Vec::new() })
             })
         });
-        let this = Arc::get_mut(&mut request).expect("a spare request is nobody else's");
+        let this = SharedRequest::get_mut(&mut request).expect("a spare request is nobody else's");
         sync::with_thread_info(|thread| {
             if this.thread.id != thread.id {
                 this.thread = Arc::clone(thread);
             }
         });
         this.plan.build::<P, Q>(seeds, reads, writes)?;
-        this.roots.extend(reads.iter().chain(writes).map(|path| path.as_ref().to_owned()));
+        for path in reads.iter().chain(writes) {
+            let root = match this.emptied.pop() {
+                Some(mut root) => {
+                    path.as_ref().clone_into(&mut root);
+                    root
+                }
+                None => path.as_ref().to_owned(),
+            };
+            this.roots.push(root);
+        }
         this.owner = owner;
         this.location = location;
         Ok(request)
     }
 
     /// Keeps the buffers of a spent request for the thread's next one.
-    pub(crate) fn recycle(mut self: Arc<Self>) {
-        if let Some(request) = Arc::get_mut(&mut self) {
-            request.roots.clear();
-            if request.plan.is_small() && request.roots.capacity() <= MOST_ROOTS {
-                sync::keep_spare(self);
+    pub(crate) fn recycle(mut this: SharedRequest<P>) {
+        if let Some(request) = SharedRequest::get_mut(&mut this) {
+            while let Some(mut root) = request.roots.pop() {
+                if P::clear(&mut root) {
+                    request.emptied.push(root);
+                }
+            }
+            if request.plan.is_small() && request.roots.capacity().max(request.emptied.capacity()) <= MOST_ROOTS {
+                sync::keep_spare(this);
             }
         }
     }

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`Mutex`], [`Condvar`] | `parking_lot` | the model's; waits have no deadline, see `waiter.rs` |
 //! | [`with_thread_info`] | a thread-local | the model's thread-local |
+//! | [`spin`] | tries for a little | does not |
 //! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
 //! | [`AtomicU64`] | `std`'s | the model's |
@@ -18,6 +19,7 @@
 
 use std::sync::atomic::AtomicU8;
 pub(crate) use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 pub(crate) use imp::*;
 
@@ -37,6 +39,35 @@ impl OnceByte {
             },
             set => set,
         }
+    }
+}
+
+/// A moment, to the tick of the system's clock: some milliseconds. It costs a fifth of an exact one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment(coarsetime::Instant);
+
+impl Moment {
+    #[inline]
+    pub(crate) fn now() -> Self {
+        Moment(coarsetime::Instant::now())
+    }
+}
+
+/// The present on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Present {
+    pub(crate) exact: Instant,
+    moment: Moment,
+}
+
+impl Present {
+    pub(crate) fn now() -> Self {
+        Present { exact: Instant::now(), moment: Moment::now() }
+    }
+
+    pub(crate) fn exact(self, past: Moment) -> Instant {
+        let ago = self.moment.0.duration_since(past.0);
+        self.exact.checked_sub(ago.into()).unwrap_or(self.exact)
     }
 }
 
@@ -73,6 +104,7 @@ mod imp {
     use std::sync::Arc;
     use std::time::Instant;
 
+    use crossbeam_utils::Backoff;
     pub(crate) use crossbeam_utils::CachePadded;
     pub(crate) use parking_lot::MutexGuard;
     pub(crate) use std::sync::atomic::AtomicU64;
@@ -154,38 +186,49 @@ mod imp {
         seen.unwrap_or_else(|_| (read.take().expect("did not run"))(&Arc::new(ThreadInfo::new(thread_id()))))
     }
 
-    type Spare = Arc<dyn Any + Send + Sync>;
-
-    /// The most spares that a thread keeps: as many guards as are usually nested.
+    /// The most spares of a type that a thread keeps: as many guards as are usually nested.
     const SPARES: usize = 4;
 
     thread_local! {
-        static SPARE: RefCell<Vec<Spare>> = const { RefCell::new(Vec::new()) };
+        /// A `Vec<T>` for each type of them.
+        static SPARES_BY_TYPE: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
     }
 
     /// A spent object of the calling thread, if it keeps one of this type.
     #[inline]
-    pub(crate) fn take_spare<T: Any + Send + Sync>() -> Option<Arc<T>> {
-        let take = |spares: &RefCell<Vec<Spare>>| {
-            let mut spares = spares.borrow_mut();
-            let index = spares.iter().rposition(|spare| spare.is::<T>())?;
-            Some(spares.swap_remove(index))
+    pub(crate) fn take_spare<T: Any>() -> Option<T> {
+        let take = |shelves: &RefCell<Vec<Box<dyn Any>>>| {
+            shelves.borrow_mut().iter_mut().find_map(|shelf| shelf.downcast_mut::<Vec<T>>()).and_then(Vec::pop)
         };
-        SPARE.try_with(take).ok()??.downcast().ok()
+        SPARES_BY_TYPE.try_with(take).ok().flatten()
     }
 
-    /// Keeps an object, which nobody else shares, for [`take_spare`]; the oldest makes room. It must hold no values of
-    /// users, whose drop might come back here.
+    /// Keeps an object for [`take_spare`], or drops it, if there are enough or the thread ends.
     #[inline]
-    pub(crate) fn keep_spare<T: Any + Send + Sync>(spare: Arc<T>) {
-        // Ignored: a thread that ends keeps nothing.
-        let _ = SPARE.try_with(|spares| {
-            let mut spares = spares.borrow_mut();
-            if spares.len() == SPARES {
-                spares.remove(0);
+    pub(crate) fn keep_spare<T: Any>(spare: T) {
+        let mut spare = Some(spare);
+        // Whatever is not kept is dropped after the cell is let go, since its drop might come back here.
+        let _ = SPARES_BY_TYPE.try_with(|shelves| {
+            let mut shelves = shelves.borrow_mut();
+            match shelves.iter_mut().find_map(|shelf| shelf.downcast_mut::<Vec<T>>()) {
+                Some(shelf) if shelf.len() < SPARES => shelf.extend(spare.take()),
+                Some(_) => {}
+                None => shelves.push(Box::new(Vec::from_iter(spare.take()))),
             }
-            spares.push(spare);
         });
+    }
+
+    /// Tries for some microseconds, which is less than to park and to be woken.
+    #[inline]
+    pub(crate) fn spin(mut done: impl FnMut() -> bool) -> bool {
+        let backoff = Backoff::new();
+        while !backoff.is_completed() {
+            if done() {
+                return true;
+            }
+            backoff.snooze();
+        }
+        false
     }
 
     /// A seed that an adversary cannot know.
@@ -274,11 +317,15 @@ mod imp {
         INFO.with(read)
     }
 
-    pub(crate) fn take_spare<T>() -> Option<Arc<T>> {
+    pub(crate) fn take_spare<T>() -> Option<T> {
         None
     }
 
-    pub(crate) fn keep_spare<T>(_spare: Arc<T>) {}
+    pub(crate) fn keep_spare<T>(_spare: T) {}
+
+    pub(crate) fn spin(_done: impl FnMut() -> bool) -> bool {
+        false
+    }
 
     pub(crate) fn random_seed() -> u64 {
         0x5eed

@@ -136,7 +136,7 @@ impl Table {
     }
 
     /// The number of live nodes.
-    #[cfg(all(test, not(feature = "model")))]
+    #[cfg(any(test, feature = "model"))]
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().nodes.len()).sum()
     }

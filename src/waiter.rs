@@ -10,6 +10,8 @@
 //!
 //! Lock order: a shard of the table or of the ledger, then a waiter.
 
+#[cfg(not(feature = "model"))]
+use crate::sync::spin;
 use crate::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -63,6 +65,9 @@ impl Waiter {
     /// Parks the thread until the grant, until `look` has passed, or until the deadline.
     #[cfg(not(feature = "model"))]
     pub(crate) fn wait(&self, look: Option<Duration>, deadline: Option<Instant>) -> Woken {
+        if spin(|| self.is_granted()) {
+            return Woken::Granted;
+        }
         let look = look.map(|look| (Instant::now() + look, Time::Look));
         let deadline = deadline.map(|deadline| (deadline, Time::Deadline));
         let first = look.into_iter().chain(deadline).min_by_key(|&(until, _)| until);
