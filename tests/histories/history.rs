@@ -131,6 +131,8 @@ impl History {
                 // Who waits now waits for others who wait: each cycle of them is reported to one (G2).
                 None => self.hear(),
             }
+            // A report that is on its way speaks of what was held when it was made.
+            self.settle();
             assert!(began.elapsed() < FOR_EVER, "somebody waits for ever:\n{}", self.lock.snapshot());
         }
         self.settle();

@@ -114,7 +114,7 @@ pub(crate) fn obey(
     }
 }
 
-fn answer<G>(
+pub(crate) fn answer<G>(
     ask: impl FnOnce() -> Result<G, LockError>,
     keep: impl FnOnce(G) -> Option<ArcTreeLockGuard<str>>,
 ) -> Answer {
@@ -125,7 +125,7 @@ fn answer<G>(
     }
 }
 
-fn plain<'a>(
+pub(crate) fn plain<'a>(
     lock: &'a Arc<Lock>,
     how: How,
     Paths { reads, writes }: &Paths,
@@ -142,7 +142,11 @@ fn plain<'a>(
     }
 }
 
-fn arc(lock: &Arc<Lock>, how: How, Paths { reads, writes }: &Paths) -> Result<ArcTreeLockGuard<str>, LockError> {
+pub(crate) fn arc(
+    lock: &Arc<Lock>,
+    how: How,
+    Paths { reads, writes }: &Paths,
+) -> Result<ArcTreeLockGuard<str>, LockError> {
     match (how, &reads[..], &writes[..]) {
         (How::Try, ..) => lock.try_lock_arc(reads, writes),
         (How::For(timeout), ..) => lock.try_lock_arc_for(reads, writes, timeout),
