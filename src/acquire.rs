@@ -18,7 +18,7 @@
 use crate::deadlock;
 use crate::error::{LockError, PathError};
 use crate::inspect::Deadlock;
-use crate::ledger::{Access, Key, Leaving, Nesting, State, Temper, Waiting};
+use crate::ledger::{Key, Leaving, Nesting, State, Temper, Waiting};
 use crate::lock::TreeLock;
 use crate::mode::ModeCounts;
 use crate::path::{Frame, TreePath};
@@ -125,15 +125,26 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Takes one step after the other.
     fn walk(&self, request: SharedRequest<P>, patience: Patience) -> Result<Entry, LockError> {
         let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
-        let (key, taken) = self.ledger.enter(SharedRequest::clone(&request), |node| self.table.is_biased(node));
-        for (index, &step) in request.plan.steps().iter().enumerate().skip(taken) {
+        let key = self.ledger.enter(SharedRequest::clone(&request));
+        let steps = request.plan.steps();
+        let mut index = 0;
+        while index < steps.len() {
+            let step = steps[index];
+            if step.mode.is_intention() && self.table.is_biased(step.node) {
+                let published = self.ledger.publish(key, index, |node| self.table.is_biased(node));
+                index += published;
+                if published > 0 {
+                    continue;
+                }
+            }
             if !self.table.try_grant(step, &ModeCounts::NONE, &self.ledger) {
                 let blocked = Blocked { index, patience, key };
                 if let Err(refusal) = self.acquire_contended(&request, step, blocked) {
-                    self.give_back(key, &request, index, Access::AsAsked);
+                    self.give_back(key, &self.ledger.refuse(key), index);
                     return Err(self.explain(refusal));
                 }
             }
+            index += 1;
         }
         self.ledger.set_state(key, State::Granted);
         Ok(Entry { key, last })
@@ -195,16 +206,23 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         drop(due);
         match left {
             Ok(request) => Request::recycle(request),
-            Err(Leaving { request, access }) => self.give_back(key, &request, request.plan.steps().len(), access),
+            Err(leaving) => self.give_back(key, &leaving, leaving.request.plan.steps().len()),
         }
     }
 
     /// Releases the first steps of a request, the last of them first, and takes out its entry.
-    fn give_back(&self, key: Key, request: &Request<P>, taken: usize, access: Access) {
+    fn give_back(&self, key: Key, leaving: &Leaving<P>, taken: usize) {
         let mut due = Due::default();
-        for (index, step) in request.plan.steps()[..taken].iter().enumerate().rev() {
-            let unpublish = || self.ledger.unpublish_step(key, index);
-            self.table.release_or(step.node, access.mode(step.mode), &mut due, unpublish);
+        let mut left = taken;
+        while left > 0 {
+            if leaving.may_have_published(left) {
+                left = self.ledger.unpublish_last(key, left);
+            }
+            // This one its node counts, or has begun to.
+            if let Some(step) = left.checked_sub(1).map(|last| leaving.request.plan.steps()[last]) {
+                self.table.release(step.node, leaving.access.mode(step.mode), &mut due);
+                left -= 1;
+            }
         }
         self.ledger.remove(key);
     }

@@ -24,22 +24,19 @@
 use crate::path::NodeId;
 use crate::sync::{AtomicU64, Ordering, SHARDS, WARM};
 
-/// The biased nodes that a shard can have.
-pub(crate) const SLOTS: usize = 4;
+/// The biased nodes that a shard can have: as many tags as a cache line has room for.
+const SLOTS: usize = 8;
 
 /// A node takes the place of another after so many grants that could not be published.
 const EVICT: u32 = 4096;
+
+/// Stands where no node is biased. A node whose tag this is never is.
+const NONE: u64 = 0;
 
 /// The shard of a node. The hash map in it uses the outer bits of the same word.
 #[inline]
 pub(crate) fn shard(node: NodeId) -> usize {
     (node.bits() >> 24) as usize % SHARDS
-}
-
-/// Its slot among those of its shard.
-#[inline]
-pub(crate) fn slot(node: NodeId) -> usize {
-    (node.bits() >> 34) as usize % SLOTS
 }
 
 /// What marks it as biased.
@@ -48,16 +45,23 @@ pub(crate) fn tag(node: NodeId) -> u64 {
     node.bits()
 }
 
+/// The two slots of its shard that it may have, so that two hot nodes seldom dispute one.
+#[inline]
+fn slots(node: NodeId) -> [usize; 2] {
+    let first = (node.bits() >> 34) as usize % SLOTS;
+    let other = 1 + (node.bits() >> 40) as usize % (SLOTS - 1);
+    [first, (first + other) % SLOTS]
+}
+
 /// Marks the biased nodes. Read by all, written seldom, so that every core keeps a copy of its own.
 #[derive(Debug)]
 pub(crate) struct Tags(Box<[AtomicU64]>);
 
-/// How often the nodes of a shard were granted in weak modes, for one slot.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Heat {
-    tag: u64,
-    grants: u32,
-    enough: u32,
+/// A tag that has to be taken back first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InTheWay {
+    slot: usize,
+    pub(crate) tag: u64,
 }
 
 impl Tags {
@@ -69,46 +73,93 @@ impl Tags {
     /// in order to publish there, or the shard of the node.
     #[inline]
     pub(crate) fn is_set(&self, node: NodeId) -> bool {
-        tag(node) != NONE && self.get(node) == tag(node)
+        self.slot_of(node).is_some()
     }
 
-    /// The tag that stands where the node's would; under the mutex of the shard, as all that changes it.
+    /// Counts a weak grant of a node without a bias, whose shard the caller has; it gets one, if it is hot and there is
+    /// room. See [`Tags::in_the_way`] for the case that there is none.
+    pub(crate) fn warm(&self, node: NodeId, heats: &mut Heats) {
+        if let Some(slot) = heats.warm(node) {
+            let place = self.place(node, slot);
+            if place.load(Ordering::Relaxed) == NONE && heats.0[slot].grants >= heats.0[slot].enough {
+                place.store(tag(node), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What must be taken back before the node may be granted: for a strong mode its own tag; for a weak one that of a
+    /// colder node, if this one is hot and has no other place. The caller has the shard.
     #[inline]
-    pub(crate) fn get(&self, node: NodeId) -> u64 {
-        // Relaxed, here and below: the mutexes of invariants 1 and 2 order all that matters.
-        self.0[shard(node) * SLOTS + slot(node)].load(Ordering::Relaxed)
+    pub(crate) fn in_the_way(&self, node: NodeId, strong: bool, heats: &Heats) -> Option<InTheWay> {
+        match self.slot_of(node) {
+            Some(slot) => strong.then_some(InTheWay { slot, tag: tag(node) }),
+            None if strong => None,
+            None => {
+                let slot = slots(node).into_iter().find(|&slot| heats.0[slot].is_of(node))?;
+                let standing = self.place(node, slot).load(Ordering::Relaxed);
+                (heats.0[slot].grants >= EVICT && standing != NONE).then_some(InTheWay { slot, tag: standing })
+            }
+        }
     }
 
-    pub(crate) fn set(&self, node: NodeId, tag: u64) {
-        self.0[shard(node) * SLOTS + slot(node)].store(tag, Ordering::Relaxed);
+    /// Takes it back.
+    pub(crate) fn clear(&self, node: NodeId, in_the_way: InTheWay) {
+        self.place(node, in_the_way.slot).store(NONE, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn slot_of(&self, node: NodeId) -> Option<usize> {
+        let is_set = |slot: &usize| self.place(node, *slot).load(Ordering::Relaxed) == tag(node);
+        slots(node).into_iter().find(is_set).filter(|_| tag(node) != NONE)
+    }
+
+    // Its loads and stores are relaxed: the mutexes of invariants 1 and 2 order all that matters.
+    #[inline]
+    fn place(&self, node: NodeId, slot: usize) -> &AtomicU64 {
+        &self.0[shard(node) * SLOTS + slot]
     }
 }
 
-/// Stands where no node is biased. One whose tag this is never is.
-pub(crate) const NONE: u64 = 0;
+/// How often nodes of one shard were granted in weak modes and could not be published, for each slot; under the mutex of
+/// the shard.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Heats([Heat; SLOTS]);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Heat {
+    tag: u64,
+    grants: u32,
+    enough: u32,
+}
 
 impl Heat {
-    /// Counts a weak grant of the node with that tag, given the one that stands; whether it is worth a bias by now.
-    pub(crate) fn warm(&mut self, tag: u64, standing: u64) -> bool {
-        if self.tag != tag {
-            // Of those that share a slot the most frequent one stays.
-            if self.grants > 0 {
-                self.grants -= 1;
-                return false;
-            }
-            *self = Heat { tag, grants: 0, enough: WARM };
+    fn is_of(&self, node: NodeId) -> bool {
+        self.tag == tag(node) && self.grants > 0
+    }
+}
+
+impl Heats {
+    /// Counts a weak grant of the node, and returns where, if it has or gets a place.
+    fn warm(&mut self, node: NodeId) -> Option<usize> {
+        let mine = slots(node);
+        if let Some(slot) = mine.into_iter().find(|&slot| self.0[slot].tag == tag(node)) {
+            self.0[slot].grants = self.0[slot].grants.saturating_add(1);
+            return Some(slot);
         }
-        self.grants = self.grants.saturating_add(1);
-        self.is_hot(tag, standing)
+        // Of those that dispute a slot the most frequent one stays.
+        let Some(slot) = mine.into_iter().find(|&slot| self.0[slot].grants == 0) else {
+            mine.into_iter().for_each(|slot| self.0[slot].grants -= 1);
+            return None;
+        };
+        self.0[slot] = Heat { tag: tag(node), grants: 1, enough: WARM };
+        Some(slot)
     }
 
-    pub(crate) fn is_hot(&self, tag: u64, standing: u64) -> bool {
-        self.tag == tag && self.grants >= if standing == NONE { self.enough } else { self.enough.max(EVICT) }
-    }
-
-    /// After a revocation that had so much to look through.
-    pub(crate) fn cooled(tag: u64, looked: usize) -> Self {
-        let enough = u32::try_from(looked).unwrap_or(u32::MAX).saturating_mul(2).saturating_add(WARM);
-        Heat { tag, grants: 0, enough }
+    /// After a revocation of the node's own bias that had so much to look through: the more, the longer it goes without.
+    pub(crate) fn cool(&mut self, node: NodeId, in_the_way: InTheWay, looked: usize) {
+        if in_the_way.tag == tag(node) {
+            let enough = u32::try_from(looked / 8).unwrap_or(u32::MAX).saturating_add(WARM);
+            self.0[in_the_way.slot] = Heat { tag: tag(node), grants: 0, enough };
+        }
     }
 }

@@ -86,22 +86,34 @@ pub(crate) struct Waiting {
 pub(crate) struct Leaving<P: TreePath + ?Sized> {
     pub(crate) request: SharedRequest<P>,
     pub(crate) access: Access,
+    published: u64,
+}
+
+impl<P: TreePath + ?Sized> Leaving<P> {
+    fn of(Entry { request, access, published, .. }: &Entry<P>) -> Self {
+        Leaving { request: SharedRequest::clone(request), access: *access, published: *published }
+    }
+
+    /// Whether one of the first steps may still be published.
+    pub(crate) fn may_have_published(&self, steps: usize) -> bool {
+        self.published & first_bits(steps) != 0
+    }
 }
 
 /// The steps of a request that may be published.
 const MOST_PUBLISHED: usize = u64::BITS as usize;
 
-/// How many of the first steps of a request may be published now: intentions on biased nodes.
+/// How many of the steps from `from` on may be published now: intentions on biased nodes.
 #[inline]
-fn publishable<P: TreePath + ?Sized>(request: &Request<P>, biased: impl Fn(NodeId) -> bool) -> usize {
-    let steps = request.plan.steps().iter().take(MOST_PUBLISHED);
+fn publishable<P: TreePath + ?Sized>(request: &Request<P>, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
+    let steps = request.plan.steps().iter().take(MOST_PUBLISHED).skip(from);
     steps.take_while(|step| step.mode.is_intention() && biased(step.node)).count()
 }
 
 /// So many ones, from the lowest bit on.
 #[inline]
 fn first_bits(count: usize) -> u64 {
-    if count == 0 { 0 } else { u64::MAX >> (MOST_PUBLISHED - count) }
+    if count >= MOST_PUBLISHED { u64::MAX } else { (1 << count) - 1 }
 }
 
 /// How a wait may end other than by the grant.
@@ -160,7 +172,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let register = self.register_of(request.thread.id);
         let mut locked = self.registers[register].lock();
         let above = request.plan.steps().len() - 1;
-        if publishable(&request, &biased) < above || !grant() {
+        if publishable(&request, 0, &biased) < above || !grant() {
             drop(locked);
             return Err(request);
         }
@@ -169,15 +181,20 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ok(Key { register, index: locked.insert(entry) })
     }
 
-    /// Enters a request of the calling thread, and takes as many of its first steps as can be published.
-    pub(crate) fn enter(&self, request: SharedRequest<P>, biased: impl Fn(NodeId) -> bool) -> (Key, usize) {
+    /// Enters a request of the calling thread that has taken nothing yet.
+    pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
         let since = Moment::now();
         let register = self.register_of(request.thread.id);
-        let mut locked = self.registers[register].lock();
-        let taken = publishable(&request, &biased);
-        let published = first_bits(taken);
-        let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published, since };
-        (Key { register, index: locked.insert(entry) }, taken)
+        let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published: 0, since };
+        Key { register, index: self.registers[register].lock().insert(entry) }
+    }
+
+    /// Publishes the steps of a request from `from` on, as many as are biased; returns how many.
+    pub(crate) fn publish(&self, key: Key, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
+        let entry = &mut self.registers[key.register].lock().entries[key.index];
+        let count = publishable(&entry.request, from, biased);
+        entry.published |= first_bits(from + count) & !first_bits(from);
+        count
     }
 
     /// Takes out a granted request of which all steps but the last are still published, and that one released by
@@ -197,9 +214,14 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             }
             _ => {
                 entry.state = State::Walking;
-                Err(Leaving { request: SharedRequest::clone(&entry.request), access: entry.access })
+                Err(Leaving::of(entry))
             }
         }
+    }
+
+    /// What a request that is refused has to give back.
+    pub(crate) fn refuse(&self, key: Key) -> Leaving<P> {
+        Leaving::of(&self.registers[key.register].lock().entries[key.index])
     }
 
     /// Takes out an entry that is not granted.
@@ -226,7 +248,16 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         looked
     }
 
-    /// Takes back one step of a request, under the mutex of its shard; whether it was published until now.
+    /// Takes back the last of the first `left` steps of a request, as far as they are published; returns how many are left.
+    pub(crate) fn unpublish_last(&self, key: Key, left: usize) -> usize {
+        let entry = &mut self.registers[key.register].lock().entries[key.index];
+        let published = if left > MOST_PUBLISHED { 0 } else { entry.published << (MOST_PUBLISHED - left) };
+        let left = left - published.leading_ones() as usize;
+        entry.published &= first_bits(left);
+        left
+    }
+
+    /// Takes back one step of a request, whose shard the caller has; whether it was published until now.
     pub(crate) fn unpublish_step(&self, key: Key, index: usize) -> bool {
         index < MOST_PUBLISHED && self.registers[key.register].lock().entries[key.index].take_back(index)
     }

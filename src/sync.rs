@@ -113,7 +113,7 @@ mod imp {
     pub(crate) const SHARDS: usize = 64;
 
     /// The weak grants of a node after which it may be biased.
-    pub(crate) const WARM: u32 = 16;
+    pub(crate) const WARM: u32 = 8;
 
     /// The registers of the ledger: as many threads have one of their own.
     pub(crate) const REGISTERS: usize = 64;

@@ -14,7 +14,7 @@
 //! Lock order: a shard, then the registers that a revocation goes through, one after the other, or the [`Waiter`]s
 //! that it grants; never two shards.
 
-use crate::bias::{self, Heat, SLOTS, Tags};
+use crate::bias::{self, Heats, InTheWay, Tags};
 use crate::ledger::Ledger;
 use crate::mode::{Mode, ModeCounts};
 use crate::node::{Node, Ticket};
@@ -36,7 +36,7 @@ pub(crate) struct Table {
 #[derive(Debug, Default)]
 struct Shard {
     nodes: HashMap<NodeId, Node<Arc<Waiter>>, BuildHasherDefault<IdHasher>>,
-    heats: [Heat; SLOTS],
+    heats: Heats,
 }
 
 /// Which shard a node is in.
@@ -119,12 +119,8 @@ impl Table {
         self.change(node, due, |node, due| node.cancel(ticket, due))
     }
 
-    /// Releases a step, unless it was published until now, as `unpublish` says under the mutex of the shard.
-    pub(crate) fn release_or(&self, node: NodeId, mode: Mode, due: &mut Due, unpublish: impl FnOnce() -> bool) {
-        let mut shard = self.shard(node).lock();
-        if !unpublish() {
-            shard.change(node, due, |node, due| node.release(mode, due));
-        }
+    pub(crate) fn release(&self, node: NodeId, mode: Mode, due: &mut Due) {
+        self.change(node, due, |node, due| node.release(mode, due));
     }
 
     /// Turns what a request has published on a node into a count of it, if it still is.
@@ -163,37 +159,22 @@ impl Table {
         let node = nodes.entry(step.node).or_default();
         let granted = node.try_grant(step.mode, held);
         if granted && step.mode.is_intention() && node.has_intentions_only() && !self.tags.is_set(step.node) {
-            let tag = bias::tag(step.node);
-            if heats[bias::slot(step.node)].warm(tag, self.tags.get(step.node)) {
-                // Another one's has been revoked, or is at the next grant.
-                if self.tags.get(step.node) == bias::NONE {
-                    self.tags.set(step.node, tag);
-                }
-            }
+            self.tags.warm(step.node, heats);
         }
         granted
     }
 
-    /// The tag that must be taken back before the step may be granted: the node's own if it is strong; that of a colder
-    /// node if this one is to have its place.
     #[inline]
-    fn bias_in_the_way(&self, step: Step, shard: &Shard) -> Option<u64> {
-        let (tag, standing) = (bias::tag(step.node), self.tags.get(step.node));
-        let in_the_way = match step.mode.is_intention() {
-            false => standing == tag,
-            true => standing != tag && shard.heats[bias::slot(step.node)].is_hot(tag, standing),
-        };
-        (in_the_way && standing != bias::NONE).then_some(standing)
+    fn in_the_way(&self, step: Step, shard: &Shard) -> Option<InTheWay> {
+        self.tags.in_the_way(step.node, !step.mode.is_intention(), &shard.heats)
     }
 
     fn revoke_for<P: TreePath + ?Sized>(&self, step: Step, shard: &mut Shard, ledger: &Ledger<P>) {
-        let Some(tag) = self.bias_in_the_way(step, shard) else { return };
-        self.tags.set(step.node, bias::NONE);
+        let Some(in_the_way) = self.in_the_way(step, shard) else { return };
+        self.tags.clear(step.node, in_the_way);
         let count = |node, mode| shard.nodes.entry(node).or_default().count(mode);
-        let looked = ledger.unpublish(tag, count);
-        if bias::tag(step.node) == tag {
-            shard.heats[bias::slot(step.node)] = Heat::cooled(tag, looked);
-        }
+        let looked = ledger.unpublish(in_the_way.tag, count);
+        shard.heats.cool(step.node, in_the_way, looked);
     }
 
     #[inline]
@@ -212,7 +193,7 @@ impl LockedShard<'_> {
     /// Grants the step to an owner that holds nothing there; not if a bias is in the way.
     #[inline]
     pub(crate) fn try_grant(&mut self, step: Step) -> bool {
-        self.table.bias_in_the_way(step, &self.shard).is_none()
+        self.table.in_the_way(step, &self.shard).is_none()
             && self.table.grant(step, &ModeCounts::NONE, &mut self.shard)
     }
 
