@@ -13,7 +13,7 @@ use std::fmt::{self, Display, Write};
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
-/// All that a lock had granted and all that waited for it at one moment.
+/// All that a lock had granted and all that waited for it at one moment, and what those that wait have taken already.
 ///
 /// Its `Display` draws the tree:
 ///

@@ -24,7 +24,19 @@
 //! });
 //! ```
 //!
-//! # The house
+//! # Where to look
+//!
+//! | | |
+//! |---|---|
+//! | to lock | [`lock`](TreeLock::lock), or [`read`](TreeLock::read) and [`write`](TreeLock::write) for one root |
+//! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until); why they refuse: [`LockError`] |
+//! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
+//! | to go on reading after a write | [`downgrade`](TreeLockGuard::downgrade) |
+//! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`] |
+//! | who is served when, what a thread may nest, deadlocks, cost | [`TreeLock`] |
+//! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
+//!
+//! # How it is built
 //!
 //! A pure core (no threads, no clocks) inside a thin blocking shell. The way of a request: `lock` makes a *request*, which
 //! turns paths into a *plan*; it takes the plan's steps in the *table*, where each *node* grants a mode or queues a

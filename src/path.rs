@@ -25,12 +25,13 @@ use std::path::{Path, PathBuf};
 
 /// A name of a node in a tree: the root of the sub-tree that is to be locked.
 ///
-/// Implemented for [`Path`], `str` and slices; implement it for the names of your own tree. The lock never asks
-/// whether two paths are equal: it compares what they push.
+/// Implemented for [`Path`], `str` and slices; implement it for the names of your own tree, and `AsRef<Self>` with it,
+/// since that is how the methods of the lock take paths. The lock never asks whether two paths are equal: it compares
+/// what they push.
 ///
 /// | type | segments | the root |
 /// |---|---|---|
-/// | [`Path`] | its components; `.` and repeated separators are ignored, `..` takes one back | `.` or empty, or `/` |
+/// | [`Path`] | its components; `.` and repeated separators are ignored, `..` takes one back | `.` or empty; `/` where paths are absolute |
 /// | `str` | what stands between `/`; empty ones are ignored, `.` and `..` are names like others | empty, or `/` |
 /// | `[T]` | its elements | empty |
 ///
