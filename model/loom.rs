@@ -305,6 +305,18 @@ fn publication_beside_a_reader() {
     });
 }
 
+/// G1: who publishes where somebody wrote before sees what that one wrote, though a third one biased the node and they
+/// have no mutex in common. So the names are chosen: the last leaf is in another shard than all other nodes.
+#[test]
+fn publication_after_a_writer_of_the_ancestor() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let cell = Protected::new();
+        let above = writer(lock, "a", &cell);
+        let biases = spawn(lock, |lock| drop(lock.write("a/y")));
+        join_all([above, biases, writer(lock, "a/x", &cell)]);
+    });
+}
+
 /// G1, G9: a guard whose intentions are published is weakened while a reader above revokes them.
 #[test]
 fn downgrade_against_revocation() {

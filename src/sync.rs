@@ -8,7 +8,6 @@
 //! |---|---|---|
 //! | [`Mutex`], [`Condvar`] | `parking_lot` | the model's; waits have no deadline, see `waiter.rs` |
 //! | [`with_thread_info`] | a thread-local | the model's thread-local |
-//! | [`spin`] | tries for a little | does not |
 //! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
 //! | [`AtomicU64`] | `std`'s | the model's |
@@ -90,10 +89,9 @@ impl ThreadInfo {
 }
 
 /// A number for a thread, from 1 on.
-fn next_thread() -> u64 {
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+fn next_thread(next: &std::sync::atomic::AtomicU64) -> u64 {
     // Relaxed: only uniqueness matters, nothing is published with the number.
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    next.fetch_add(1, Ordering::Relaxed)
 }
 
 #[cfg(not(feature = "model"))]
@@ -168,11 +166,13 @@ mod imp {
         static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new(thread_id()));
     }
 
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+
     #[inline]
     fn thread_id() -> u64 {
         ID.with(|id| {
             if id.get() == 0 {
-                id.set(super::next_thread());
+                id.set(super::next_thread(&NEXT));
             }
             id.get()
         })
@@ -257,8 +257,8 @@ mod imp {
     /// At once, or a model would never see a bias.
     pub(crate) const WARM: u32 = 1;
 
-    /// One: which register a thread uses must not depend on how many threads ran in earlier iterations.
-    pub(crate) const REGISTERS: usize = 1;
+    /// One for each of three threads, or a register orders what the tags have to.
+    pub(crate) const REGISTERS: usize = 3;
 
     /// Padding has no meaning in a model.
     #[derive(Debug, Default)]
@@ -309,8 +309,13 @@ mod imp {
 
     const UNPOISONED: &str = "nothing panics under an internal lock";
 
+    world::lazy_static! {
+        /// Counts the threads of one iteration: which register a thread uses must not depend on those before.
+        static ref NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    }
+
     world::thread_local! {
-        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new(super::next_thread()));
+        static INFO: Arc<ThreadInfo> = Arc::new(ThreadInfo::new(super::next_thread(&NEXT)));
     }
 
     pub(crate) fn with_thread_info<R>(read: impl FnOnce(&Arc<ThreadInfo>) -> R) -> R {
@@ -322,10 +327,6 @@ mod imp {
     }
 
     pub(crate) fn keep_spare<T>(_spare: T) {}
-
-    pub(crate) fn spin(_done: impl FnMut() -> bool) -> bool {
-        false
-    }
 
     pub(crate) fn random_seed() -> u64 {
         0x5eed
