@@ -13,8 +13,10 @@
 //!    mutex sees the other, and no publication is missed.
 //! 2. All tags of a shard are changed under the shard's mutex. While a tag stands, nobody holds or awaits the node in a
 //!    strong mode.
-//! 3. What was turned into a count stays one until it is released.
-//! 4. A node and all others of its tag are in one shard and are revoked together: tags are a part of the id.
+//! 3. Who sets a tag has the shard's mutex, and so comes after all who held the node in a strong mode; who publishes
+//!    reads the tag with *acquire*, and so comes after them too, though the two may have no mutex in common.
+//! 4. What was turned into a count stays one until it is released.
+//! 5. A node and all others of its tag are in one shard and are revoked together: tags are a part of the id.
 //!
 //! A node gets a bias when it has been granted in weak modes often enough; after a revocation that takes the more, the
 //! more there was to look through, so that a node with many strong requests is not worse off than without all this.
@@ -82,7 +84,8 @@ impl Tags {
         if let Some(slot) = heats.warm(node) {
             let place = self.place(node, slot);
             if place.load(Ordering::Relaxed) == NONE && heats.0[slot].grants >= heats.0[slot].enough {
-                place.store(tag(node), Ordering::Relaxed);
+                // Release: invariant 3.
+                place.store(tag(node), Ordering::Release);
             }
         }
     }
@@ -109,11 +112,12 @@ impl Tags {
 
     #[inline]
     fn slot_of(&self, node: NodeId) -> Option<usize> {
-        let is_set = |slot: &usize| self.place(node, *slot).load(Ordering::Relaxed) == tag(node);
+        // Acquire: invariant 3.
+        let is_set = |slot: &usize| self.place(node, *slot).load(Ordering::Acquire) == tag(node);
         slots(node).into_iter().find(is_set).filter(|_| tag(node) != NONE)
     }
 
-    // Its loads and stores are relaxed: the mutexes of invariants 1 and 2 order all that matters.
+    // Other loads and stores are relaxed: the mutexes of invariants 1 and 2 order what matters there.
     #[inline]
     fn place(&self, node: NodeId, slot: usize) -> &AtomicU64 {
         &self.0[shard(node) * SLOTS + slot]
