@@ -148,7 +148,7 @@ fn reader_of_ancestor_and_writer_below() {
 /// G1: who reads `a` and writes `a/b` excludes who reads `a/b` and who writes `a/c`.
 #[test]
 fn read_with_write_below_against_others() {
-    model(Bounds { quick: 2, slow: Some(5) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
         let (above, below) = (Protected::new(), Protected::new());
         let cells = (above.clone(), below.clone());
         let six = spawn(lock, move |lock| {
@@ -165,7 +165,7 @@ fn read_with_write_below_against_others() {
 /// G1, G3, G9.
 #[test]
 fn three_writers() {
-    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
         let cell = Protected::new();
         join_all([writer(lock, "a", &cell), writer(lock, "a", &cell), writer(lock, "a", &cell)]);
     });
@@ -174,7 +174,7 @@ fn three_writers() {
 /// G1, G9: a release that lets in two.
 #[test]
 fn writer_and_two_readers() {
-    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
         let cell = Protected::new();
         join_all([writer(lock, "a", &cell), reader(lock, "a", &cell), reader(lock, "a", &cell)]);
     });
@@ -201,7 +201,7 @@ fn release_wakes_all_readers_that_are_due() {
 /// G1, G4.
 #[test]
 fn partly_disjoint() {
-    model(Bounds { quick: 2, slow: Some(4) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
         let (left, right) = (Protected::new(), Protected::new());
         let cells = (left.clone(), right.clone());
         let both = spawn(lock, move |lock| {
@@ -255,7 +255,7 @@ fn two_publications_against_revocation() {
 /// G1, G9: one who holds what is revoked lets go meanwhile; whoever revoked it is woken, or had not to wait.
 #[test]
 fn release_against_revocation() {
-    model(Bounds { quick: 4, slow: None }, |lock| {
+    model(Bounds { quick: 4, slow: Some(5) }, |lock| {
         bias_above(lock, "a/b/c");
         let cell = Protected::new();
         let held = lock.write("a/b/c");

@@ -171,7 +171,10 @@ impl TreePath for Path {
     }
 
     fn frame(&self) -> Frame {
-        if self.is_absolute() { Frame::Absolute } else { Frame::Relative }
+        // On Unix the first byte tells; `is_absolute` takes the path apart for it.
+        let absolute =
+            if cfg!(unix) { self.as_os_str().as_encoded_bytes().first() == Some(&b'/') } else { self.is_absolute() };
+        if absolute { Frame::Absolute } else { Frame::Relative }
     }
 
     fn clear(kept: &mut PathBuf) -> bool {
