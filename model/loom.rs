@@ -92,7 +92,7 @@ fn model(bounds: Bounds, program: impl Fn(&Arc<Lock>) + Send + Sync + 'static) {
 fn nothing_is_left(lock: &Lock) {
     let snapshot = lock.snapshot();
     assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "{snapshot}");
-    assert_eq!(lock.live_nodes(), 0, "a node is still held or awaited");
+    assert_eq!(lock.live(), (0, 0), "a node or a request is left");
 }
 
 /// Returns when so many wait.
@@ -314,6 +314,24 @@ fn publication_after_a_writer_of_the_ancestor() {
         let above = writer(lock, "a", &cell);
         let biases = spawn(lock, |lock| drop(lock.write("a/y")));
         join_all([above, biases, writer(lock, "a/x", &cell)]);
+    });
+}
+
+/// G1: a node loses its bias to a hotter one while somebody publishes there and another revokes.
+#[test]
+fn eviction_against_publication() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        // More nodes than there are slots; the last ones have been granted often enough to take a place.
+        for path in ["a/x", "b/x", "c/x", "d/x", "e/x", "f/x"] {
+            bias_above(lock, path);
+        }
+        let cell = Protected::new();
+        let evicts = spawn(lock, |lock| {
+            for path in ["c/y", "d/y", "e/y", "f/y", "d/y", "f/y"] {
+                drop(lock.read(path));
+            }
+        });
+        join_all([writer(lock, "a/x", &cell), reader(lock, "a", &cell), evicts]);
     });
 }
 

@@ -190,7 +190,7 @@ fn run(program: &[Vec<Act>]) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     let snapshot = lock.snapshot();
     assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "G7: {snapshot}");
-    assert_eq!(lock.live_nodes(), 0, "G6, G7: a node is still held");
+    assert_eq!(lock.live(), (0, 0), "G6, G7: a node or a request is left");
 }
 
 fn run_thread(number: usize, acts: &[Act], lock: &Arc<Lock>, oracle: &Mutex<Oracle>) {

@@ -273,11 +273,11 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// The number of nodes that somebody holds or waits for.
+    /// The number of nodes that count something, and of requests.
     #[cfg(feature = "model")]
     #[doc(hidden)]
-    pub fn live_nodes(&self) -> usize {
-        self.table.len()
+    pub fn live(&self) -> (usize, usize) {
+        (self.table.len(), self.ledger.lock().entries().count())
     }
 
     /// Plays the clock for all that wait now: their deadlines pass, or else they look for a deadlock.

@@ -1,6 +1,6 @@
 //! Which nodes are *biased*: an intention on such a node is published by the request that holds it, in its own
 //! thread's register of the ledger, and the node does not count it. So threads below a hot ancestor write nothing that
-//! another one reads or writes; and one publication serves all ancestors of a request (G4).
+//! another one reads or writes; and one publication serves all ancestors of a request (G5).
 //!
 //! Intentions never exclude each other, so nobody need see them but who asks for S, SIX or X. Such a *strong* request
 //! first *revokes* the bias: it takes back the node's tag, then goes through the registers, one after the other, and
@@ -18,19 +18,14 @@
 //! 4. What was turned into a count stays one until it is released.
 //! 5. A node and all others of its tag are in one shard and are revoked together: tags are a part of the id.
 //!
-//! A node gets a bias when it has been granted in weak modes often enough; after a revocation that takes the more, the
-//! more there was to look through, so that a node with many strong requests is not worse off than without all this.
+//! A node gets a bias when it has been granted in weak modes often enough; the more the last revocation in this lock had to
+//! look through, the more often. So a revocation is paid for by the grants before it.
 //!
 //! The idea: Dice and Kogan 2019, "BRAVO: Biased Locking for Reader-Writer Locks"; PostgreSQL's fast-path locks.
 
 use crate::path::NodeId;
-use crate::sync::{AtomicU64, Ordering, SHARDS, WARM};
-
-/// The biased nodes that a shard can have: as many tags as a cache line has room for.
-const SLOTS: usize = 8;
-
-/// A node takes the place of another after so many grants that could not be published.
-const EVICT: u32 = 4096;
+use crate::sync::{AtomicU64, EVICT, Ordering, SHARDS, SLOTS, WARM};
+use std::sync::atomic::AtomicU32;
 
 /// Stands where no node is biased. A node whose tag this is never is.
 const NONE: u64 = 0;
@@ -57,7 +52,11 @@ fn slots(node: NodeId) -> [usize; 2] {
 
 /// Marks the biased nodes. Read by all, written seldom, so that every core keeps a copy of its own.
 #[derive(Debug)]
-pub(crate) struct Tags(Box<[AtomicU64]>);
+pub(crate) struct Tags {
+    tags: Box<[AtomicU64]>,
+    /// The grants that pay for a revocation as dear as the last one. An estimate: it orders nothing, in models neither.
+    price: AtomicU32,
+}
 
 /// A tag that has to be taken back first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +67,7 @@ pub(crate) struct InTheWay {
 
 impl Tags {
     pub(crate) fn new() -> Self {
-        Tags((0..SHARDS * SLOTS).map(|_| AtomicU64::new(NONE)).collect())
+        Tags { tags: (0..SHARDS * SLOTS).map(|_| AtomicU64::new(NONE)).collect(), price: AtomicU32::new(WARM) }
     }
 
     /// Whether intentions on the node are to be published. The answer stands while the caller has a mutex: its register,
@@ -81,7 +80,7 @@ impl Tags {
     /// Counts a weak grant of a node without a bias, whose shard the caller has; it gets one, if it is hot and there is
     /// room. See [`Tags::in_the_way`] for the case that there is none.
     pub(crate) fn warm(&self, node: NodeId, heats: &mut Heats) {
-        if let Some(slot) = heats.warm(node) {
+        if let Some(slot) = heats.warm(node, self.price.load(Ordering::Relaxed)) {
             let place = self.place(node, slot);
             if place.load(Ordering::Relaxed) == NONE && heats.0[slot].grants >= heats.0[slot].enough {
                 // Release: invariant 3.
@@ -110,6 +109,15 @@ impl Tags {
         self.place(node, in_the_way.slot).store(NONE, Ordering::Relaxed);
     }
 
+    /// After the revocation, which had so much to look through: the more, the longer all go without the next bias.
+    pub(crate) fn cool(&self, node: NodeId, in_the_way: InTheWay, looked: usize, heats: &mut Heats) {
+        let price = u32::try_from(looked / 8).unwrap_or(u32::MAX).saturating_add(WARM);
+        self.price.store(price, Ordering::Relaxed);
+        if in_the_way.tag == tag(node) {
+            heats.0[in_the_way.slot] = Heat { tag: tag(node), grants: 0, enough: price };
+        }
+    }
+
     #[inline]
     fn slot_of(&self, node: NodeId) -> Option<usize> {
         // Acquire: invariant 3.
@@ -120,7 +128,7 @@ impl Tags {
     // Other loads and stores are relaxed: the mutexes of invariants 1 and 2 order what matters there.
     #[inline]
     fn place(&self, node: NodeId, slot: usize) -> &AtomicU64 {
-        &self.0[shard(node) * SLOTS + slot]
+        &self.tags[shard(node) * SLOTS + slot]
     }
 }
 
@@ -144,7 +152,7 @@ impl Heat {
 
 impl Heats {
     /// Counts a weak grant of the node, and returns where, if it has or gets a place.
-    fn warm(&mut self, node: NodeId) -> Option<usize> {
+    fn warm(&mut self, node: NodeId, price: u32) -> Option<usize> {
         let mine = slots(node);
         if let Some(slot) = mine.into_iter().find(|&slot| self.0[slot].tag == tag(node)) {
             self.0[slot].grants = self.0[slot].grants.saturating_add(1);
@@ -155,15 +163,7 @@ impl Heats {
             mine.into_iter().for_each(|slot| self.0[slot].grants -= 1);
             return None;
         };
-        self.0[slot] = Heat { tag: tag(node), grants: 1, enough: WARM };
+        self.0[slot] = Heat { tag: tag(node), grants: 1, enough: price };
         Some(slot)
-    }
-
-    /// After a revocation of the node's own bias that had so much to look through: the more, the longer it goes without.
-    pub(crate) fn cool(&mut self, node: NodeId, in_the_way: InTheWay, looked: usize) {
-        if in_the_way.tag == tag(node) {
-            let enough = u32::try_from(looked / 8).unwrap_or(u32::MAX).saturating_add(WARM);
-            self.0[in_the_way.slot] = Heat { tag: tag(node), grants: 0, enough };
-        }
     }
 }

@@ -209,7 +209,7 @@ mod tests {
     use crate::mode::ModeCounts;
     use crate::node::Node;
     use crate::path::{Seeds, Segments};
-    use Mode::{Exclusive as X, Shared as S};
+    use Mode::{Exclusive as X, IntentionExclusive as IX, IntentionShared as IS, Shared as S};
 
     fn id(name: &str) -> NodeId {
         let mut ids = Vec::new();
@@ -300,5 +300,91 @@ mod tests {
         assert_eq!(cycle(&parties, 0), None);
         assert_eq!(cycle(&parties, 1), Some(vec![1, 2]));
         assert_eq!(cycle(&parties, 2), None);
+    }
+
+    /// Those that wait at `node`, which is `granted` to others, in the order in which they came; each has guards there.
+    fn queued(node: &str, granted: &[Mode], waiting: &[(Mode, &[Mode])]) -> Vec<Party> {
+        let mut queue = Node::default();
+        let guards = waiting.iter().flat_map(|&(_, guards)| guards);
+        granted.iter().chain(guards).for_each(|&mode| assert!(queue.try_grant(mode, &ModeCounts::NONE)));
+        let mut wait = |&(mode, guards): &(Mode, &[Mode])| {
+            let mut held = ModeCounts::NONE;
+            guards.iter().for_each(|&mode| held.add(mode));
+            let ticket = queue.enqueue(mode, held, ());
+            let guards: Vec<_> = guards.iter().map(|&mode| (node, mode)).collect();
+            Party { ticket, ahead: ticket.arrival(), ..party(node, mode, &guards) }
+        };
+        waiting.iter().map(&mut wait).collect()
+    }
+
+    /// Or a report would name somebody who holds up nobody (G2).
+    #[test]
+    fn place_holds_up_those_behind_it_that_it_excludes() {
+        let here = queued("a", &[X], &[(S, &[]), (X, &[]), (S, &[])]);
+        let elsewhere = queued("b", &[X], &[(X, &[]), (X, &[])]);
+        assert_eq!(here[1].waits_for(&here[0]), Some(By::StepsOrPlace));
+        assert_eq!(here[2].waits_for(&here[1]), Some(By::StepsOrPlace));
+        assert_eq!(here[0].waits_for(&here[1]), None, "it came later");
+        assert_eq!(here[2].waits_for(&here[0]), None, "both read");
+        assert_eq!(elsewhere[1].waits_for(&here[0]), None, "it waits at another node");
+    }
+
+    /// The queue as `node.rs` has it by its rule 3, or reports would be false (G2).
+    #[test]
+    fn upgrade_waits_for_nobody_whom_it_passes() {
+        let mut parties = queued("a", &[IX], &[(S, &[]), (X, &[]), (X, &[IS])]);
+        settle_queues(&mut parties);
+        let [reader, writer, upgrade] = &parties[..] else { unreachable!() };
+        assert_eq!(upgrade.waits_for(reader), Some(By::StepsOrPlace), "IS does not exclude it");
+        assert_eq!(upgrade.waits_for(writer), None);
+        assert_eq!(writer.waits_for(upgrade), Some(By::Guard));
+    }
+
+    /// Two of one queue are in the way, and only the place of the later one leads on (G2: what is there is reported).
+    #[test]
+    fn cycle_through_the_later_of_two_places_is_found() {
+        let mut parties = queued("q", &[S, IS], &[(IX, &[]), (X, &[]), (IX, &[])]);
+        for reader in [0, 2] {
+            parties[reader].guards = vec![(id("s"), S)];
+        }
+        parties.push(party("s", X, &[("q", IS)]));
+        assert_eq!(cycle(&parties, 3), Some(vec![3, 2, 1]));
+    }
+
+    /// A look has the whole ledger locked, so its time must not grow with the square of what waits (G5).
+    #[test]
+    fn long_queue_is_looked_through_once() {
+        const MANY: usize = 2000;
+        let mut parties = queued("q", &[X], &vec![(X, &[][..]); MANY]);
+        // The latest first: what it waits for is all that the others wait for.
+        parties.reverse();
+        parties.extend(queued("apart", &[X], &vec![(X, &[][..]); MANY]));
+        let took = |look: &dyn Fn() -> bool| {
+            let time = || {
+                let start = std::time::Instant::now();
+                assert!(look());
+                start.elapsed()
+            };
+            (0..5).map(|_| time()).min().unwrap()
+        };
+        let once = took(&|| parties.iter().all(|party| parties[MANY].waits_for(party).is_none()));
+        let look = took(&|| cycle(&parties, 0).is_none());
+        assert!(look < 100 * once, "{look:?}, and {once:?} to look at each once");
+    }
+
+    /// G2, by a look at a real ledger: plain guards are their thread's, and `Arc` guards are nobody's.
+    #[cfg(not(feature = "model"))]
+    #[test]
+    fn wait_for_an_own_plain_guard_is_reported_and_for_an_own_arc_guard_is_not() {
+        use crate::{LockError, TreeLock};
+        use std::time::Duration;
+        let lock = std::sync::Arc::new(TreeLock::<str>::default());
+        let _nests = lock.write("a");
+        let refused = lock.try_lock_arc_for(&["a"], &[], Duration::from_secs(5));
+        let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+        assert_eq!((report.parties.len(), report.parties[0].holds.len()), (1, 1));
+        let _anybodys = lock.lock_arc(&[], &["b"]);
+        let refused = lock.try_lock_arc_for(&["b"], &[], Duration::from_millis(500));
+        assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
     }
 }

@@ -1,21 +1,21 @@
 //! What is granted and what waits, by request: the lock's memory of who.
 //!
-//! Nodes only count ([`node.rs`](crate::node)); the ledger knows the requests behind the counts. It answers three
-//! questions, none of them on the fast path: what does this thread hold at that node (re-entrancy), who waits for
+//! Nodes only count ([`node.rs`](crate::node)); the ledger knows the requests behind the counts, and is where intentions on
+//! biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this thread hold at that node (re-entrancy), who waits for
 //! whom (`deadlock.rs`), and who holds what (`inspect.rs`). It is cut into registers, by thread, each under a
 //! mutex of its own, so that a thread writes where no other does.
 //!
 //! Invariants:
 //!
 //! 1. The ledger is never ahead of the nodes: a request is entered as granted after its last step is granted and
-//!    taken out (or weakened) before the first is released. So two entries that are granted never conflict.
+//!    taken out (or weakened) before the first is released, or both happen under the mutex of its register. So two entries
+//!    that are granted never conflict.
 //! 2. An entry is marked as waiting after its request has queued, and the mark is taken back before it is
 //!    cancelled. A mark may be stale only if the waiter has been granted, and the [`Waiter`] knows that.
 //! 3. A register's index, where there is one, counts exactly the granted entries of plain guards in it.
 //! 4. An empty register is of constant size.
-//!
 //! 5. A bit of `published` is set by the request's thread alone, as it enters; it is taken back under the mutexes of the
-//!    node's shard and of the register (`bias.rs`), or by the request's thread as it leaves.
+//!    node's shard and of the register (`bias.rs`), or under the mutex of the register, by whoever drops the guard.
 //!
 //! Lock order: a shard of the table; registers in the order of their numbers; a waiter.
 
@@ -50,6 +50,8 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     /// What each thread holds at each node by plain guards. Made when a request first meets a conflict that may
     /// be its own doing; most registers never have one.
     held: Option<Held>,
+    /// How often it has changed since it was asked last. What nobody asks is not worth its upkeep.
+    unasked: usize,
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
@@ -155,7 +157,7 @@ const REGISTER_CAPACITY: usize = 16;
 
 impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn new() -> Self {
-        let register = || Register { entries: Slab::new(), held: None };
+        let register = || Register { entries: Slab::new(), held: None, unasked: 0 };
         Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(register()))).collect() }
     }
 
@@ -312,6 +314,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             register.entries.iter().for_each(|(_, entry)| count(&mut held, entry, ModeCounts::add));
             held
         });
+        register.unasked = 0;
         // Whatever a guard holds, it holds the root of the tree.
         let nested = request.plan.steps().first().is_some_and(|root| held.contains_key(&(thread, root.node)));
         let held = match request.owner {
@@ -363,6 +366,10 @@ impl<P: TreePath + ?Sized> Register<P> {
     fn insert(&mut self, entry: Entry<P>) -> usize {
         if let Some(held) = &mut self.held {
             count(held, &entry, ModeCounts::add);
+            self.unasked += 1;
+            if self.unasked > self.entries.len() + REGISTER_CAPACITY {
+                self.held = None;
+            }
         }
         self.entries.insert(entry)
     }

@@ -62,7 +62,8 @@
 //! | `error.rs` | data | what a request can fail with |
 //! | `sync.rs` | | the one file that names primitives |
 //!
-//! Lock order: a shard of the table, then registers of the ledger, then a waiter.
+//! Lock order: whose turn it is to look for deadlocks; a shard of the table; registers of the ledger in the order of their
+//! numbers; a waiter.
 
 mod acquire;
 mod bias;

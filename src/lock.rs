@@ -53,7 +53,7 @@ use std::time::{Duration, Instant};
 /// # Deadlock
 ///
 /// Threads that hold one guard at a time cannot deadlock: take everything in one request. Threads that ask for more
-/// while they hold a guard can. A cycle is found after some 20 ms and reported to one of those that nest: by an error if
+/// while they hold a guard can. A cycle is usually found after some 20 ms and reported to one of those that nest: by an error if
 /// one of these can take it, else by a panic of `lock`. A wait that is merely long is not reported, and a deadline that
 /// passes before the look is [`TimedOut`](LockError::TimedOut).
 ///
@@ -67,7 +67,8 @@ use std::time::{Duration, Instant};
 ///
 /// # Cost
 ///
-/// O(depth) for one root, O(d log d) for several of d segments together, whatever is held or waits elsewhere. A lock takes
+/// O(depth) for one root, O(d log d) for several of d segments together, whatever is held or waits elsewhere; amortised,
+/// since a read or write of a node below which many were busy may have to look through all requests once. A lock takes
 /// some 30 KiB, so that many threads meet seldom: have one for each tree, not one for each object in it. Nodes take
 /// memory while they are held or awaited only. A guard that is forgotten ([`std::mem::forget`]) holds for ever.
 ///

@@ -444,4 +444,29 @@ mod tests {
         let upgrade = node.wait_holding("upgrade", X, &[S]);
         assert!(upgrade.passes(&first) && !upgrade.passes(&second) && !second.passes(&first));
     }
+
+    /// Or an intention would be published past somebody whom it excludes (G1).
+    #[test]
+    fn node_has_intentions_only_while_nobody_holds_or_awaits_more() {
+        let mut node = node(&[]);
+        assert!(node.has_intentions_only());
+        assert!(node.try_grant(IS, &ModeCounts::NONE) && node.try_grant(IX, &ModeCounts::NONE));
+        assert!(node.has_intentions_only());
+        let reader = node.wait("reader", S);
+        assert!(!node.has_intentions_only(), "it is awaited");
+        assert_eq!(node.after_cancel(reader), Some(vec![]));
+        assert!(node.has_intentions_only(), "nobody waits any longer");
+        assert!(node.after_release(IX).is_empty() && node.try_grant(S, &ModeCounts::NONE));
+        assert!(!node.has_intentions_only(), "it is read");
+    }
+
+    /// A revoked intention excludes what any other one does (G1), until it is released.
+    #[test]
+    fn intention_counted_later_is_a_grant() {
+        let mut node = node(&[]);
+        node.count(IX);
+        assert!(!node.is_idle());
+        node.wait("reader", S);
+        assert_eq!(node.after_release(IX), ["reader"]);
+    }
 }

@@ -8,9 +8,10 @@
 //!
 //! 1. One spelling more or less of a node gives the same id: what a type ignores, it does not push.
 //! 2. The id of a node is a seeded hash of its parent's id and its segment, 128 bits wide. Two nodes that share
-//!    an id are locked together: exclusion can only become coarser, never finer. For an ideal
-//!    hash and a million nodes alive at once the chance that any two share one is about 10^-27. The seed is random for each lock, so that it
-//!    cannot be aimed at (G5).
+//!    an id are locked together: exclusion becomes coarser, not finer. For an ideal hash and a
+//!    million nodes alive at once the chance that any two do is about 10^-27. A tag (`bias.rs`) is half of an id: should
+//!    a biased node and one that is held strongly share that half, exclusion would be lost; the chance is about 10^-11,
+//!    with all tags in use. The seed is random for each lock, so that neither can be aimed at (G5).
 //! 3. All paths of one lock are in one [`Frame`]: a relative and an absolute name of one place have
 //!    different segments and would pass each other silently, so the second kind is refused.
 //!
@@ -436,5 +437,59 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let path = |bytes: &'static [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
         assert_ne!(told(path(b"a/\xff")).unwrap().0, told(path(b"a/\xfe")).unwrap().0);
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_spelled_out() {
+        assert_eq!(as_text("gr\u{fc}n".as_bytes()), "gr\u{fc}n");
+        assert_eq!(as_text(b"a\xffb\xc3"), "a\\xFFb\\xC3");
+    }
+
+    /// What a thread keeps for its next request is empty and small (G6).
+    #[test]
+    fn kept_paths_are_emptied_and_small() {
+        fn kept<P: TreePath + ?Sized>(mut path: P::Owned) -> Option<P::Owned> {
+            P::clear(&mut path).then_some(path)
+        }
+        let text = |bytes: usize| "x".repeat(bytes);
+        assert_eq!(kept::<str>(text(MOST_BYTES)), Some(String::new()));
+        assert_eq!(kept::<str>(text(MOST_BYTES + 1)), None);
+        assert_eq!(kept::<Path>(text(MOST_BYTES).into()), Some(PathBuf::new()));
+        assert_eq!(kept::<Path>(text(MOST_BYTES + 1).into()), None);
+        let most = MOST_BYTES / size_of::<u64>();
+        assert_eq!(kept::<[u64]>(vec![7; most]), Some(vec![]));
+        assert_eq!(kept::<[u64]>(vec![7; most + 1]), None);
+    }
+
+    /// What it owns is let go with the guard (G6).
+    #[test]
+    fn path_that_cannot_be_emptied_is_not_kept() {
+        #[derive(Clone, Debug)]
+        struct Own;
+        impl TreePath for Own {
+            fn segments(&self, _: &mut Segments<'_>) -> Result<(), PathError> {
+                Ok(())
+            }
+        }
+        assert!(!Own::clear(&mut Own));
+    }
+
+    /// Or nodes would share shards and places, whatever hash names them (G5).
+    #[test]
+    fn nodes_are_told_apart_by_their_bits_and_by_their_hash() {
+        use std::collections::HashSet;
+        use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+        let nodes = (0..1000u32).map(|name| told([name].as_slice()).unwrap().0[1]);
+        let (bits, hashes): (HashSet<_>, HashSet<_>) =
+            nodes.map(|node| (node.bits(), BuildHasherDefault::<DefaultHasher>::default().hash_one(node))).unzip();
+        assert_eq!((bits.len(), hashes.len()), (1000, 1000));
+    }
+
+    /// Who knew the seeds could aim at one node (G5).
+    #[test]
+    fn segments_show_no_secret() {
+        let (mut ids, seeds) = (Vec::new(), Seeds::new(|| 7));
+        let segments = Segments { seeds: &seeds, ids: &mut ids, floor: 0, names: None };
+        assert_eq!(format!("{segments:?}"), "Segments { .. }");
     }
 }

@@ -183,4 +183,46 @@ mod tests {
     fn order_and_repetition_do_not_matter() {
         assert_eq!(plan(&["b", "a"], &["c/d", "a/x"]), plan(&["a", "b", "a"], &["a//x", "c/d", "c/d/"]));
     }
+
+    /// Invariant 2: or two requests that take their steps one after the other could wait for each other (G2).
+    #[test]
+    fn ancestors_come_before_descendants() {
+        let seeds = Seeds::new(|| 7);
+        for names in 0..20 {
+            let roots = [format!("{names}/a/b/c"), format!("{names}/d/e"), format!("f/{names}")];
+            let mut plan = Plan::default();
+            plan.build::<str, _>(&seeds, &[], &roots).unwrap();
+            let mut taken = Vec::new();
+            for root in &roots {
+                let mut way = Vec::new();
+                Segments::of(root.as_str(), &seeds, &mut way, None).unwrap();
+                let place = |node: &NodeId| plan.steps.iter().position(|step| step.node == *node).unwrap();
+                taken.push(way.iter().map(place).collect::<Vec<_>>());
+            }
+            assert!(taken.iter().all(|way| way.is_sorted()), "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn node_is_found_at_its_depth_only() {
+        let seeds = Seeds::new(|| 7);
+        let mut plan = Plan::default();
+        plan.build::<str, _>(&seeds, &["a/b", "c"], &["a/d"]).unwrap();
+        for (index, step) in plan.steps.iter().enumerate() {
+            let depth = step.depth as usize;
+            assert_eq!(plan.index(step.node, depth), Some(index));
+            assert_eq!(plan.index(step.node, depth + 1), None);
+        }
+    }
+
+    /// A thread keeps the buffers of its last plan, which must not be those of the largest it ever made (G6).
+    #[test]
+    fn only_small_plans_are_kept() {
+        let seeds = Seeds::new(|| 7);
+        let mut plan = Plan::default();
+        plan.build::<str, _>(&seeds, &["a/b"], &[]).unwrap();
+        assert!(plan.is_small());
+        plan.build::<str, _>(&seeds, &["a/".repeat(2000)], &[]).unwrap();
+        assert!(!plan.is_small());
+    }
 }

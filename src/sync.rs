@@ -11,7 +11,7 @@
 //! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
 //! | [`AtomicU64`] | `std`'s | the model's |
-//! | [`SHARDS`], [`REGISTERS`], [`WARM`] | many | few: models stay small |
+//! | [`SHARDS`], [`REGISTERS`], [`SLOTS`], [`WARM`], [`EVICT`] | many | few: models stay small |
 //!
 //! Two more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
 //! threads, and [`OnceByte`].
@@ -110,6 +110,12 @@ mod imp {
     /// The shards of the table: enough that threads on many cores rarely meet by chance.
     pub(crate) const SHARDS: usize = 64;
 
+    /// The biased nodes that a shard can have.
+    pub(crate) const SLOTS: usize = 8;
+
+    /// A node takes the place of another's bias after so many weak grants without one.
+    pub(crate) const EVICT: u32 = 4096;
+
     /// The weak grants of a node after which it may be biased.
     pub(crate) const WARM: u32 = 8;
 
@@ -138,8 +144,9 @@ mod imp {
     pub(crate) struct Condvar(parking_lot::Condvar);
 
     impl Condvar {
-        pub(crate) fn notify_one(&self) {
-            self.0.notify_one();
+        /// Whether there was a thread to wake.
+        pub(crate) fn notify_one(&self) -> bool {
+            self.0.notify_one()
         }
 
         /// Waits for a notification, or until the deadline, and says whether that has passed. May wake for no reason.
@@ -253,6 +260,10 @@ mod imp {
     pub(crate) use world::sync::atomic::AtomicU64;
 
     pub(crate) const SHARDS: usize = 2;
+
+    pub(crate) const SLOTS: usize = 2;
+
+    pub(crate) const EVICT: u32 = 2;
 
     /// At once, or a model would never see a bias.
     pub(crate) const WARM: u32 = 1;

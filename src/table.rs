@@ -1,12 +1,13 @@
 //! The live nodes of a lock: made when they are first asked for, dropped when they are idle (G6).
 //!
 //! A hash map from node id to [`Node`], cut into shards by the id, each under a mutex of its own that is held for
-//! one decision of one node and never while anything else is asked for.
+//! one decision of one node. Registers of the ledger are locked under it, where a bias is revoked or a request entered or
+//! taken out together with its last step.
 //!
 //! Invariants:
 //!
-//! 1. A node is in its shard exactly while somebody holds it or waits for it; all changes of it happen under the
-//!    shard's mutex, so none is dropped while somebody looks.
+//! 1. A node is in its shard exactly while it counts a grant or somebody waits for it; what is only published is in the
+//!    ledger (`bias.rs`). All changes of it happen under the shard's mutex, so none is dropped while somebody looks.
 //! 2. Whoever is granted by a change is told so under that mutex, and woken by the caller, who gets it in a
 //!    [`Due`], after the mutex is let go.
 //! 3. A shard's capacity is at most a few times the most that it needs now, and a constant when it is empty.
@@ -174,7 +175,7 @@ impl Table {
         self.tags.clear(step.node, in_the_way);
         let count = |node, mode| shard.nodes.entry(node).or_default().count(mode);
         let looked = ledger.unpublish(in_the_way.tag, count);
-        shard.heats.cool(step.node, in_the_way, looked);
+        self.tags.cool(step.node, in_the_way, looked, &mut shard.heats);
     }
 
     #[inline]
@@ -204,7 +205,7 @@ impl LockedShard<'_> {
 }
 
 impl Shard {
-    /// The one place where a node is changed that somebody holds or waits for.
+    /// The one place where somebody lets go of a node, and where others may be granted by that.
     #[inline]
     fn change<R>(
         &mut self,

@@ -92,6 +92,34 @@ fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
     assert_eq!(text, format!("deadlock of 2 threads:\n  {first}\n  {second}"));
 }
 
+/// G2: of each in a longer cycle, the guards that hold up the one before it; none that is elsewhere or is an `Arc`'s.
+#[test]
+fn a_report_names_no_guards_but_those_that_hold_up_the_one_before() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(3));
+    let paths = ["a", "b", "c"];
+    let report = only_report((0..3).map(|number| {
+        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+        spawn(paths[number], move || {
+            let _holds_up = lock.read(paths[number]);
+            let _elsewhere = lock.write(["x", "y", "z"][number]);
+            let _anybodys = lock.lock_arc(&[paths[number]], &[]);
+            together.wait();
+            match lock.try_lock_for(&[], &[paths[(number + 1) % 3]], LIMIT) {
+                Ok(_second) => None,
+                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
+                Err(error) => panic!("{error}"),
+            }
+        })
+    }));
+    assert_eq!(report.parties.len(), 3);
+    for party in &report.parties {
+        let [hold] = &party.holds[..] else { panic!("{report}") };
+        assert_eq!(hold.thread, party.waits.thread);
+        assert_eq!(hold.roots[0].to_string(), format!("S {}", party.waits.thread));
+    }
+}
+
 /// G2, G8: where all of them called `lock` one panics, which releases what it held, and the others go on.
 #[test]
 fn one_of_several_in_lock_panics_and_frees_the_others() {
