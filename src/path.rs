@@ -166,7 +166,10 @@ impl TreePath for Path {
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
         // `..` takes back what this path has pushed, and not what a path has that this one is a part of.
         let floor = std::mem::replace(&mut segments.floor, segments.ids.len());
+        #[cfg(unix)]
         let told = tell(self, segments);
+        #[cfg(not(unix))]
+        let told = tell_by_components(self, segments);
         segments.floor = floor;
         told
     }
@@ -198,7 +201,7 @@ fn tell(path: &Path, segments: &mut Segments<'_>) -> Result<(), PathError> {
 }
 
 #[cfg(not(unix))]
-fn tell(path: &Path, segments: &mut Segments<'_>) -> Result<(), PathError> {
+fn tell_by_components(path: &Path, segments: &mut Segments<'_>) -> Result<(), PathError> {
     use std::path::Component;
     if path.has_root() != path.is_absolute()
         || (!path.has_root() && path.components().next().is_some_and(|first| matches!(first, Component::Prefix(_))))
