@@ -44,6 +44,7 @@ pub(crate) fn tag(node: NodeId) -> u64 {
 
 /// The two slots of its shard that it may have, so that two hot nodes seldom dispute one.
 #[inline]
+#[allow(clippy::modulo_one, reason = "a model has two slots")]
 fn slots(node: NodeId) -> [usize; 2] {
     let first = (node.bits() >> 34) as usize % SLOTS;
     let other = 1 + (node.bits() >> 40) as usize % (SLOTS - 1);
