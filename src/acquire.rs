@@ -140,7 +140,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             if !self.table.try_grant(step, &ModeCounts::NONE, &self.ledger) {
                 let blocked = Blocked { index, patience, key };
                 if let Err(refusal) = self.acquire_contended(&request, step, blocked) {
-                    self.give_back(key, &self.ledger.refuse(key), index);
+                    self.give_back(key, self.ledger.refuse(key), index);
                     return Err(self.explain(refusal));
                 }
             }
@@ -206,12 +206,15 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         drop(due);
         match left {
             Ok(request) => Request::recycle(request),
-            Err(leaving) => self.give_back(key, &leaving, leaving.request.plan.steps().len()),
+            Err(leaving) => {
+                let taken = leaving.request.plan.steps().len();
+                self.give_back(key, leaving, taken);
+            }
         }
     }
 
     /// Releases the first steps of a request, the last of them first, and takes out its entry.
-    fn give_back(&self, key: Key, leaving: &Leaving<P>, taken: usize) {
+    fn give_back(&self, key: Key, leaving: Leaving<P>, taken: usize) {
         let mut due = Due::default();
         let mut left = taken;
         while left > 0 {
@@ -224,7 +227,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 left -= 1;
             }
         }
-        self.ledger.remove(key);
+        drop(due);
+        drop(leaving);
+        Request::recycle(self.ledger.remove(key));
     }
 
     /// Turns the writes of a guard into reads.
