@@ -24,8 +24,7 @@
 //! The idea: Dice and Kogan 2019, "BRAVO: Biased Locking for Reader-Writer Locks"; PostgreSQL's fast-path locks.
 
 use crate::path::NodeId;
-use crate::sync::{AtomicU64, EVICT, Ordering, SHARDS, SLOTS, WARM};
-use std::sync::atomic::AtomicU32;
+use crate::sync::{AtomicU32, AtomicU64, EVICT, Ordering, SHARDS, SLOTS, WARM};
 
 /// Stands where no node is biased. A node whose tag this is never is.
 const NONE: u64 = 0;
@@ -98,7 +97,7 @@ impl Tags {
             Some(slot) => strong.then_some(InTheWay { slot, tag: tag(node) }),
             None if strong => None,
             None => {
-                let slot = slots(node).into_iter().find(|&slot| heats.0[slot].is_of(node))?;
+                let slot = heats.slot_of(node)?;
                 let standing = self.place(node, slot).load(Ordering::Relaxed);
                 (heats.0[slot].grants >= EVICT && standing != NONE).then_some(InTheWay { slot, tag: standing })
             }
@@ -145,20 +144,18 @@ struct Heat {
     enough: u32,
 }
 
-impl Heat {
-    fn is_of(&self, node: NodeId) -> bool {
-        self.tag == tag(node) && self.grants > 0
-    }
-}
-
 impl Heats {
+    fn slot_of(&self, node: NodeId) -> Option<usize> {
+        slots(node).into_iter().find(|&slot| self.0[slot].tag == tag(node))
+    }
+
     /// Counts a weak grant of the node, and returns where, if it has or gets a place.
     fn warm(&mut self, node: NodeId, price: u32) -> Option<usize> {
-        let mine = slots(node);
-        if let Some(slot) = mine.into_iter().find(|&slot| self.0[slot].tag == tag(node)) {
+        if let Some(slot) = self.slot_of(node) {
             self.0[slot].grants = self.0[slot].grants.saturating_add(1);
             return Some(slot);
         }
+        let mine = slots(node);
         // Of those that dispute a slot the most frequent one stays.
         let Some(slot) = mine.into_iter().find(|&slot| self.0[slot].grants == 0) else {
             mine.into_iter().for_each(|slot| self.0[slot].grants -= 1);

@@ -1,9 +1,9 @@
 //! What is granted and what waits, by request: the lock's memory of who.
 //!
 //! Nodes only count ([`node.rs`](crate::node)); the ledger knows the requests behind the counts, and is where intentions on
-//! biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this thread hold at that node (re-entrancy), who waits for
-//! whom (`deadlock.rs`), and who holds what (`inspect.rs`). It is cut into registers, by thread, each under a
-//! mutex of its own, so that a thread writes where no other does.
+//! biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this thread hold
+//! at that node (re-entrancy), who waits for whom (`deadlock.rs`), and who holds what (`inspect.rs`). It is cut into
+//! registers, by thread, each under a mutex of its own, so that a thread writes where no other does.
 //!
 //! Invariants:
 //!
@@ -205,10 +205,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn leave(&self, key: Key, release: impl FnOnce(NodeId, Mode)) -> Result<SharedRequest<P>, Leaving<P>> {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
+        register.index(key.index, ModeCounts::remove);
         let entry = &mut register.entries[key.index];
-        if let Some(held) = &mut register.held {
-            count(held, entry, ModeCounts::remove);
-        }
         match entry.request.plan.steps() {
             [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
                 release(last.node, entry.access.mode(last.mode));
@@ -275,9 +273,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
         // The waiter of the old state goes with it: nobody else's code runs in its drop.
         entry.state = state;
-        if let Some(held) = &mut register.held {
-            count(held, entry, ModeCounts::add);
-        }
+        register.index(key.index, ModeCounts::add);
     }
 
     /// The request of an entry, unless it is downgraded.
@@ -288,16 +284,10 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
     /// Marks an entry as downgraded.
     pub(crate) fn downgrade(&self, key: Key) {
-        let mut guard = self.registers[key.register].lock();
-        let register = &mut *guard;
-        let entry = &mut register.entries[key.index];
-        if let Some(held) = &mut register.held {
-            count(held, entry, ModeCounts::remove);
-        }
-        entry.access = Access::Downgraded;
-        if let Some(held) = &mut register.held {
-            count(held, entry, ModeCounts::add);
-        }
+        let mut register = self.registers[key.register].lock();
+        register.index(key.index, ModeCounts::remove);
+        register.entries[key.index].access = Access::Downgraded;
+        register.index(key.index, ModeCounts::add);
     }
 
     /// What matters of the other guards of a request's thread, when it cannot be granted at once at `node`.
@@ -362,16 +352,25 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
 }
 
 impl<P: TreePath + ?Sized> Register<P> {
+    /// Adds to the index, if there is one, or takes from it, what the entry counts there.
+    #[inline]
+    fn index(&mut self, entry: usize, change: fn(&mut ModeCounts, Mode)) {
+        if let Some(held) = &mut self.held {
+            count(held, &self.entries[entry], change);
+        }
+    }
+
     #[inline]
     fn insert(&mut self, entry: Entry<P>) -> usize {
-        if let Some(held) = &mut self.held {
-            count(held, &entry, ModeCounts::add);
+        if self.held.is_some() {
             self.unasked += 1;
             if self.unasked > self.entries.len() + REGISTER_CAPACITY {
                 self.held = None;
             }
         }
-        self.entries.insert(entry)
+        let index = self.entries.insert(entry);
+        self.index(index, ModeCounts::add);
+        index
     }
 
     #[inline]

@@ -13,11 +13,11 @@
 //! | [`AtomicU64`] | `std`'s | the model's |
 //! | [`SHARDS`], [`REGISTERS`], [`SLOTS`], [`WARM`], [`EVICT`] | many | few: models stay small |
 //!
-//! Two more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
-//! threads, and [`OnceByte`].
+//! Three more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
+//! threads, [`OnceByte`], and the [`AtomicU32`] of an estimate in `bias.rs`.
 
 use std::sync::atomic::AtomicU8;
-pub(crate) use std::sync::atomic::Ordering;
+pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 pub(crate) use imp::*;

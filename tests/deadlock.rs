@@ -148,14 +148,8 @@ fn a_cycle_through_a_place_in_the_queue_is_reported() {
 fn a_cycle_through_a_request_that_waits_half_way_is_reported() {
     let lock = common::new();
     let deep = lock.write("x/y");
-    // Takes `a`, which is nearer to the root, and waits for `x/y`.
-    let half_way = spawn("half-way", {
-        let lock = Arc::clone(&lock);
-        move || drop(lock.lock(&[], &["a", "x/y"]))
-    });
-    wait_until_waiting(&lock, 1);
-    let refused = lock.try_lock_for(&["a"], &[], LIMIT);
-    let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+    let (refused, half_way) = common::refused_by_one_half_way(&lock);
+    let LockError::Deadlock(report) = refused else { panic!("{refused:?}") };
     let me = std::thread::current().name().unwrap().to_owned();
     let parties: Vec<&str> = report.parties.iter().map(|party| &*party.waits.thread).collect();
     assert_eq!(parties, [&me, "half-way"]);

@@ -19,6 +19,8 @@
 //! A failure shrinks, and is kept in `proptest-regressions/`; set `PROPTEST_CASES` for more of them.
 #![cfg(not(feature = "model"))]
 
+#[path = "common/deadlocks.rs"]
+mod deadlocks;
 #[path = "histories/history.rs"]
 mod history;
 #[path = "../model/spec.rs"]
@@ -26,16 +28,15 @@ mod spec;
 #[path = "histories/worker.rs"]
 mod worker;
 
+use deadlocks::quiet_about_deadlocks;
 use history::{History, Op, Seen, WORKERS, Waiting};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::sample::select;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use std::cell::RefCell;
-use std::panic;
-use std::sync::Once;
 use std::time::Duration;
-use worker::{Change, DEADLOCK, How, Kind, Paths};
+use worker::{Change, How, Kind, Paths};
 
 /// G1, G4, G7, G8: where nobody waits, a request is granted if and only if it conflicts with no other holder.
 #[test]
@@ -81,19 +82,6 @@ fn run(cases: u32, regressions: &'static str, how: impl Strategy<Value = How>, w
     let seen = seen.into_inner();
     println!("{seen:?}");
     seen
-}
-
-/// A deadlock that `lock` panics with is as planned: nobody wants to read of each.
-fn quiet_about_deadlocks() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let loud = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            if !panic.payload().downcast_ref::<String>().is_some_and(|text| text.starts_with(DEADLOCK)) {
-                loud(panic);
-            }
-        }));
-    });
 }
 
 fn path() -> impl Strategy<Value = String> {

@@ -47,13 +47,8 @@ fn a_snapshot_tells_who_holds_what_since_when_and_from_where() {
     let _first = lock.lock(&["a", "c/d"], &["a/b", "e"]);
     pass(2 * TICK);
     let between = Instant::now();
-    let (own, ready) = (Arc::clone(&lock), Arc::new(AtomicBool::new(false)));
-    let told_ready = Arc::clone(&ready);
-    let other = spawn("a holder", move || {
-        let guard = own.read_arc("f/g");
-        told_ready.store(true, Ordering::SeqCst);
-        guard
-    });
+    let own = Arc::clone(&lock);
+    let other = spawn("a holder", move || own.read_arc("f/g"));
     let _second = join(other);
     let after = Instant::now();
 

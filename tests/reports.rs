@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{LIMIT, join, only_report, panic_message, spawn, wait_until_waiting};
+use common::{LIMIT, join, only_report, panic_message, spawn};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use treelock::{LockError, Mode};
@@ -156,15 +156,10 @@ fn one_of_several_in_lock_panics_and_frees_the_others() {
 fn a_report_names_what_a_request_that_waits_half_way_holds() {
     let lock = common::new();
     let deep = lock.write("x/y");
-    let half_way = spawn("half-way", {
-        let lock = Arc::clone(&lock);
-        move || drop(lock.lock(&[], &["a", "x/y"]))
-    });
-    wait_until_waiting(&lock, 1);
-    let refused = lock.try_lock_for(&["a"], &[], LIMIT);
+    let (refused, half_way) = common::refused_by_one_half_way(&lock);
     drop(deep);
     join(half_way);
-    let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+    let LockError::Deadlock(report) = refused else { panic!("{refused:?}") };
     let holds: Vec<String> =
         report.parties[1].holds.iter().flat_map(|hold| &hold.roots).map(ToString::to_string).collect();
     assert_eq!(holds, ["X a"], "{report}");

@@ -21,14 +21,18 @@
 //! `race:std::thread::lifecycle` and `race:*Arc*drop_slow*`.
 #![cfg(not(feature = "model"))]
 
+#[path = "common/deadlocks.rs"]
+mod deadlocks;
+
+use deadlocks::{DEADLOCK, quiet_about_deadlocks};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::any::Any;
-use std::panic::{self, AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 use treelock::{ArcTreeLockGuard, LockError, TreeLock, TreeLockGuard};
@@ -397,21 +401,6 @@ fn run(subject: &Subject, seed: u64, rounds: u64) -> Oracle {
     });
     oracle
 }
-
-/// A deadlock that `lock` panics with is as planned: nobody wants to read of each.
-fn quiet_about_deadlocks() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let loud = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| {
-            if !panic.payload().downcast_ref::<String>().is_some_and(|text| text.starts_with(DEADLOCK)) {
-                loud(panic);
-            }
-        }));
-    });
-}
-
-const DEADLOCK: &str = "treelock: deadlock of ";
 
 /// Runs the threads on the lock; a hang fails, and says who waits for whom.
 fn run_locked(lock: &Arc<Lock>, seed: u64) -> Oracle {

@@ -52,6 +52,8 @@
 
 #![no_main]
 
+#[path = "../../tests/common/deadlocks.rs"]
+mod deadlocks;
 // A part of it is used.
 #[allow(dead_code)]
 #[path = "../../tests/histories/history.rs"]
@@ -61,16 +63,16 @@ mod spec;
 #[path = "../../tests/histories/worker.rs"]
 mod worker;
 
+use deadlocks::{DEADLOCK, quiet_about_deadlocks};
 use history::{History, Op, Waiting};
 use libfuzzer_sys::fuzz_target;
 use spec::{Held, Id, Owner, Party, Request, Verdict, Way};
 use std::collections::BTreeMap;
-use std::panic;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use treelock::{ArcTreeLockGuard, Deadlock, LockError, Mode, Root, TreeLockGuard};
-use worker::{Answer, Change, DEADLOCK, How, Kind, Lock, Paths, answer, arc, let_go, plain};
+use worker::{Answer, Change, How, Kind, Lock, Paths, answer, arc, let_go, plain};
 
 /// The most operations of a history on one thread, and of one on several, which is slower by far.
 const OPS: usize = 100;
@@ -105,16 +107,6 @@ fuzz_target!(
         }
     }
 );
-
-/// A deadlock that `lock` panics with is as planned, and no finding.
-fn quiet_about_deadlocks() {
-    let deadly = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        if !panic.payload().downcast_ref::<String>().is_some_and(|text| text.starts_with(DEADLOCK)) {
-            deadly(panic);
-        }
-    }));
-}
 
 /// More than it takes until the nodes above are biased.
 fn busy_top() -> Vec<Op> {

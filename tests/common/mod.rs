@@ -100,6 +100,19 @@ pub(crate) fn only_report(parties: impl IntoIterator<Item = Party>) -> Deadlock 
     report
 }
 
+/// What the calling thread, which holds `x/y`, is told when it asks for what the thread `half-way` has taken on its way
+/// there. That one is still waiting then.
+pub(crate) fn refused_by_one_half_way(lock: &Arc<TreeLock>) -> (LockError, JoinHandle<()>) {
+    // Takes `a`, which is nearer to the root, and waits for `x/y`.
+    let half_way = spawn("half-way", {
+        let lock = Arc::clone(lock);
+        move || drop(lock.lock(&[], &["a", "x/y"]))
+    });
+    wait_until_waiting(lock, 1);
+    let refused = lock.try_lock_for(&["a"], &[], LIMIT).map(drop);
+    (refused.expect_err("it has it"), half_way)
+}
+
 /// Whether somebody else would be granted this at once: another thread, and an owner of its own in this one.
 pub(crate) fn admits<P, Q>(lock: &Arc<TreeLock<P>>, reads: &[Q], writes: &[Q]) -> bool
 where

@@ -1,7 +1,8 @@
 //! The lock and the specification, side by side.
 
+use crate::deadlocks::DEADLOCK;
 use crate::spec::{Held, Id, Owner, Party, Request, Verdict, Way};
-use crate::worker::{Answer, Change, Command, DEADLOCK, How, Kind, Lock, Paths, let_go, obey};
+use crate::worker::{Answer, Change, Command, How, Kind, Lock, Paths, let_go, obey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};

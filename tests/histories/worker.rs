@@ -14,9 +14,6 @@ pub(crate) type Lock = TreeLock<str>;
 /// What [`How::BriefFor`] waits for.
 const BRIEF: Duration = Duration::from_millis(3);
 
-/// How the text of a panic begins that reports a deadlock.
-pub(crate) const DEADLOCK: &str = "treelock: deadlock of ";
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Plain,
