@@ -363,6 +363,17 @@ mod tests {
         assert_eq!(cycle(&parties, 3), Some(vec![3, 2, 1]));
     }
 
+    /// The same where the later one is further away in the search, so that the earlier one was looked at long before.
+    #[test]
+    fn cycle_through_a_later_place_that_is_further_away_is_found() {
+        let mut parties = queued("q", &[S, IS], &[(IX, &[]), (X, &[]), (IX, &[])]);
+        parties[0].guards = vec![(id("s"), S)];
+        parties[2].guards = vec![(id("r"), S)];
+        parties.push(party("s", X, &[("q", IS)]));
+        parties.push(party("r", X, &[("s", S)]));
+        assert_eq!(cycle(&parties, 3), Some(vec![3, 4, 2, 1]));
+    }
+
     /// A look has the whole ledger locked, so its time must not grow with the square of what waits (G5).
     #[test]
     fn long_queue_is_looked_through_once() {
