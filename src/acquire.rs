@@ -21,7 +21,7 @@ use crate::inspect::Deadlock;
 use crate::ledger::{Key, Leaving, Nesting, State, Temper, Waiting};
 use crate::lock::TreeLock;
 use crate::mode::ModeCounts;
-use crate::path::{Frame, TreePath};
+use crate::path::{TreePath, common_frame, odd_frame};
 use crate::plan::Step;
 use crate::request::{Owner, Request, SharedRequest};
 use crate::sync::{Mutex, MutexGuard};
@@ -33,8 +33,8 @@ use std::time::{Duration, Instant};
 
 /// A nested request looks whether it is in a deadlock when it has waited for so long, and after twice as long again, and
 /// so on up to the longest. (The second look matters where one party leaves the report to another.)
-const FIRST_LOOK: Duration = Duration::from_millis(20);
-const LONGEST_LOOK: Duration = Duration::from_millis(160);
+pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LONGEST_LOOK: Duration = Duration::from_millis(160);
 
 /// Whose turn it is to look: nobody's while somebody does, and for so many times as long afterwards.
 #[derive(Debug, Default)]
@@ -250,24 +250,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Refuses paths that cannot be compared with those before (invariant 3 of `path.rs`).
     fn agree_on_frame<'p>(&self, paths: impl Iterator<Item = &'p P> + Clone) -> Result<(), PathError> {
-        let Some(first) = paths.clone().next().map(P::frame) else { return Ok(()) };
         // A request that is refused decides nothing, so its own paths must agree first.
-        let odd = paths.clone().find(|path| path.frame() != first);
-        let refused = match odd {
-            Some(odd) => Some(odd),
-            None if self.frame.get_or_set(first as u8 + 1) != first as u8 + 1 => paths.into_iter().next(),
-            None => None,
-        };
-        let Some(refused) = refused else { return Ok(()) };
-        let (this, others) = match refused.frame() {
-            Frame::Absolute => ("absolute", "relative"),
-            Frame::Relative => ("relative", "absolute"),
-        };
-        Err(PathError::new(format!(
-            "it is {this} and others given to this lock are {others}, so the two cannot be compared: \
-             give all of them in one way; of a Path, std::path::absolute makes an absolute one, and \"/\" is then the root"
-        ))
-        .at(refused))
+        let Some(frame) = common_frame(paths.clone())? else { return Ok(()) };
+        if self.frame.get_or_set(frame as u8 + 1) == frame as u8 + 1 {
+            return Ok(());
+        }
+        Err(odd_frame(paths.into_iter().next().expect("one has a frame")))
     }
 
     fn explain(&self, refusal: Refusal<P>) -> LockError {

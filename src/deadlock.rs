@@ -36,7 +36,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 /// A blocked thread.
 #[derive(Debug)]
-struct Party {
+pub(crate) struct Party {
     node: NodeId,
     ticket: Ticket,
     /// Those that came to the node before this are ahead of it.
@@ -45,8 +45,8 @@ struct Party {
     /// Whether its own guards exclude its request: those of its thread do not exclude a plain one.
     own_guards_exclude: bool,
     /// What its guards and its steps hold of the nodes that anybody waits for.
-    guards: Vec<(NodeId, Mode)>,
-    steps: Vec<(NodeId, Mode)>,
+    pub(crate) guards: Vec<(NodeId, Mode)>,
+    pub(crate) steps: Vec<(NodeId, Mode)>,
 }
 
 /// By what one party holds up another.
@@ -63,6 +63,12 @@ thread_local! {
 }
 
 impl Party {
+    /// One that waits at a node, for a request of that owner; what it holds is still to be told.
+    pub(crate) fn new(node: NodeId, ticket: Ticket, temper: Temper, owner: Owner) -> Self {
+        let own_guards_exclude = owner == Owner::Itself;
+        Party { node, ticket, ahead: ticket.arrival(), temper, own_guards_exclude, guards: vec![], steps: vec![] }
+    }
+
     fn waits_for(&self, other: &Party) -> Option<By> {
         #[cfg(test)]
         COMPARED.set(COMPARED.get() + 1);
@@ -103,6 +109,11 @@ fn settle_queues(parties: &mut [Party]) {
 }
 
 /// The shortest cycle of waiting parties through `start`, which comes first, that `start` has to report.
+pub(crate) fn cycle_through(parties: &mut [Party], start: usize) -> Option<Vec<usize>> {
+    settle_queues(parties);
+    cycle(parties, start)
+}
+
 fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
     let mut unseen: Vec<usize> = (0..parties.len()).collect();
     let mut came_from = HashMap::new();
@@ -164,17 +175,9 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         }
         by_thread.insert(entry.request.thread.id, parties.len());
         keys.push(key);
-        parties.push(Party {
-            node: entry.request.plan.steps()[waiting.step].node,
-            ticket: waiting.ticket,
-            ahead: waiting.ticket.arrival(),
-            temper: waiting.temper,
-            own_guards_exclude: entry.request.owner == Owner::Itself,
-            guards: Vec::new(),
-            steps: Vec::new(),
-        });
+        let node = entry.request.plan.steps()[waiting.step].node;
+        parties.push(Party::new(node, waiting.ticket, waiting.temper, entry.request.owner));
     }
-    settle_queues(&mut parties);
     let awaited: HashSet<NodeId> = parties.iter().map(|party| party.node).collect();
     for (_, entry) in ledger.entries() {
         let Some(&party) = by_thread.get(&entry.request.thread.id) else { continue };
@@ -186,7 +189,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         pinned.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
     }
     let start = keys.iter().position(|&key| key == me)?;
-    let cycle = cycle(&parties, start)?;
+    let cycle = cycle_through(&mut parties, start)?;
     let members = cycle
         .iter()
         .enumerate()

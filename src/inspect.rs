@@ -232,7 +232,13 @@ impl Display for Joined<'_> {
 }
 
 /// Text of others, with what a terminal would take as a command spelled out.
-struct Plain<'a>(&'a str);
+pub(crate) struct Plain<'a>(pub(crate) &'a str);
+
+impl Plain<'_> {
+    pub(crate) fn quoted(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
 
 impl Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,7 +259,7 @@ fn is_direction(char: char) -> bool {
 }
 
 /// Several roots in a sentence: the first few by name.
-struct FirstOf<'a>(&'a [Root]);
+pub(crate) struct FirstOf<'a>(pub(crate) &'a [Root]);
 
 impl Display for FirstOf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -304,34 +310,12 @@ impl Display for Deadlock {
 impl Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut drawing = Drawing::default();
-        for holder in &self.holders {
-            let for_ = Short(self.taken.saturating_duration_since(holder.since));
-            for root in &holder.roots {
-                drawing.add(
-                    root,
-                    format_args!("held by \"{}\" for {for_}, taken at {}", Plain(&holder.thread), holder.location),
-                );
-            }
+        let age = |since| self.taken.saturating_duration_since(since);
+        for Holder { thread, location, since, roots } in &self.holders {
+            drawing.add_holder(&Plain(thread).quoted(), location, age(*since), roots);
         }
-        for waiter in &self.waiters {
-            let for_ = Short(self.taken.saturating_duration_since(waiter.since));
-            let (thread, location) = (Plain(&waiter.thread), waiter.location);
-            for root in &waiter.taken {
-                let at = Joined(&waiter.at.segments);
-                drawing
-                    .add(root, format_args!("taken by \"{thread}\", which waits at {at}, asked for at {location}"));
-            }
-            match waiter.roots == [waiter.at.clone()] {
-                true => drawing
-                    .add(&waiter.at, format_args!("awaited by \"{thread}\" for {for_}, asked for at {location}")),
-                false => drawing.add(
-                    &waiter.at,
-                    format_args!(
-                        "awaited by \"{thread}\" for {for_}, on its way to {}, asked for at {location}",
-                        FirstOf(&waiter.roots)
-                    ),
-                ),
-            }
+        for Waiter { thread, location, since, roots, at, taken } in &self.waiters {
+            drawing.add_waiter(&Plain(thread).quoted(), location, age(*since), roots, at, taken);
         }
         write!(f, "treelock: {} held, {} waiting", self.holders.len(), self.waiters.len())?;
         drawing.draw(f)
@@ -355,7 +339,7 @@ impl Display for Short {
 
 /// A tree of names with lines of text at some of them. Nodes are in one vector: paths may be deeper than a stack.
 #[derive(Default)]
-struct Drawing {
+pub(crate) struct Drawing {
     nodes: Vec<DrawnNode>,
 }
 
@@ -367,6 +351,34 @@ struct DrawnNode {
 }
 
 impl Drawing {
+    pub(crate) fn add_holder(&mut self, who: &str, location: &dyn Display, age: Duration, roots: &[Root]) {
+        for root in roots {
+            self.add(root, format_args!("held by {who} for {}, taken at {location}", Short(age)));
+        }
+    }
+
+    pub(crate) fn add_waiter(
+        &mut self,
+        who: &str,
+        location: &dyn Display,
+        age: Duration,
+        roots: &[Root],
+        at: &Root,
+        taken: &[Root],
+    ) {
+        for root in taken {
+            let at = Joined(&at.segments);
+            self.add(root, format_args!("taken by {who}, which waits at {at}, asked for at {location}"));
+        }
+        let age = Short(age);
+        if *roots == [at.clone()] {
+            self.add(at, format_args!("awaited by {who} for {age}, asked for at {location}"));
+        } else {
+            let roots = FirstOf(roots);
+            self.add(at, format_args!("awaited by {who} for {age}, on its way to {roots}, asked for at {location}"));
+        }
+    }
+
     fn add(&mut self, root: &Root, line: fmt::Arguments<'_>) {
         if self.nodes.is_empty() {
             self.nodes.push(DrawnNode::default());
@@ -382,7 +394,7 @@ impl Drawing {
         self.nodes[at].lines.push(format!("{:<4} {line}", root.mode));
     }
 
-    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nodes.is_empty() {
             return Ok(());
         }

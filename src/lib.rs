@@ -77,6 +77,8 @@ mod mode;
 mod node;
 mod path;
 mod plan;
+#[cfg(all(feature = "process", not(feature = "model")))]
+pub mod process;
 mod request;
 mod sync;
 mod table;

@@ -32,6 +32,7 @@ use std::fmt;
 /// assert_eq!(Mode::Shared.join(Mode::IntentionExclusive), Mode::SharedIntentionExclusive);
 /// assert_eq!(Mode::SharedIntentionExclusive.to_string(), "SIX");
 /// ```
+#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Mode {
@@ -125,6 +126,7 @@ impl fmt::Display for Mode {
 }
 
 /// How many times each mode is held.
+#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ModeCounts([u32; 5]);
 

@@ -88,6 +88,12 @@ impl Ticket {
         self.arrival
     }
 
+    /// What its owner holds there already.
+    #[cfg(feature = "process")]
+    pub(crate) fn held(&self) -> ModeCounts {
+        self.claim.held
+    }
+
     /// Whether it goes ahead of `other`, which waits at the same node, whoever came first (rule 3).
     pub(crate) fn passes(&self, other: &Ticket) -> bool {
         !self.claim.held.compatible(other.claim.mode)
@@ -114,6 +120,12 @@ impl<W> Node<W> {
     /// Counts a grant that was made elsewhere, of a mode that excludes nothing granted or awaited here (`bias.rs`).
     pub(crate) fn count(&mut self, mode: Mode) {
         debug_assert!(mode.is_intention() && self.has_intentions_only());
+        self.granted.add(mode);
+    }
+
+    /// Counts what was granted before the node was stored; before anybody queues.
+    #[cfg(feature = "process")]
+    pub(crate) fn restore(&mut self, mode: Mode) {
         self.granted.add(mode);
     }
 

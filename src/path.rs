@@ -132,6 +132,32 @@ pub enum Frame {
     Relative,
 }
 
+/// The frame of all paths of a request; `None` if there are none.
+#[inline]
+pub(crate) fn common_frame<'p, P: TreePath + ?Sized>(
+    mut paths: impl Iterator<Item = &'p P>,
+) -> Result<Option<Frame>, PathError> {
+    let Some(first) = paths.next().map(P::frame) else { return Ok(None) };
+    match paths.find(|path| path.frame() != first) {
+        Some(odd) => Err(odd_frame(odd)),
+        None => Ok(Some(first)),
+    }
+}
+
+/// What is wrong with a path of the other frame than those before it.
+#[cold]
+pub(crate) fn odd_frame<P: TreePath + ?Sized>(path: &P) -> PathError {
+    let (this, others) = match path.frame() {
+        Frame::Absolute => ("absolute", "relative"),
+        Frame::Relative => ("relative", "absolute"),
+    };
+    PathError::new(format!(
+        "it is {this} and others given to this lock are {others}, so the two cannot be compared: \
+         give all of them in one way; of a Path, std::path::absolute makes an absolute one, and \"/\" is then the root"
+    ))
+    .at(path)
+}
+
 impl TreePath for str {
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
         for segment in self.as_bytes().split(|&byte| byte == b'/') {
@@ -332,6 +358,7 @@ fn as_text(bytes: &[u8]) -> String {
 }
 
 /// Names a node, by a hash of the way from the root to it (invariant 2).
+#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeId(u64, u64);
 

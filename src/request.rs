@@ -18,6 +18,7 @@ const MOST_ROOTS: usize = 64;
 pub(crate) type SharedRequest<P> = triomphe::Arc<Request<P>>;
 
 /// Whose guards a request does not wait for.
+#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// Those of its thread: it made a plain guard, which stays there.

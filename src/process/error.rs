@@ -1,0 +1,160 @@
+//! What can go wrong with the files, and with a request.
+
+use super::Deadlock;
+use crate::error::PathError;
+use std::error::Error;
+use std::fmt::{self, Debug, Display};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a request between processes was not granted. Nothing of it is held, and nobody waits for it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ProcessLockError {
+    /// Somebody holds a conflicting sub-tree or waits for one since before.
+    WouldBlock,
+    /// The deadline passed first.
+    TimedOut,
+    /// The request waited in a cycle of threads that wait for each other, in whatever processes.
+    Deadlock(Box<Deadlock>),
+    /// One of the paths cannot be used.
+    Path(PathError),
+    /// The lock's files cannot be used.
+    File(FileError),
+}
+
+impl Display for ProcessLockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProcessLockError::WouldBlock => f.write_str("the lock could not be taken without waiting"),
+            ProcessLockError::TimedOut => f.write_str("the deadline passed before the lock could be taken"),
+            ProcessLockError::Deadlock(deadlock) => Display::fmt(deadlock, f),
+            ProcessLockError::Path(error) => Display::fmt(error, f),
+            ProcessLockError::File(error) => Display::fmt(error, f),
+        }
+    }
+}
+
+impl Error for ProcessLockError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            ProcessLockError::File(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<PathError> for ProcessLockError {
+    fn from(error: PathError) -> Self {
+        ProcessLockError::Path(error)
+    }
+}
+
+impl From<FileError> for ProcessLockError {
+    fn from(error: FileError) -> Self {
+        ProcessLockError::File(error)
+    }
+}
+
+/// A file of the lock that cannot be used, and why.
+#[derive(Debug)]
+pub struct FileError {
+    path: PathBuf,
+    problem: FileProblem,
+}
+
+/// What is wrong with a file.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum FileProblem {
+    /// The system refused: no rights, no space, no such directory.
+    Io {
+        /// What was to be done.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The directory is on a file system of this kind, whose locks other hosts may not see.
+    NetworkFileSystem(&'static str),
+    /// It is none of treelock's, and is left alone.
+    NotATable,
+    /// It was written by a treelock whose files this one does not know.
+    OtherVersion(u32),
+    /// It says what it cannot say: it was written over or cut while processes use it.
+    Damaged,
+    /// It was removed, or replaced by another, while processes use it.
+    Removed,
+    /// Another program keeps an exclusive `flock` on the directory.
+    Flocked,
+    /// The lock was opened by the process that this one was forked from.
+    Forked,
+}
+
+impl FileError {
+    pub(super) fn new(path: impl Into<PathBuf>, problem: FileProblem) -> Self {
+        FileError { path: path.into(), problem }
+    }
+
+    /// Whether it tells that the file is not what it should be, and not that it could not be looked at.
+    pub(super) fn is_of_the_table(&self) -> bool {
+        matches!(self.problem, FileProblem::Removed | FileProblem::NotATable | FileProblem::Damaged)
+    }
+
+    /// The file, or the directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong with it.
+    #[must_use]
+    pub fn problem(&self) -> &FileProblem {
+        &self.problem
+    }
+}
+
+impl Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = &self.path;
+        match &self.problem {
+            FileProblem::Io { doing, source } => write!(f, "cannot {doing} {path:?}: {source}"),
+            FileProblem::NetworkFileSystem(kind) => write!(
+                f,
+                "{path:?} is on a network file system ({kind}), where processes of other hosts may not see the lock: \
+                 choose a directory of this host, such as one in /run or /tmp, or insist if no other host uses it"
+            ),
+            FileProblem::NotATable => write!(f, "{path:?} is no table of treelock: choose another directory"),
+            FileProblem::OtherVersion(version) => write!(
+                f,
+                "{path:?} was written by another treelock (format {version}): use one version in all programs, and \
+                 remove the file when none of them runs"
+            ),
+            FileProblem::Damaged => write!(
+                f,
+                "{path:?} was written over or cut while processes use it: end them all, and the next one begins anew"
+            ),
+            FileProblem::Removed => write!(
+                f,
+                "{path:?} was removed or replaced while processes use it: end them all, and the next one begins anew"
+            ),
+            FileProblem::Flocked => {
+                write!(
+                    f,
+                    "another program keeps an exclusive flock on {path:?}: give the lock a directory of its own"
+                )
+            }
+            FileProblem::Forked => {
+                write!(f, "the lock in {path:?} was opened before this process was forked: open it again here")
+            }
+        }
+    }
+}
+
+impl Error for FileError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.problem {
+            FileProblem::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

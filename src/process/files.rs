@@ -1,0 +1,240 @@
+//! The directory of a lock, and what the kernel keeps in it: who is alive, and how one is woken.
+//!
+//! | | | |
+//! |---|---|---|
+//! | the directory | a shared `flock` by each member | who has it exclusively is alone, and may begin anew |
+//! | `table` | an exclusive `flock` while it is used | the journal (`journal.rs`) |
+//! | `m7` | a FIFO that member 7 keeps open for writing | its end of file is the end of the member: *lifeline* |
+//! | `m7.2` | a FIFO that a waiter of member 7 reads | a byte in it wakes the waiter: *channel* |
+//!
+//! So it is the kernel that says who lives (P2): it closes what a process had open, however that ended, and a child that
+//! inherits the lifeline keeps it. A FIFO can be polled, so nobody need ask again and again; it works between users and
+//! containers that share the directory; process numbers are told, and never asked.
+//!
+//! Who finds no table in a directory where others are alive must not make one: that is the trap of two holders on two
+//! inodes. The `flock` on the directory's own inode tells, whatever happens to the files in it.
+
+use super::crash;
+use super::error::{FileError, FileProblem};
+use super::replica::{Channel, MemberId};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The directory of a lock, open, with a shared `flock` on it.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    fd: OwnedFd,
+    /// What files in it may be done to, by whom: as the directory says.
+    rights: Mode,
+}
+
+/// For an exclusive `flock` on the directory to end: a member keeps it for a moment.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Those where another host may have the directory too. (`man 2 statfs`)
+const NETWORK_FILE_SYSTEMS: [(u32, &str); 14] = [
+    (0x6969, "NFS"),
+    (0x517B, "SMB"),
+    (0xFF53_4D42, "CIFS"),
+    (0xFE53_4D42, "SMB2"),
+    (0x0102_1997, "9p"),
+    (0x6573_5546, "FUSE"),
+    (0x6A65_6A63, "virtiofs"),
+    (0x00C3_6400, "Ceph"),
+    (0x5346_414F, "AFS"),
+    (0x6B41_4653, "AFS"),
+    (0x7375_7245, "Coda"),
+    (0x0BD0_0BD0, "Lustre"),
+    (0x4750_4653, "GPFS"),
+    (0x7461_636F, "OCFS2"),
+];
+
+impl Directory {
+    /// Opens a directory, or makes it; `begin` is run if nobody else has it open.
+    pub(super) fn open(
+        path: &Path,
+        insist: bool,
+        begin: impl FnOnce(&Directory) -> Result<(), FileError>,
+    ) -> Result<Self, FileError> {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        std::fs::create_dir_all(&path)
+            .map_err(|source| FileError::new(&path, FileProblem::Io { doing: "make the directory", source }))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(&path, flags, Mode::empty()).map_err(|errno| io(&path, "open", errno))?;
+        let kind = fs::fstatfs(&fd).map_err(|errno| io(&path, "look at", errno))?.f_type as u32;
+        if let (false, Some((_, kind))) = (insist, NETWORK_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == kind)) {
+            return Err(FileError::new(path, FileProblem::NetworkFileSystem(kind)));
+        }
+        let stat = fs::fstat(&fd).map_err(|errno| io(&path, "look at", errno))?;
+        let rights = Mode::from_raw_mode(stat.st_mode) & Mode::from_raw_mode(0o666);
+        let directory = Directory { path, fd, rights };
+        if directory.flock(FlockOperation::NonBlockingLockExclusive)? {
+            begin(&directory)?;
+        }
+        // Who begins keeps others waiting for a moment; between the two locks another may come, and begin once more.
+        let late = Instant::now() + PATIENCE;
+        while !directory.flock(FlockOperation::NonBlockingLockShared)? {
+            if Instant::now() > late {
+                return Err(FileError::new(directory.path, FileProblem::Flocked));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(directory)
+    }
+
+    fn flock(&self, operation: FlockOperation) -> Result<bool, FileError> {
+        match flock(&self.fd, operation) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(io(&self.path, "flock", errno)),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Opens a file for reading and writing; `None` if there is none.
+    pub(super) fn open_file(&self, name: &str) -> Result<Option<OwnedFd>, FileError> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(io(&self.path_of(name), "open", errno)),
+        }
+    }
+
+    /// Makes a file, instead of what stands there.
+    pub(super) fn create_file(&self, name: &str) -> Result<OwnedFd, FileError> {
+        self.remove(name);
+        crash::step();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = fs::openat(&self.fd, name, flags, self.rights);
+        let file = file.map_err(|errno| io(&self.path_of(name), "make", errno))?;
+        // What the umask took away.
+        fs::fchmod(&file, self.rights).map_err(|errno| io(&self.path_of(name), "set the rights of", errno))?;
+        crash::step();
+        Ok(file)
+    }
+
+    /// Gives a file another name, in place of what has it.
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
+        crash::step();
+        fs::renameat(&self.fd, from, &self.fd, to).map_err(|errno| io(&self.path_of(to), "replace", errno))?;
+        crash::step();
+        Ok(())
+    }
+
+    /// The number by which the kernel knows the file of that name.
+    pub(super) fn inode(&self, name: &str) -> Result<Option<u64>, FileError> {
+        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat.st_ino)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(io(&self.path_of(name), "look at", errno)),
+        }
+    }
+
+    /// Removes a file that nobody needs; if that cannot be, it stays.
+    pub(super) fn remove(&self, name: &str) {
+        let _ = fs::unlinkat(&self.fd, name, AtFlags::empty());
+    }
+
+    /// Removes what members that are no more have left.
+    pub(super) fn remove_fifos(&self, which: impl Fn(MemberId) -> bool) {
+        let Ok(entries) = fs::Dir::read_from(&self.fd) else { return };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let member = name.strip_prefix('m').and_then(|rest| rest.split('.').next());
+            let member = member.and_then(|number| number.parse().ok()).map(MemberId);
+            if member.is_some_and(&which) {
+                crash::step();
+                self.remove(name);
+            }
+        }
+    }
+
+    /// Makes a FIFO and keeps it open, for both ends; so that it neither ends nor blocks.
+    fn make_fifo(&self, name: &str) -> Result<OwnedFd, FileError> {
+        self.remove(name);
+        crash::step();
+        let made = fs::mknodat(&self.fd, name, FileType::Fifo, self.rights, 0)
+            .and_then(|()| fs::chmodat(&self.fd, name, self.rights, AtFlags::empty()))
+            .and_then(|()| {
+                fs::openat(&self.fd, name, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+            });
+        crash::step();
+        made.map_err(|errno| io(&self.path_of(name), "make the FIFO", errno))
+    }
+
+    /// Begins the life of a member: it is over when nobody has this any more.
+    pub(super) fn make_lifeline(&self, member: MemberId) -> Result<OwnedFd, FileError> {
+        self.make_fifo(&lifeline(member))
+    }
+
+    pub(super) fn make_channel(&self, member: MemberId, channel: Channel) -> Result<OwnedFd, FileError> {
+        self.make_fifo(&format!("{}.{channel}", lifeline(member)))
+    }
+
+    /// Opens another member's lifeline, to look at it and to poll it; `None` if there is none.
+    pub(super) fn watch(&self, member: MemberId) -> Result<Option<OwnedFd>, FileError> {
+        let name = lifeline(member);
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match fs::openat(&self.fd, &*name, flags, Mode::empty()) {
+            Ok(watched) => Ok(Some(watched)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(io(&self.path_of(&name), "open", errno)),
+        }
+    }
+
+    /// Wakes a waiter, if it is still there.
+    pub(super) fn wake(&self, member: MemberId, channel: Channel) {
+        let name = format!("{}.{channel}", lifeline(member));
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        if let Ok(fifo) = fs::openat(&self.fd, &*name, flags, Mode::empty()) {
+            let _ = rustix::io::write(fifo, &[1]);
+        }
+    }
+
+    /// What children must inherit so that this member lives on in them.
+    pub(super) fn as_fd(&self) -> impl AsFd {
+        &self.fd
+    }
+}
+
+pub(super) fn lifeline(member: MemberId) -> String {
+    format!("m{}", member.0)
+}
+
+/// Whether anybody keeps the lifeline that was opened by [`Directory::watch`].
+pub(super) fn is_alive(watched: &OwnedFd) -> bool {
+    loop {
+        match rustix::io::read(watched, &mut [0; 16]) {
+            Ok(0) => return false,
+            // Nobody writes there; should somebody, it means nothing.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => return true,
+        }
+    }
+}
+
+/// Takes what wakes are left in a channel.
+pub(super) fn drain(channel: &OwnedFd) {
+    while let Ok(1..) | Err(Errno::INTR) = rustix::io::read(channel, &mut [0; 64]) {}
+}
+
+/// Without the interruptions of signals.
+pub(super) fn flock(file: impl AsFd, operation: FlockOperation) -> Result<(), Errno> {
+    rustix::io::retry_on_intr(|| fs::flock(file.as_fd(), operation))
+}
+
+pub(super) fn io(path: &Path, doing: &'static str, errno: Errno) -> FileError {
+    FileError::new(path, FileProblem::Io { doing, source: errno.into() })
+}

@@ -1,0 +1,423 @@
+//! The file `table`: the events of a lock in their order, and how a process keeps its replica up to date.
+//!
+//! ```text
+//!    0  what the file is: magic, format, inode, epoch, the secrets of the node ids, sum       written once
+//!  128  up to where it holds: end, sum                                                        the commit
+//!  256  events: length, sum, bytes; one after the other                                       appended
+//!   ... zeros up to the space that is kept ready
+//! ```
+//!
+//! A change is a few events behind the end, and then a new end. Before the end is written nothing has happened, and the next
+//! one writes over it; afterwards it has. So a process may die anywhere (P1): nothing is ever half done, and there is
+//! nothing to repair. A write of twelve bytes in one page is done or not.
+//!
+//! Invariants:
+//!
+//! 1. Only who has the exclusive `flock` on the file of that name writes, and reads what it decides by. Who has it looks
+//!    whether the file still is the one of that name, since a new one takes its place now and then.
+//! 2. What stands before the end never changes. So whatever does not fit there was written over by others, and is an error
+//!    to everybody (P4): no replica is made of a part.
+//! 3. A file knows its inode. A copy in its place is none of ours.
+//! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
+//!
+//! When the events have become long against what they led to, all of it is written to a new file, which takes the
+//! name; that is also how a file comes back that somebody has removed. Cost: a change reads what others wrote since the
+//! last one, and writes some hundred bytes; the rewriting is paid by the events before it.
+//!
+//! Considered and rejected: a mapped table under a robust mutex (a file that is cut under it kills every process by a
+//! signal, and each of its changes takes many stores, any of which may be the last); byte-range locks (linear in
+//! what is held, no order, no deadlines, no list). The idea: a replicated state machine over one log (Schneider 1990), the
+//! log being a file of one host and its order a `flock`.
+
+use super::crash;
+use super::error::{FileError, FileProblem};
+use super::files::{self, Directory, io};
+use super::replica::{Effects, Event, Replica};
+use crate::path::{Seeds, Segments};
+use rustix::fd::OwnedFd;
+use rustix::fs::{self, FallocateFlags, FlockOperation};
+use rustix::io::{Errno, pread, pwrite};
+use std::time::{Duration, Instant};
+
+const TABLE: &str = "table";
+const NEXT_TABLE: &str = "table.new";
+
+const MAGIC: &[u8; 8] = b"treelock";
+const FORMAT: u32 = 1;
+
+/// Where the parts of the file begin.
+const COMMIT: u64 = 128;
+const EVENTS: u64 = 256;
+
+/// The end of a file whose events stand in another one.
+const MOVED: u64 = 0;
+
+/// How much space is kept ready at a time.
+const SPACE: u64 = 64 << 10;
+/// What one event may take that lets something go.
+const LETTING_GO: u64 = 64;
+
+/// The open table of one member.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: OwnedFd,
+    about: About,
+    /// Up to where the replica has read.
+    end: u64,
+    /// Up to where there is space.
+    space: u64,
+    /// From where it is worth a new file.
+    long: u64,
+}
+
+/// What a table says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct About {
+    inode: u64,
+    epoch: u64,
+    secrets: [u64; 4],
+}
+
+impl About {
+    fn seeds(&self) -> Seeds {
+        let mut secrets = self.secrets.iter();
+        Seeds::new(|| *secrets.next().expect("seeds are made of four words"))
+    }
+
+    /// Tells whether two programs name nodes alike.
+    fn probe(&self) -> u64 {
+        let mut ids = Vec::new();
+        Segments::of("treelock/probe of names", &self.seeds(), &mut ids, None).expect("text is a path");
+        ids[ids.len() - 1].bits()
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(FORMAT.to_le_bytes());
+        bytes.extend([0; 4]);
+        let words = [self.inode, self.epoch].into_iter().chain(self.secrets).chain([self.probe()]);
+        words.for_each(|word| bytes.extend(word.to_le_bytes()));
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+        bytes
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Result<Self, FileProblem> {
+        if bytes.get(..8) != Some(MAGIC) {
+            return Err(FileProblem::NotATable);
+        }
+        let format = bytes.get(8..12).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes);
+        if format.is_some_and(|format| format != FORMAT) {
+            return Err(FileProblem::OtherVersion(format.unwrap_or_default()));
+        }
+        let mut words = bytes.get(16..72).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
+        let mut next = || words.next().unwrap_or_default();
+        let about = About { inode: next(), epoch: next(), secrets: [next(), next(), next(), next()] };
+        if bytes.get(72..76) != Some(&crc32fast::hash(&bytes[..72]).to_le_bytes()) {
+            return Err(FileProblem::Damaged);
+        }
+        if next() != about.probe() {
+            return Err(FileProblem::OtherVersion(FORMAT));
+        }
+        Ok(about)
+    }
+
+    fn commit(&self, end: u64) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..8].copy_from_slice(&end.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.sum(COMMIT, &end.to_le_bytes()).to_le_bytes());
+        bytes
+    }
+
+    /// A sum that fits nowhere else.
+    fn sum(&self, place: u64, bytes: &[u8]) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&self.secrets[0].to_le_bytes());
+        sum.update(&self.epoch.to_le_bytes());
+        sum.update(&place.to_le_bytes());
+        sum.update(bytes);
+        sum.finalize()
+    }
+
+    /// Adds an event to those that are to stand from `start` on.
+    fn encode(&self, start: u64, events: &mut Vec<u8>, event: &Event) {
+        let bytes = postcard::to_stdvec(event).expect("an event has no part that cannot be written");
+        let place = start + events.len() as u64;
+        let length = u32::try_from(bytes.len()).expect("treelock: a request of 4 GiB");
+        events.extend(length.to_le_bytes());
+        events.extend(self.sum(place, &bytes).to_le_bytes());
+        events.extend(bytes);
+    }
+
+    /// The events that stand from `start` on; `None` if these are none.
+    fn decode(&self, start: u64, bytes: &[u8]) -> Option<Vec<Event>> {
+        let mut events = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            let head = bytes.get(at..at + 8)?;
+            let length = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
+            let sum = u32::from_le_bytes(head[4..].try_into().ok()?);
+            let event = bytes.get(at + 8..at + 8 + length)?;
+            if sum != self.sum(start + at as u64, event) {
+                return None;
+            }
+            events.push(postcard::from_bytes(event).ok()?);
+            at += 8 + length;
+        }
+        Some(events)
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+}
+
+impl Journal {
+    /// Begins anew, in a directory that nobody else has open.
+    pub(super) fn begin(directory: &Directory, random: impl FnMut() -> u64) -> Result<(), FileError> {
+        if let Some(file) = directory.open_file(TABLE)? {
+            let bytes = read(directory, &file, 0, EVENTS)?;
+            match About::of_bytes(&bytes) {
+                Ok(_) => {}
+                Err(FileProblem::NotATable) if bytes.is_empty() => {}
+                Err(FileProblem::Damaged) => {}
+                Err(problem) => return Err(FileError::new(directory.path_of(TABLE), problem)),
+            }
+        }
+        let mut secrets = [0; 4];
+        secrets.fill_with(random);
+        directory.remove_fifos(|_| true);
+        create(directory, About { inode: 0, epoch: 1, secrets }, &Replica::default())?;
+        directory.rename(NEXT_TABLE, TABLE)
+    }
+
+    /// Opens the table as it is.
+    pub(super) fn open(directory: &Directory) -> Result<Self, FileError> {
+        let removed = || FileError::new(directory.path_of(TABLE), FileProblem::Removed);
+        let file = directory.open_file(TABLE)?.ok_or_else(removed)?;
+        let bytes = read(directory, &file, 0, EVENTS)?;
+        let about = About::of_bytes(&bytes).map_err(|problem| FileError::new(directory.path_of(TABLE), problem))?;
+        let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
+        if stat.st_ino != about.inode {
+            return Err(removed());
+        }
+        Ok(Journal { file, about, end: EVENTS, space: stat.st_size as u64, long: SPACE })
+    }
+
+    pub(super) fn seeds(&self) -> Seeds {
+        self.about.seeds()
+    }
+
+    /// Locks the table that has the name now, and brings the replica up to date; `false` if the deadline passes first.
+    pub(super) fn lock(
+        &mut self,
+        directory: &Directory,
+        replica: &mut Replica,
+        deadline: Option<Instant>,
+    ) -> Result<bool, FileError> {
+        loop {
+            if !self.flock(directory, deadline)? {
+                return Ok(false);
+            }
+            match self.check(directory, replica) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) => {
+                    self.unlock();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    pub(super) fn unlock(&self) {
+        let _ = files::flock(&self.file, FlockOperation::Unlock);
+    }
+
+    fn flock(&self, directory: &Directory, deadline: Option<Instant>) -> Result<bool, FileError> {
+        let failed = |errno| io(&directory.path_of(TABLE), "flock", errno);
+        let Some(deadline) = deadline else {
+            return files::flock(&self.file, FlockOperation::LockExclusive).map(|()| true).map_err(failed);
+        };
+        // Others have it for some microseconds; longer only if one is stopped there, so there is no need to be told.
+        for attempt in 0.. {
+            match files::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(true),
+                Err(Errno::WOULDBLOCK) if attempt < 64 => std::thread::yield_now(),
+                Err(Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(false),
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_micros(200)),
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        unreachable!("it tries without end")
+    }
+
+    /// Whether the table that is locked still has the name, if so with the replica up to date; else the one that has it
+    /// is open now, and not locked.
+    fn check(&mut self, directory: &Directory, replica: &mut Replica) -> Result<bool, FileError> {
+        if directory.inode(TABLE)? == Some(self.about.inode) {
+            self.catch_up(directory, replica)?;
+            return Ok(true);
+        }
+        let has_moved = read(directory, &self.file, COMMIT, 12)? == self.about.commit(MOVED);
+        match Journal::open(directory) {
+            Ok(next) if next.about.secrets == self.about.secrets && next.about.epoch > self.about.epoch => {
+                *self = next;
+                Ok(false)
+            }
+            Ok(_) => Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed)),
+            // It was removed, or something else put in its place. All that was agreed on is still here.
+            Err(error) if error.is_of_the_table() && !has_moved => {
+                self.catch_up(directory, replica)?;
+                self.rewrite(directory, replica)?;
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Forgets how far the replica has come: it begins again with the next lock.
+    pub(super) fn read_again(&mut self) {
+        self.end = EVENTS;
+    }
+
+    fn catch_up(&mut self, directory: &Directory, replica: &mut Replica) -> Result<(), FileError> {
+        let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
+        let commit = read(directory, &self.file, COMMIT, 12)?;
+        let end = commit.get(..8).map(word).ok_or_else(damaged)?;
+        if commit != self.about.commit(end) || end < self.end {
+            return Err(damaged());
+        }
+        if end > self.end {
+            let bytes = read(directory, &self.file, self.end, end - self.end)?;
+            if bytes.len() as u64 != end - self.end {
+                return Err(damaged());
+            }
+            let events = self.about.decode(self.end, &bytes).ok_or_else(damaged)?;
+            for event in events {
+                if let Event::Begin(_) = event {
+                    self.long = SPACE.max(4 * bytes.len() as u64);
+                }
+                // Whoever wrote it tells those whom it concerns.
+                replica.apply(event, &mut Effects::default());
+            }
+            self.end = end;
+        }
+        Ok(())
+    }
+
+    /// Writes events behind the end, and the new end. The replica has applied them.
+    pub(super) fn append(
+        &mut self,
+        directory: &Directory,
+        replica: &Replica,
+        events: &[Event],
+    ) -> Result<(), FileError> {
+        let mut bytes = Vec::new();
+        events.iter().for_each(|event| self.about.encode(self.end, &mut bytes, event));
+        let end = self.end + bytes.len() as u64;
+        let lets_go = events.iter().all(|event| matches!(event, Event::Leave(_) | Event::Withdraw(..)));
+        if let Err(error) = self.make_room(directory, end + room_to_let_go(replica)) {
+            // What only lets go has its room already (invariant 4).
+            if !lets_go || end > self.space {
+                return Err(error);
+            }
+        }
+        write(directory, &self.file, self.end, &bytes)?;
+        write(directory, &self.file, COMMIT, &self.about.commit(end))?;
+        self.end = end;
+        if self.end > self.long {
+            // If there is no room for a second file, the first goes on.
+            if self.rewrite(directory, replica).is_err() {
+                self.long *= 2;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, directory: &Directory, needed: u64) -> Result<(), FileError> {
+        if needed > self.space {
+            let more = (needed - self.space).next_multiple_of(SPACE);
+            allocate(directory, &self.file, self.space, more)?;
+            self.space += more;
+        }
+        Ok(())
+    }
+
+    /// Writes all that the replica says to a new table, which takes the name, and is locked.
+    fn rewrite(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+        let about = About { epoch: self.about.epoch + 1, ..self.about };
+        let next = create(directory, about, replica)?;
+        files::flock(&next.file, FlockOperation::LockExclusive)
+            .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
+        directory.rename(NEXT_TABLE, TABLE)?;
+        // Or else, should the new one be damaged, somebody who is behind would take this one for the last.
+        let _ = write(directory, &self.file, COMMIT, &self.about.commit(MOVED));
+        // Closing the old one unlocks it: who waits there finds that it has lost its name.
+        *self = next;
+        Ok(())
+    }
+}
+
+/// Makes a table of all that the replica says, not yet under its name.
+fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Journal, FileError> {
+    let file = directory.create_file(NEXT_TABLE)?;
+    let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(NEXT_TABLE), "look at", errno))?;
+    let about = About { inode: stat.st_ino, ..about };
+    let mut events = Vec::new();
+    about.encode(EVENTS, &mut events, &Event::Begin(Box::new(replica.store())));
+    let end = EVENTS + events.len() as u64;
+    let space = (end + room_to_let_go(replica)).next_multiple_of(SPACE);
+    allocate(directory, &file, 0, space)?;
+    write(directory, &file, 0, &about.to_bytes())?;
+    write(directory, &file, EVENTS, &events)?;
+    write(directory, &file, COMMIT, &about.commit(end))?;
+    Ok(Journal { file, about, end, space, long: SPACE.max(4 * end) })
+}
+
+fn room_to_let_go(replica: &Replica) -> u64 {
+    LETTING_GO * (replica.requests.len() + replica.members.len() + 2) as u64
+}
+
+fn allocate(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Result<(), FileError> {
+    crash::step();
+    let allocated = rustix::io::retry_on_intr(|| fs::fallocate(file, FallocateFlags::empty(), from, length));
+    crash::step();
+    match allocated {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write(directory, file, from, &vec![0; length as usize]),
+        other => other.map_err(|errno| io(&directory.path_of(TABLE), "find space for", errno)),
+    }
+}
+
+/// What stands there, up to the end of the file.
+fn read(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Result<Vec<u8>, FileError> {
+    let mut bytes = vec![0; length as usize];
+    let mut done = 0;
+    while done < bytes.len() {
+        match pread(file, &mut bytes[done..], from + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(io(&directory.path_of(TABLE), "read", errno)),
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
+}
+
+fn write(directory: &Directory, file: &OwnedFd, from: u64, bytes: &[u8]) -> Result<(), FileError> {
+    let mut done = 0;
+    // In tests a process dies in the middle too; but the commit is too short for that.
+    let halves = if cfg!(test) && bytes.len() > 12 { bytes.len() / 2 } else { bytes.len() };
+    while done < bytes.len() {
+        crash::step();
+        let to = if done < halves { halves } else { bytes.len() };
+        match pwrite(file, &bytes[done..to], from + done as u64) {
+            Ok(0) => return Err(io(&directory.path_of(TABLE), "write", Errno::NOSPC)),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(io(&directory.path_of(TABLE), "write", errno)),
+        }
+    }
+    crash::step();
+    Ok(())
+}

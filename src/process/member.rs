@@ -1,0 +1,525 @@
+//! One who has opened a lock: its requests, how they wait, and how it sees that others are dead.
+//!
+//! All that members agree on is read and changed in a *change*: under the mutex of this member, then the `flock` of the
+//! table, with the replica brought up to date; what comes of it is written, both are let go, and then others are woken. A
+//! waiter has no lock while it waits. It polls, without a thread of its own, until one of these:
+//!
+//! - its channel has a byte: somebody has moved it;
+//! - the lifeline of one who could be in its way has ended: it *buries* that member, for everybody;
+//! - its deadline has passed, or it is time to look for a deadlock;
+//! - a second has passed, in case that a wake was lost with a file that somebody removed.
+//!
+//! Who applies an event and dies before it wakes the others was in their way, or had buried somebody who was, and both
+//! they watch. So no wake is lost with a process (P1).
+//!
+//! Lock order: the member's mutex, the table's `flock`; the maps of open files on their own.
+
+use super::error::{FileError, ProcessLockError};
+use super::files::{self, Directory};
+use super::journal::Journal;
+use super::replica::{About, Ask, AskedRoot, Channel, Effects, Event, MemberId, Replica, RequestId, Step};
+use super::report::{self, Deadlock, Snapshot};
+use crate::acquire::{FIRST_LOOK, LONGEST_LOOK, Patience};
+use crate::error::PathError;
+use crate::path::{Frame, Seeds, Segments, TreePath, common_frame, odd_frame};
+use crate::plan::Plan;
+use crate::request::Owner;
+use crate::sync;
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use std::collections::{BTreeSet, HashMap};
+use std::panic::Location;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long a `try` waits for the table, which others have for microseconds unless they are stopped there.
+const TRY: Duration = Duration::from_millis(100);
+
+/// See the header.
+const LOST_WAKE: Duration = Duration::from_secs(1);
+
+/// An open lock.
+pub(super) struct Member {
+    pub(super) directory: Directory,
+    id: MemberId,
+    process: u32,
+    seeds: Seeds,
+    lifeline: OwnedFd,
+    shared: Mutex<Shared>,
+    watched: Mutex<HashMap<MemberId, Arc<OwnedFd>>>,
+    channels: Mutex<Channels>,
+    /// What could not be withdrawn when it should have been; the next change does it.
+    left_over: Mutex<Vec<RequestId>>,
+}
+
+struct Shared {
+    journal: Journal,
+    replica: Replica,
+    requests: u64,
+}
+
+#[derive(Default)]
+struct Channels {
+    spare: Vec<(Channel, OwnedFd)>,
+    made: Channel,
+}
+
+/// A change of what all agree on; see the header of this file.
+struct Change<'a> {
+    replica: &'a mut Replica,
+    events: Vec<Event>,
+    effects: Effects,
+}
+
+impl Change<'_> {
+    fn add(&mut self, event: Event) {
+        self.replica.apply(event.clone(), &mut self.effects);
+        self.events.push(event);
+    }
+
+    fn is_granted(&self, id: RequestId) -> bool {
+        self.replica.requests.get(&id).is_some_and(|request| request.is_granted())
+    }
+
+    /// The other members that have requests, and so may be in somebody's way.
+    fn others(&self, me: MemberId) -> Vec<MemberId> {
+        let members: BTreeSet<MemberId> = self.replica.requests.keys().map(|id| id.member).collect();
+        members.into_iter().filter(|&member| member != me).collect()
+    }
+}
+
+/// The table's `flock`, until this is dropped.
+struct Locked<'a>(&'a mut Journal);
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.unlock();
+    }
+}
+
+/// What became of a waiting request.
+enum Outcome {
+    Granted,
+    Waits { others: Vec<MemberId> },
+    Deadlock(Box<Deadlock>),
+}
+
+impl Member {
+    pub(super) fn open(path: &Path, insist: bool) -> Result<Arc<Self>, FileError> {
+        let directory = Directory::open(path, insist, |directory| Journal::begin(directory, sync::random_seed))?;
+        let mut journal = Journal::open(&directory)?;
+        let seeds = journal.seeds();
+        let mut replica = Replica::default();
+        journal.lock(&directory, &mut replica, None)?;
+        let locked = Locked(&mut journal);
+        let id = replica.next_member();
+        let lifeline = directory.make_lifeline(id)?;
+        let join = Event::Join(about_this_process());
+        replica.apply(join.clone(), &mut Effects::default());
+        locked.0.append(&directory, &replica, &[join])?;
+        drop(locked);
+        Ok(Arc::new(Member {
+            directory,
+            id,
+            process: std::process::id(),
+            seeds,
+            lifeline,
+            shared: Mutex::new(Shared { journal, replica, requests: 0 }),
+            watched: Mutex::default(),
+            channels: Mutex::default(),
+            left_over: Mutex::default(),
+        }))
+    }
+
+    /// Whether children that this process starts keep what is held here.
+    pub(super) fn set_inheritable(&self, inheritable: bool) -> Result<(), FileError> {
+        use rustix::io::{FdFlags, fcntl_setfd};
+        let flags = if inheritable { FdFlags::empty() } else { FdFlags::CLOEXEC };
+        fcntl_setfd(&self.lifeline, flags)
+            .and_then(|()| fcntl_setfd(self.directory.as_fd(), flags))
+            .map_err(|errno| files::io(self.directory.path(), "hand on", errno))
+    }
+
+    /// Runs `change` on what all agree on, and writes and tells what it did; `None` if the deadline passes before.
+    fn change<R>(
+        &self,
+        deadline: Option<Instant>,
+        change: impl FnOnce(&mut Change<'_>, &mut u64) -> R,
+    ) -> Result<Option<R>, FileError> {
+        if std::process::id() != self.process {
+            return Err(FileError::new(self.directory.path(), super::FileProblem::Forked));
+        }
+        let guard = match deadline {
+            None => Some(self.shared.lock()),
+            Some(deadline) => self.shared.try_lock_until(deadline),
+        };
+        let Some(mut guard) = guard else { return Ok(None) };
+        let Shared { journal, replica, requests } = &mut *guard;
+        if !journal.lock(&self.directory, replica, deadline)? {
+            return Ok(None);
+        }
+        let locked = Locked(journal);
+        let mut changed = Change { replica, events: Vec::new(), effects: Effects::default() };
+        let left_over = std::mem::take(&mut *self.left_over.lock());
+        left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
+        let result = change(&mut changed, requests);
+        let Change { replica, events, effects } = changed;
+        if !events.is_empty() {
+            if let Err(error) = locked.0.append(&self.directory, replica, &events) {
+                locked.0.read_again();
+                self.left_over.lock().extend(left_over);
+                return Err(error);
+            }
+        }
+        drop(locked);
+        drop(guard);
+        for (member, channel) in effects.moved {
+            super::crash::step();
+            self.directory.wake(member, channel);
+        }
+        if !effects.left.is_empty() {
+            let mut watched = self.watched.lock();
+            effects.left.iter().for_each(|left| drop(watched.remove(left)));
+            drop(watched);
+            self.directory.remove_fifos(|member| effects.left.contains(&member));
+        }
+        Ok(Some(result))
+    }
+
+    /// Takes a request, or waits for it.
+    #[track_caller]
+    pub(super) fn acquire<P, Q>(
+        self: &Arc<Self>,
+        reads: &[Q],
+        writes: &[Q],
+        owner: Owner,
+        patience: Patience,
+    ) -> Result<RequestId, ProcessLockError>
+    where
+        P: TreePath + ?Sized,
+        Q: AsRef<P>,
+    {
+        let location = Location::caller();
+        let frame = common_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
+        let mut ask = self.plan::<P, Q>(reads, writes, owner, location)?;
+        ask.absolute = frame.map(|frame| frame == Frame::Absolute);
+        let deadline = match patience {
+            Patience::None => Some(Instant::now() + TRY),
+            Patience::Until(deadline) => deadline,
+            Patience::Endless => None,
+        };
+        let refused = || match patience {
+            Patience::None => ProcessLockError::WouldBlock,
+            _ => ProcessLockError::TimedOut,
+        };
+        loop {
+            let tried = self.change(deadline, |change, requests| {
+                if let Some(agreed) =
+                    change.replica.frame().filter(|&agreed| frame.is_some_and(|frame| frame != agreed))
+                {
+                    return Err(agreed);
+                }
+                *requests += 1;
+                ask.id = RequestId { member: self.id, number: *requests };
+                ask.asked = now();
+                change.replica.apply(Event::Ask(ask.clone()), &mut Effects::default());
+                if change.is_granted(ask.id) {
+                    change.events.push(Event::Ask(ask.clone()));
+                    return Ok(None);
+                }
+                // As if it had never been (invariant 2 of `replica.rs`).
+                change.replica.apply(Event::Withdraw(ask.id, ask.asked), &mut Effects::default());
+                Ok(Some(change.others(self.id)))
+            })?;
+            match tried {
+                None => return Err(refused()),
+                Some(Err(_)) => return Err(self.odd_frame::<P, Q>(reads, writes).into()),
+                Some(Ok(None)) => return Ok(ask.id),
+                Some(Ok(Some(others))) => {
+                    if !self.bury(&others)? {
+                        break;
+                    }
+                }
+            }
+        }
+        if let Patience::None = patience {
+            return Err(ProcessLockError::WouldBlock);
+        }
+        let (number, channel) = self.take_channel()?;
+        ask.channel = Some(number);
+        let waited = self.wait(ask, deadline, &channel);
+        files::drain(&channel);
+        self.channels.lock().spare.push((number, channel));
+        waited
+    }
+
+    /// Queues, and waits.
+    fn wait(
+        self: &Arc<Self>,
+        mut ask: Ask,
+        deadline: Option<Instant>,
+        channel: &OwnedFd,
+    ) -> Result<RequestId, ProcessLockError> {
+        let queued = self.change(deadline, |change, requests| {
+            *requests += 1;
+            ask.id = RequestId { member: self.id, number: *requests };
+            ask.asked = now();
+            let id = ask.id;
+            change.add(Event::Ask(ask));
+            (id, change.replica.is_nested(id), self.outcome(change, id, false))
+        })?;
+        let Some((id, nested, mut outcome)) = queued else { return Err(ProcessLockError::TimedOut) };
+        let mut look = nested.then(|| (Instant::now() + FIRST_LOOK, FIRST_LOOK));
+        loop {
+            let others = match outcome {
+                Outcome::Granted => return Ok(id),
+                Outcome::Deadlock(deadlock) => return Err(ProcessLockError::Deadlock(deadlock)),
+                Outcome::Waits { others } => others,
+            };
+            let polled = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
+            let polled = match polled {
+                // A wait that cannot be kept up is given up.
+                Err(error) => return self.give_up(id, error.into()),
+                Ok(polled) => polled,
+            };
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return self.give_up(id, ProcessLockError::TimedOut);
+            }
+            if !polled.is_empty() {
+                if let Err(error) = self.bury(&polled) {
+                    return self.give_up(id, error.into());
+                }
+            }
+            let due = look.is_some_and(|(at, _)| now >= at);
+            if let (true, Some((_, rest))) = (due, look) {
+                let rest = (rest * 2).min(LONGEST_LOOK);
+                look = Some((now + rest, rest));
+            }
+            outcome = match self.change(deadline, |change, _| self.outcome(change, id, due)) {
+                Ok(Some(outcome)) => outcome,
+                Ok(None) => return self.give_up(id, ProcessLockError::TimedOut),
+                Err(error) => return self.give_up(id, error.into()),
+            };
+        }
+    }
+
+    fn outcome(&self, change: &mut Change<'_>, id: RequestId, look: bool) -> Outcome {
+        if change.is_granted(id) {
+            return Outcome::Granted;
+        }
+        if let Some(cycle) = look.then(|| change.replica.deadlock(id)).flatten() {
+            let report = report::deadlock(change.replica, &cycle);
+            change.add(Event::Withdraw(id, now()));
+            return Outcome::Deadlock(Box::new(report));
+        }
+        Outcome::Waits { others: change.others(self.id) }
+    }
+
+    /// Withdraws a request that waits; if it was granted in the last moment, it is taken.
+    fn give_up(self: &Arc<Self>, id: RequestId, error: ProcessLockError) -> Result<RequestId, ProcessLockError> {
+        // Somebody may be stopped with the table; the deadline of this one has passed all the same.
+        let soon = Instant::now() + Duration::from_millis(5);
+        let given_up = self.change(Some(soon), |change, _| {
+            let granted = change.is_granted(id);
+            if !granted {
+                change.add(Event::Withdraw(id, now()));
+            }
+            granted
+        });
+        match given_up {
+            Ok(Some(true)) => Ok(id),
+            Ok(Some(false)) => Err(error),
+            Ok(None) | Err(_) => {
+                self.left_over.lock().push(id);
+                let member = Arc::clone(self);
+                // It is withdrawn as soon as that can be.
+                let _ = std::thread::Builder::new().spawn(move || member.change(None, |_, _| ()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for a byte in the channel, the end of a member, or a time; returns the members that have ended.
+    fn poll(
+        &self,
+        others: &[MemberId],
+        channel: &OwnedFd,
+        deadline: Option<Instant>,
+        look: Option<Instant>,
+    ) -> Result<Vec<MemberId>, FileError> {
+        let watched = self.watch(others)?;
+        let mut polled = vec![PollFd::new(channel, PollFlags::IN)];
+        polled.extend(watched.iter().map(|(_, lifeline)| PollFd::new(&**lifeline, PollFlags::empty())));
+        let until = [deadline, look].into_iter().flatten().min();
+        let rest = until.map_or(LOST_WAKE, |until| until.saturating_duration_since(Instant::now()).min(LOST_WAKE));
+        let rest = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: rest.subsec_nanos().into() };
+        match poll(&mut polled, Some(&rest)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(files::io(self.directory.path(), "poll in", errno)),
+        }
+        files::drain(channel);
+        let ended = polled[1..].iter().zip(&watched).filter(|(polled, _)| !polled.revents().is_empty());
+        Ok(ended.map(|(_, (member, _))| *member).collect())
+    }
+
+    /// The lifelines of members, opened once for each; without those who have left meanwhile.
+    fn watch(&self, members: &[MemberId]) -> Result<Vec<(MemberId, Arc<OwnedFd>)>, FileError> {
+        let mut found = Vec::with_capacity(members.len());
+        let mut missing = Vec::new();
+        let mut watched = self.watched.lock();
+        for &member in members {
+            let lifeline = match watched.get(&member) {
+                Some(lifeline) => Some(Arc::clone(lifeline)),
+                None => self.directory.watch(member)?.map(Arc::new),
+            };
+            match lifeline {
+                Some(lifeline) => {
+                    watched.insert(member, Arc::clone(&lifeline));
+                    found.push((member, lifeline));
+                }
+                None => missing.push(member),
+            }
+        }
+        drop(watched);
+        if !missing.is_empty() {
+            // Who leaves says so before its lifeline is removed.
+            let still = self.change(None, |change, _| {
+                missing.into_iter().find(|member| change.replica.members.contains_key(member))
+            })?;
+            if let Some(member) = still.flatten() {
+                let path = self.directory.path_of(&files::lifeline(member));
+                return Err(FileError::new(path, super::FileProblem::Removed));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lets go of all that the dead ones among these members have; whether there were any.
+    fn bury(&self, members: &[MemberId]) -> Result<bool, FileError> {
+        let watched = self.watch(members)?;
+        let dead: Vec<MemberId> =
+            watched.iter().filter(|(_, lifeline)| !files::is_alive(lifeline)).map(|&(member, _)| member).collect();
+        if dead.is_empty() {
+            return Ok(false);
+        }
+        self.change(None, |change, _| {
+            for member in dead {
+                if change.replica.members.contains_key(&member) {
+                    change.add(Event::Leave(member));
+                }
+            }
+        })?;
+        Ok(true)
+    }
+
+    /// Releases what was granted.
+    pub(super) fn release(&self, id: RequestId) -> Result<(), FileError> {
+        let released = self.change(None, |change, _| change.add(Event::Withdraw(id, now())));
+        if released.is_err() {
+            self.left_over.lock().push(id);
+        }
+        released.map(|_| ())
+    }
+
+    pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
+        let others = self.change(None, |change, _| {
+            change.replica.members.keys().copied().filter(|&member| member != self.id).collect::<Vec<_>>()
+        })?;
+        // Whose lifeline was removed cannot be asked, and is shown.
+        let _ = self.bury(&others.unwrap_or_default());
+        let snapshot = self.change(None, |change, _| report::snapshot(change.replica))?;
+        Ok(snapshot.expect("without a deadline it waits"))
+    }
+
+    /// Leaves; what it still has is released.
+    fn leave(&self) -> Result<(), FileError> {
+        self.change(None, |change, _| change.add(Event::Leave(self.id))).map(|_| ())
+    }
+
+    fn take_channel(&self) -> Result<(Channel, OwnedFd), FileError> {
+        let mut channels = self.channels.lock();
+        if let Some(spare) = channels.spare.pop() {
+            return Ok(spare);
+        }
+        channels.made += 1;
+        let number = channels.made;
+        drop(channels);
+        Ok((number, self.directory.make_channel(self.id, number)?))
+    }
+
+    /// Tells a request completely, user code and all, before anything is locked.
+    fn plan<P, Q>(&self, reads: &[Q], writes: &[Q], owner: Owner, location: &Location<'_>) -> Result<Ask, PathError>
+    where
+        P: TreePath + ?Sized,
+        Q: AsRef<P>,
+    {
+        let mut plan = Plan::default();
+        plan.build::<P, Q>(&self.seeds, reads, writes)?;
+        let mut roots = Vec::new();
+        for path in reads.iter().chain(writes) {
+            let (mut ids, mut names) = (Vec::new(), Vec::new());
+            Segments::of::<P>(path.as_ref(), &self.seeds, &mut ids, Some(&mut names))?;
+            let way = ids.iter().enumerate().map_while(|(depth, &node)| plan.index(node, depth)).collect::<Vec<_>>();
+            // What lies in another root is not in the plan, or as an intention.
+            let mode = |index: &usize| plan.steps()[*index].mode;
+            let Some(mine) = way.get(ids.len() - 1).map(mode).filter(|mine| !mine.is_intention()) else { continue };
+            let covered = way[..ids.len() - 1].iter().map(mode).any(|above| above.covers(mine));
+            let way = way.into_iter().map(|index| index as u32).collect();
+            let root = AskedRoot { segments: names, mode: mine, way };
+            if !covered && !roots.contains(&root) {
+                roots.push(root);
+            }
+        }
+        let (thread, thread_name) = sync::with_thread_info(|thread| (thread.id, thread.name.clone()));
+        Ok(Ask {
+            id: RequestId { member: self.id, number: 0 },
+            thread,
+            thread_name,
+            owner,
+            location: location.to_string(),
+            asked: 0,
+            channel: None,
+            absolute: None,
+            steps: plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect(),
+            roots,
+        })
+    }
+
+    #[cold]
+    fn odd_frame<P: TreePath + ?Sized, Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> PathError {
+        let first = reads.iter().chain(writes).next().expect("a request without paths is of no frame");
+        odd_frame(first.as_ref())
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.leave();
+    }
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+fn about_this_process() -> About {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let mut command = words.collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = command.char_indices().nth(200) {
+        command.truncate(end);
+    }
+    About { id: std::process::id(), command, user: user() }
+}
+
+/// The user's name, where the system's list of users has it, or the number.
+fn user() -> String {
+    let number = rustix::process::geteuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let name = fields.into_iter().find(|fields| fields.get(2) == Some(&&*number)).map(|fields| fields[0].to_owned());
+    name.unwrap_or(number)
+}

@@ -1,0 +1,437 @@
+//! The same contract between the processes of one host: [`ProcessTreeLock`].
+//!
+//! ```no_run
+//! use treelock::process::ProcessTreeLock;
+//!
+//! let lock: ProcessTreeLock = ProcessTreeLock::open("/run/lock/my-database")?;
+//! {
+//!     // Nobody else reads or writes the index, and nobody writes the table, in whatever process.
+//!     let _guard = lock.lock(&["tables/orders"], &["index/orders"])?;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # How it is built
+//!
+//! The paths, modes, plans, nodes and the search for deadlocks are those of the lock for threads. Every process keeps a
+//! replica of all that is held and awaited, and brings it up to date from one file of events before it changes
+//! anything. The kernel tells who is alive, and wakes who waits. There is no server, no thread and no `unsafe`.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `mod.rs` | [`ProcessTreeLock`] and its guards: what a user sees |
+//! | `member.rs` | one who has opened a lock: changes, waits, the burial of the dead |
+//! | `replica.rs` | pure: what all agree on, and what an event does to it |
+//! | `journal.rs` | the file of events: read, append, rewrite; why a death at any step does no harm |
+//! | `files.rs` | the directory: who is alive, who is woken, what file systems are refused |
+//! | `report.rs` | who holds what and who waits for what, in all processes |
+//! | `error.rs` | what a request, and a file, can fail with |
+//! | `crash.rs` | where tests let a process die |
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("treelock: the feature `process` is for Linux; without it the lock for threads is for every system");
+
+mod crash;
+mod error;
+mod files;
+mod journal;
+mod member;
+mod replica;
+mod report;
+
+pub use error::{FileError, FileProblem, ProcessLockError};
+pub use report::{Deadlock, Holder, Party, Process, Snapshot, Waiter};
+
+use crate::acquire::Patience;
+use crate::path::TreePath;
+use crate::request::Owner;
+use member::Member;
+use replica::RequestId;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// A read/write lock over the sub-trees of a tree, for all threads of all processes that open the same directory.
+///
+/// It is [`TreeLock`](crate::TreeLock) between processes: what overlaps, what conflicts, who is served first and what a
+/// thread may nest is said there, and holds between all of them. The files in the directory are the lock's own; what is
+/// locked are names, which need not exist anywhere.
+///
+/// ```
+/// use treelock::process::ProcessTreeLock;
+///
+/// # let directory = std::env::temp_dir().join(format!("treelock-doc-{}", std::process::id()));
+/// let lock = ProcessTreeLock::open(&directory)?;
+/// let guard = lock.lock(&["schema"], &["tables/users", "index/users"])?;
+/// println!("{}", lock.snapshot()?);
+/// drop(guard);
+/// # drop(lock);
+/// # std::fs::remove_dir_all(directory)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Processes that end
+///
+/// Whatever ends a process, also a SIGKILL at any moment, frees all it held and awaited, at once for who waits. A process
+/// that is stopped keeps what it has. A child made by `fork` alone keeps the guards of its parent alive until it ends
+/// too, as with `flock(2)`, and cannot use the lock: it opens its own. A program started in a child inherits
+/// nothing, unless [`set_inheritable`](ProcessTreeLock::set_inheritable) says so.
+///
+/// # The directory
+///
+/// On a file system of this host: one in memory, such as `/run` or `/tmp`, is the best. Who may write to the
+/// directory may lock, so its rights decide about other users; it should not be *sticky* (as `/tmp` itself is), or else
+/// users cannot replace each other's files. When the last process has closed the lock, what is left there means nothing,
+/// and the next one begins anew.
+///
+/// Files that are removed, replaced, cut or written over while processes use them are noticed: they are put back, or all
+/// requests fail from then on; nobody is ever let in by that. Not noticed is a new directory in the place of the old one:
+/// those who had that one open go on with it.
+///
+/// # Paths
+///
+/// As with threads. Relative `Path`s are relative to whatever their users agree on, and not to a working directory; one
+/// lock takes only relative or only absolute ones, as the first request says. Segments of types of your own must hash
+/// alike in all programs, so give these the same version of that code.
+///
+/// # Cost
+///
+/// An uncontended request takes some microseconds, most of them in ten calls of the kernel; whatever else is held. Each
+/// process also reads what the others have done since its last request. See `benches/README.md`.
+pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
+    member: Arc<Member>,
+    paths: PhantomData<fn(&P)>,
+}
+
+/// How a [`ProcessTreeLock`] is opened, where the defaults do not fit.
+///
+/// ```no_run
+/// use treelock::process::{Options, ProcessTreeLock};
+///
+/// let lock: ProcessTreeLock = Options::new().network_file_system(true).open("/mnt/shared/lock")?;
+/// # Ok::<(), treelock::process::FileError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    network_file_system: bool,
+}
+
+impl Options {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether a directory on a network file system will do: `true` says that no other host uses it.
+    #[must_use]
+    pub fn network_file_system(mut self, will_do: bool) -> Self {
+        self.network_file_system = will_do;
+        self
+    }
+
+    /// As [`ProcessTreeLock::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ProcessTreeLock::open`].
+    pub fn open<P: ?Sized + TreePath>(&self, directory: impl AsRef<Path>) -> Result<ProcessTreeLock<P>, FileError> {
+        let member = Member::open(directory.as_ref(), self.network_file_system)?;
+        Ok(ProcessTreeLock { member, paths: PhantomData })
+    }
+}
+
+impl ProcessTreeLock<Path> {
+    /// Opens the lock in a directory, which is made if it is not there. For paths of other types: [`Options::open`].
+    ///
+    /// To open it twice in one process is to be two, which wait for each other.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`]: no rights, a network file system, files that are not of this lock or of another version of it.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self, FileError> {
+        Options::new().open(directory)
+    }
+}
+
+impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
+    /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
+    ///
+    /// See [`TreeLock::lock`](crate::TreeLock::lock).
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessLockError::Path`], [`ProcessLockError::Deadlock`], [`ProcessLockError::File`]. Nothing is held then.
+    #[track_caller]
+    pub fn lock<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(reads, writes, Patience::Endless)
+    }
+
+    /// Locks the sub-tree below `path` shared: `lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](ProcessTreeLock::lock).
+    #[track_caller]
+    pub fn read(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[&path], &[], Patience::Endless)
+    }
+
+    /// Locks the sub-tree below `path` exclusively: `lock(&[], &[path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](ProcessTreeLock::lock).
+    #[track_caller]
+    pub fn write(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[], &[&path], Patience::Endless)
+    }
+
+    /// Locks as [`lock`](ProcessTreeLock::lock) does if that needs no waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessLockError::WouldBlock`], [`ProcessLockError::Path`], [`ProcessLockError::File`].
+    #[track_caller]
+    pub fn try_lock<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(reads, writes, Patience::None)
+    }
+
+    /// Locks as [`lock`](ProcessTreeLock::lock) does, waiting no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
+    #[track_caller]
+    pub fn try_lock_for<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        timeout: Duration,
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        // A time beyond what the clock can tell is for ever.
+        self.acquire(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+    }
+
+    /// Locks as [`lock`](ProcessTreeLock::lock) does, waiting no longer than until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
+    #[track_caller]
+    pub fn try_lock_until<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        deadline: Instant,
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// As [`lock`](ProcessTreeLock::lock), for a guard that may go to other threads and is an owner of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](ProcessTreeLock::lock).
+    #[track_caller]
+    pub fn lock_arc<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(reads, writes, Patience::Endless)
+    }
+
+    /// As [`read`](ProcessTreeLock::read), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](ProcessTreeLock::lock).
+    #[track_caller]
+    pub fn read_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[&path], &[], Patience::Endless)
+    }
+
+    /// As [`write`](ProcessTreeLock::write), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](ProcessTreeLock::lock).
+    #[track_caller]
+    pub fn write_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[], &[&path], Patience::Endless)
+    }
+
+    /// As [`try_lock`](ProcessTreeLock::try_lock), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_lock_arc<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(reads, writes, Patience::None)
+    }
+
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_lock_arc_for<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        timeout: Duration,
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+    }
+
+    /// As [`try_lock_until`](ProcessTreeLock::try_lock_until), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_lock_arc_until<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        deadline: Instant,
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// Who holds what and who waits for what in all processes, at one moment; prints as a drawing of the tree.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`].
+    pub fn snapshot(&self) -> Result<Snapshot, FileError> {
+        self.member.snapshot()
+    }
+
+    /// Whether programs started by this process from now on inherit what is held by this lock: then it is held until the
+    /// last of them has ended, should this process end before. A guard that is dropped is released all the same.
+    ///
+    /// ```no_run
+    /// # let lock = treelock::process::ProcessTreeLock::open("lock")?;
+    /// let guard = lock.write("data/users")?;
+    /// lock.set_inheritable(true)?;
+    /// std::process::Command::new("./migrate.sh").status()?;
+    /// # drop(guard);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`].
+    pub fn set_inheritable(&self, inheritable: bool) -> Result<(), FileError> {
+        self.member.set_inheritable(inheritable)
+    }
+
+    #[track_caller]
+    fn acquire<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        patience: Patience,
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        let request = self.member.acquire::<P, Q>(reads, writes, Owner::Thread, patience)?;
+        Ok(ProcessTreeLockGuard { lock: self, request: Some(request), stays: PhantomData })
+    }
+
+    #[track_caller]
+    fn acquire_arc<Q: AsRef<P>>(
+        &self,
+        reads: &[Q],
+        writes: &[Q],
+        patience: Patience,
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        let request = self.member.acquire::<P, Q>(reads, writes, Owner::Itself, patience)?;
+        Ok(ArcProcessTreeLockGuard { member: Arc::clone(&self.member), request: Some(request) })
+    }
+}
+
+impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLock<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessTreeLock").field("directory", &self.member.directory.path()).finish_non_exhaustive()
+    }
+}
+
+/// Sub-trees that are held by the thread that asked for them, against all others of all processes, until this is dropped.
+#[must_use = "what it holds is released when the guard is dropped, here at once"]
+pub struct ProcessTreeLockGuard<'a, P: ?Sized + TreePath = Path> {
+    lock: &'a ProcessTreeLock<P>,
+    request: Option<RequestId>,
+    stays: PhantomData<MutexGuard<'static, ()>>,
+}
+
+/// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock open.
+#[must_use = "what it holds is released when the guard is dropped, here at once"]
+pub struct ArcProcessTreeLockGuard {
+    member: Arc<Member>,
+    request: Option<RequestId>,
+}
+
+impl<P: ?Sized + TreePath> ProcessTreeLockGuard<'_, P> {
+    /// Releases what it holds, as dropping it does, and says whether that could be written down.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`]. What is held then is released with the next request of this lock that can be written, or when the
+    /// process ends.
+    pub fn release(mut self) -> Result<(), FileError> {
+        self.request.take().map_or(Ok(()), |request| self.lock.member.release(request))
+    }
+}
+
+impl ArcProcessTreeLockGuard {
+    /// As [`ProcessTreeLockGuard::release`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ProcessTreeLockGuard::release`].
+    pub fn release(mut self) -> Result<(), FileError> {
+        self.request.take().map_or(Ok(()), |request| self.member.release(request))
+    }
+}
+
+impl<P: ?Sized + TreePath> Drop for ProcessTreeLockGuard<'_, P> {
+    fn drop(&mut self) {
+        let _ = self.request.take().map(|request| self.lock.member.release(request));
+    }
+}
+
+impl Drop for ArcProcessTreeLockGuard {
+    fn drop(&mut self) {
+        let _ = self.request.take().map(|request| self.member.release(request));
+    }
+}
+
+impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLockGuard<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessTreeLockGuard").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ArcProcessTreeLockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArcProcessTreeLockGuard").finish_non_exhaustive()
+    }
+}

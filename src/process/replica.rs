@@ -1,0 +1,364 @@
+//! What all members of a lock agree on: who they are, who holds what, who waits for what.
+//!
+//! Each process has a *replica* of this in its own memory, and changes it by the *events* of the journal, in their order;
+//! so all replicas say the same at the same place of the journal, and whoever writes an event knows what comes of it for
+//! everybody, those included who were waiting. A request walks its plan as it does between threads: node by node,
+//! ancestors first, in the same nodes (`node.rs`). Only the walk of one request never stops half way but in a queue.
+//!
+//! Invariants:
+//!
+//! 1. What an event does depends on the replica and the event alone: no clock, no chance, no order of a hash map.
+//! 2. A request that was tried and withdrawn leaves the replica as it was, but for the numbers of arrivals, of which only
+//!    the order counts. So a refused `try` is not written down.
+//! 3. Who is moved, to its grant or to another queue, is told to the one who applied the event, to be woken.
+//! 4. Whoever can ever hold up a waiting request has a request of its own since before that one came into the queue where
+//!    it is now. So a waiter watches those who have requests when it comes there, and need not be told of others.
+//!
+//! Pure: no files, no clocks. Not here: how events are kept (`journal.rs`), how one waits (`member.rs`).
+
+use crate::deadlock::{Party, cycle_through};
+use crate::ledger::Temper;
+use crate::mode::{Mode, ModeCounts};
+use crate::node::{Node, Ticket};
+use crate::path::{Frame, NodeId};
+use crate::request::Owner;
+use serde::{Deserialize, Serialize};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// One who has opened the lock. Never given again in one directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(super) struct MemberId(pub(super) u64);
+
+/// The requests of a member have numbers of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(super) struct RequestId {
+    pub(super) member: MemberId,
+    pub(super) number: u64,
+}
+
+/// Where a waiting request is woken: one of the member's channels.
+pub(super) type Channel = u32;
+
+/// A process, as it told of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    pub(super) id: u32,
+    pub(super) command: String,
+    pub(super) user: String,
+}
+
+/// A request, with all that reports tell of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Ask {
+    pub(super) id: RequestId,
+    pub(super) thread: u64,
+    pub(super) thread_name: String,
+    pub(super) owner: Owner,
+    pub(super) location: String,
+    /// Milliseconds since 1970.
+    pub(super) asked: u64,
+    pub(super) channel: Option<Channel>,
+    pub(super) absolute: Option<bool>,
+    pub(super) steps: Vec<Step>,
+    pub(super) roots: Vec<AskedRoot>,
+}
+
+/// A root that lies in no other one of its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AskedRoot {
+    pub(super) segments: Vec<String>,
+    pub(super) mode: Mode,
+    /// The steps of the request from the top of the tree down to it.
+    pub(super) way: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Step {
+    pub(super) node: NodeId,
+    pub(super) mode: Mode,
+}
+
+/// A change of what all agree on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Event {
+    Join(About),
+    /// It has closed the lock, or is dead.
+    Leave(MemberId),
+    Ask(Ask),
+    /// Releases a request, or gives it up. The time is that of those who are granted by it.
+    Withdraw(RequestId, u64),
+    /// All there is, instead of the events that led there.
+    Begin(Box<Stored>),
+}
+
+/// A replica at rest.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Stored {
+    absolute: Option<bool>,
+    next_member: u64,
+    members: Vec<(MemberId, About)>,
+    requests: Vec<(Ask, Progress, Option<Queued>)>,
+}
+
+/// A place in a queue: the order of those at one node, and what its owner held there.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Queued {
+    arrival: u64,
+    held: ModeCounts,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Progress {
+    /// So many of its steps it has.
+    pub(super) taken: usize,
+    /// Since when it waits where it is, or has all; milliseconds since 1970.
+    pub(super) since: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) ask: Ask,
+    pub(super) progress: Progress,
+    ticket: Option<Ticket>,
+}
+
+impl Request {
+    pub(super) fn is_granted(&self) -> bool {
+        self.ticket.is_none()
+    }
+
+    /// The steps that it has.
+    pub(super) fn taken(&self) -> &[Step] {
+        &self.ask.steps[..self.progress.taken]
+    }
+
+    /// The step that it waits for.
+    pub(super) fn waits_at(&self) -> Option<Step> {
+        self.ticket.map(|_| self.ask.steps[self.progress.taken])
+    }
+}
+
+/// See the header of this file.
+#[derive(Debug, Default)]
+pub(super) struct Replica {
+    absolute: Option<bool>,
+    next_member: u64,
+    pub(super) members: BTreeMap<MemberId, About>,
+    pub(super) requests: BTreeMap<RequestId, Request>,
+    nodes: HashMap<NodeId, Node<RequestId>>,
+    /// The granted requests of each thread's plain guards.
+    nested: HashMap<(MemberId, u64), Vec<RequestId>>,
+}
+
+/// One in a cycle of waiting requests.
+pub(super) struct InCycle {
+    pub(super) waits: RequestId,
+    /// By these it holds up the one before.
+    pub(super) guards: Vec<RequestId>,
+    /// The mode by which the steps that it has taken do the same.
+    pub(super) taken: Option<Mode>,
+}
+
+/// What others are to be told after an event.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    pub(super) moved: Vec<(MemberId, Channel)>,
+    pub(super) left: Vec<MemberId>,
+}
+
+impl Replica {
+    /// The number of the next one who joins.
+    pub(super) fn next_member(&self) -> MemberId {
+        MemberId(self.next_member)
+    }
+
+    /// What paths are relative to, once there was one.
+    pub(super) fn frame(&self) -> Option<Frame> {
+        self.absolute.map(|absolute| if absolute { Frame::Absolute } else { Frame::Relative })
+    }
+
+    pub(super) fn apply(&mut self, event: Event, effects: &mut Effects) {
+        match event {
+            Event::Join(about) => {
+                self.members.insert(MemberId(self.next_member), about);
+                self.next_member += 1;
+            }
+            Event::Leave(member) => {
+                let first = RequestId { member, number: 0 };
+                let of_member = |&(id, _): &(&RequestId, _)| id.member == member;
+                let ids: Vec<_> = self.requests.range(first..).take_while(of_member).map(|(&id, _)| id).collect();
+                let now = ids.iter().map(|id| self.requests[id].progress.since).max().unwrap_or_default();
+                ids.into_iter().for_each(|id| self.withdraw(id, now, effects));
+                effects.moved.retain(|&(moved, _)| moved != member);
+                if self.members.remove(&member).is_some() {
+                    effects.left.push(member);
+                }
+            }
+            Event::Ask(ask) => {
+                let id = ask.id;
+                self.absolute = self.absolute.or(ask.absolute);
+                let progress = Progress { taken: 0, since: ask.asked };
+                self.requests.insert(id, Request { ask, progress, ticket: None });
+                self.walk(id);
+            }
+            Event::Withdraw(id, now) => self.withdraw(id, now, effects),
+            Event::Begin(stored) => *self = Self::restore(*stored),
+        }
+    }
+
+    /// Takes the steps that are left, one after the other, up to one that has to be waited for.
+    fn walk(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else { return };
+        let mut taken = request.progress.taken;
+        let mut ticket = None;
+        while let Some(&Step { node: at, mode }) = request.ask.steps.get(taken) {
+            if !self.nodes.entry(at).or_default().try_grant(mode, &ModeCounts::NONE) {
+                let held = self.held_by_owner(&request.ask, at);
+                let node = self.nodes.entry(at).or_default();
+                if held.is_empty() || !node.try_grant(mode, &held) {
+                    ticket = Some(node.enqueue(mode, held, id));
+                    break;
+                }
+            }
+            taken += 1;
+        }
+        let plain = request.ask.owner == Owner::Thread && ticket.is_none();
+        let owner = plain.then_some((id.member, request.ask.thread));
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.progress.taken = taken;
+            request.ticket = ticket;
+        }
+        if let Some(owner) = owner {
+            self.nested.entry(owner).or_default().push(id);
+        }
+    }
+
+    fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) {
+        let Some(Request { ask, progress, ticket }) = self.requests.remove(&id) else { return };
+        if let Entry::Occupied(mut guards) = self.nested.entry((id.member, ask.thread)) {
+            guards.get_mut().retain(|&guard| guard != id);
+            if guards.get().is_empty() {
+                guards.remove();
+            }
+        }
+        let mut due = Vec::new();
+        if let Some(ticket) = ticket {
+            self.change(ask.steps[progress.taken].node, |node| node.cancel(ticket, &mut due));
+        }
+        for step in ask.steps[..progress.taken].iter().rev() {
+            self.change(step.node, |node| node.release(step.mode, &mut due));
+        }
+        for id in due {
+            let Some(request) = self.requests.get_mut(&id) else { continue };
+            request.progress = Progress { taken: request.progress.taken + 1, since: now };
+            effects.moved.extend(request.ask.channel.map(|channel| (id.member, channel)));
+            self.walk(id);
+        }
+    }
+
+    fn change<R>(&mut self, node: NodeId, change: impl FnOnce(&mut Node<RequestId>) -> R) {
+        if let Entry::Occupied(mut place) = self.nodes.entry(node) {
+            change(place.get_mut());
+            if place.get().is_idle() {
+                place.remove();
+            }
+        }
+    }
+
+    /// What the owner of a request holds at a node by its other guards.
+    fn held_by_owner(&self, ask: &Ask, node: NodeId) -> ModeCounts {
+        let mut held = ModeCounts::NONE;
+        if let (Owner::Thread, Some(guards)) = (ask.owner, self.nested.get(&(ask.id.member, ask.thread))) {
+            let steps = guards.iter().flat_map(|guard| self.requests[guard].taken());
+            steps.filter(|step| step.node == node).for_each(|step| held.add(step.mode));
+        }
+        held
+    }
+
+    /// Whether the thread that asks has plain guards: only such a one is ever told of a deadlock.
+    pub(super) fn is_nested(&self, id: RequestId) -> bool {
+        let Some(Request { ask, .. }) = self.requests.get(&id) else { return false };
+        self.nested.contains_key(&(id.member, ask.thread))
+    }
+
+    /// The cycle that a waiting request is in, itself first, if it is the one to report it.
+    pub(super) fn deadlock(&self, me: RequestId) -> Option<Vec<InCycle>> {
+        let waiting: Vec<&Request> = self.requests.values().filter(|request| !request.is_granted()).collect();
+        let awaited: HashSet<NodeId> =
+            waiting.iter().filter_map(|request| request.waits_at()).map(|at| at.node).collect();
+        let of_awaited = |request: &Request| {
+            let held = request.taken().iter().map(|step| (step.node, step.mode));
+            held.filter(|(node, _)| awaited.contains(node)).collect::<Vec<_>>()
+        };
+        let guards_of = |ask: &Ask| self.nested.get(&(ask.id.member, ask.thread)).into_iter().flatten().copied();
+        let party = |request: &&Request| {
+            let (step, ticket) = request.waits_at().zip(request.ticket)?;
+            let mut party = Party::new(step.node, ticket, Temper::Refusable, request.ask.owner);
+            party.guards = guards_of(&request.ask).flat_map(|guard| of_awaited(&self.requests[&guard])).collect();
+            party.steps = of_awaited(request);
+            Some(party)
+        };
+        let mut parties: Vec<Party> = waiting.iter().filter_map(party).collect();
+        let start = waiting.iter().position(|request| request.ask.id == me)?;
+        let cycle = cycle_through(&mut parties, start)?;
+        let member = |place: usize| {
+            let (request, before) = (waiting[cycle[place]], waiting[cycle[(place + cycle.len() - 1) % cycle.len()]]);
+            let holds_up = |step: &&Step| {
+                before.waits_at().is_some_and(|at| at.node == step.node && !at.mode.compatible(step.mode))
+            };
+            let guards = guards_of(&request.ask)
+                .filter(|guard| self.requests[guard].taken().iter().any(|step| holds_up(&step)));
+            InCycle {
+                waits: request.ask.id,
+                guards: guards.collect(),
+                taken: request.taken().iter().find(holds_up).map(|step| step.mode),
+            }
+        };
+        Some((0..cycle.len()).map(member).collect())
+    }
+
+    pub(super) fn store(&self) -> Stored {
+        let stored = |request: &Request| {
+            let queued = request.ticket.map(|ticket| Queued { arrival: ticket.arrival(), held: ticket.held() });
+            (request.ask.clone(), request.progress, queued)
+        };
+        Stored {
+            absolute: self.absolute,
+            next_member: self.next_member,
+            members: self.members.iter().map(|(&id, about)| (id, about.clone())).collect(),
+            requests: self.requests.values().map(stored).collect(),
+        }
+    }
+
+    fn restore(stored: Stored) -> Self {
+        let mut replica = Replica {
+            absolute: stored.absolute,
+            next_member: stored.next_member,
+            members: stored.members.into_iter().collect(),
+            ..Self::default()
+        };
+        let mut queued = Vec::new();
+        for (ask, progress, place) in stored.requests {
+            for step in &ask.steps[..progress.taken.min(ask.steps.len())] {
+                replica.nodes.entry(step.node).or_default().restore(step.mode);
+            }
+            match place {
+                Some(place) => queued.push((place, ask.id)),
+                None if ask.owner == Owner::Thread => {
+                    replica.nested.entry((ask.id.member, ask.thread)).or_default().push(ask.id)
+                }
+                None => {}
+            }
+            replica.requests.insert(ask.id, Request { ask, progress, ticket: None });
+        }
+        queued.sort_by_key(|(place, id)| (place.arrival, *id));
+        for (place, id) in queued {
+            let Some(request) = replica.requests.get_mut(&id) else { continue };
+            let Some(step) = request.ask.steps.get(request.progress.taken) else { continue };
+            let node = replica.nodes.entry(step.node).or_default();
+            request.ticket = Some(node.enqueue(step.mode, place.held, id));
+        }
+        replica
+    }
+}
