@@ -7,7 +7,7 @@
 pub(super) fn step() {}
 
 #[cfg(test)]
-pub(super) use counted::{STEP, count, step};
+pub(super) use counted::{STEP, step};
 
 #[cfg(test)]
 mod counted {
@@ -25,10 +25,5 @@ mod counted {
         if Some(STEPS.fetch_add(1, Ordering::SeqCst)) == last {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }
-    }
-
-    /// The steps that were taken.
-    pub(in crate::process) fn count() -> u64 {
-        STEPS.load(Ordering::SeqCst)
     }
 }

@@ -52,8 +52,8 @@ const EVENTS: u64 = 256;
 /// The end of a file whose events stand in another one.
 const MOVED: u64 = 0;
 
-/// How much space is kept ready at a time.
-const SPACE: u64 = 64 << 10;
+/// How much space is kept ready at a time, and how long the events may be before a new file is worth it.
+const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// What one event may take that lets something go.
 const LETTING_GO: u64 = 64;
 
@@ -354,6 +354,8 @@ impl Journal {
         let _ = write(directory, &self.file, COMMIT, &self.about.commit(MOVED));
         // Closing the old one unlocks it: who waits there finds that it has lost its name.
         *self = next;
+        // Of those who died when they had left, and had no time to clear up.
+        directory.remove_fifos(|member| member < replica.next_member() && !replica.members.contains_key(&member));
         Ok(())
     }
 }

@@ -142,6 +142,12 @@ impl Member {
             .map_err(|errno| files::io(self.directory.path(), "hand on", errno))
     }
 
+    /// Ends its life in the eyes of the others.
+    #[cfg(test)]
+    pub(super) fn cut_lifeline(&mut self) {
+        self.lifeline = std::fs::File::open("/dev/null").expect("it is always there").into();
+    }
+
     /// Runs `change` on what all agree on, and writes and tells what it did; `None` if the deadline passes before.
     fn change<R>(
         &self,

@@ -32,6 +32,8 @@
 compile_error!("treelock: the feature `process` is for Linux; without it the lock for threads is for every system");
 
 mod crash;
+#[cfg(test)]
+mod deaths;
 mod error;
 mod files;
 mod journal;

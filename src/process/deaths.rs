@@ -1,0 +1,139 @@
+//! A process is killed at every step of all that it changes, one after the other, and each time the next one finds all in
+//! order (P1).
+//!
+//! The victim is this test program once more, with the number of the step in its environment. What it does takes it
+//! through everything that writes: the first table, joining, requests that are granted, that wait, are moved and give up,
+//! deaths of others, new tables, leaving.
+
+use super::{ProcessTreeLock, crash};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const DIRECTORY: &str = "TREELOCK_VICTIM_DIRECTORY";
+
+/// What the one who looks on holds all the time.
+const HELD: &str = "held by the witness";
+
+/// A directory for one test, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("treelock-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs in a process of its own; see [`victim_of`].
+#[test]
+#[ignore = "a part of the other tests"]
+fn victim() {
+    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
+    let lock = ProcessTreeLock::open(&directory).unwrap();
+    let first = lock.write("a/b").unwrap();
+    let second = lock.lock(&["c"], &["d", "a/b/nested"]).unwrap();
+    drop(first);
+    // Waits, is moved on to its second root, waits again, gives up.
+    std::thread::scope(|scope| {
+        let queued = scope.spawn(|| lock.try_lock_for(&[], &["c", HELD], Duration::from_millis(20)).map(drop));
+        while lock.snapshot().unwrap().waiters.is_empty() && !queued.is_finished() {}
+        drop(second);
+        let _ = queued.join().unwrap();
+    });
+    // So many that the table is rewritten some times.
+    for turn in 0..20 {
+        let outer = lock.read(format!("e/{turn}")).unwrap();
+        let inner = lock.write(format!("e/{turn}/x")).unwrap();
+        drop((outer, inner));
+    }
+    // One who dies is buried: another member, whose lifeline ends.
+    let mut dead = ProcessTreeLock::open(&directory).unwrap();
+    std::mem::forget(dead.write("f").unwrap());
+    Arc::get_mut(&mut dead.member).unwrap().cut_lifeline();
+    drop(lock.write("f").unwrap());
+    std::mem::forget(dead);
+    let _all = lock.lock(&["a", "b", "c", "d"], &["e"]).unwrap();
+}
+
+/// Starts a process that dies at a step, unless it ends before.
+fn start(directory: &Path, step: u64) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "process::deaths::victim", "--ignored", "--nocapture"]);
+    command.env(DIRECTORY, directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.env(crash::STEP, step.to_string());
+    command.spawn().unwrap()
+}
+
+/// Lets a process die at each step, and looks what it leaves; returns how many there were.
+fn die_at_every_step(directory: &Path, look: impl Fn(u64)) -> u64 {
+    for step in 0.. {
+        let status = start(directory, step).wait().unwrap();
+        look(step);
+        if status.success() {
+            return step;
+        }
+        assert_eq!(status.signal(), Some(9), "step {step}: the victim failed by itself");
+    }
+    unreachable!("it ends some time")
+}
+
+/// What is there when nobody but the members of `lock` has it open.
+fn files(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// P1, with others who have the lock open: one holds, and one waits for the victim.
+#[test]
+fn whoever_dies_at_any_step_lets_the_others_go_on() {
+    let scratch = Scratch::new("deaths");
+    let lock: ProcessTreeLock = ProcessTreeLock::open(&scratch.0).unwrap();
+    let _held = lock.write(HELD).unwrap();
+    let longest = std::cell::Cell::new(Duration::ZERO);
+    let steps = die_at_every_step(&scratch.0, |step| {
+        let start = Instant::now();
+        let all = lock.try_lock_for(&[], &["a", "b", "c", "d", "e", "f"], Duration::from_secs(5));
+        drop(all.unwrap_or_else(|error| panic!("step {step}: {error}\n{}", lock.snapshot().unwrap())));
+        longest.set(longest.get().max(start.elapsed()));
+        let snapshot = lock.snapshot().unwrap();
+        assert!(snapshot.holders.len() == 1 && snapshot.waiters.is_empty(), "step {step}: {snapshot}");
+        let left = files(&scratch.0);
+        // What the dead had no time to remove goes with the next new table.
+        assert!(left.len() <= 8, "step {step}: {left:?}");
+    });
+    let longest = longest.get();
+    eprintln!("died at {steps} steps; the others went on after {longest:?} at the latest");
+    assert!(steps > 150, "only {steps} steps: the victim does not do what it should");
+    assert!(longest < Duration::from_secs(1), "the others waited {longest:?}");
+}
+
+/// P1, alone: the next one begins anew, whatever there is.
+#[test]
+fn whoever_dies_alone_leaves_nothing_that_matters() {
+    let scratch = Scratch::new("deaths-alone");
+    let steps = die_at_every_step(&scratch.0, |step| {
+        let lock = ProcessTreeLock::open(&scratch.0).unwrap_or_else(|error| panic!("step {step}: {error}"));
+        let snapshot = lock.snapshot().unwrap();
+        assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "step {step}: {snapshot}");
+        drop(lock.try_lock(&[], &[""]).unwrap_or_else(|error| panic!("step {step}: {error}")));
+        drop(lock);
+        let left = files(&scratch.0);
+        assert!(left == ["table"] || left == ["table", "table.new"], "step {step}: {left:?}");
+    });
+    eprintln!("died at {steps} steps, alone");
+    assert!(steps > 150, "only {steps} steps: the victim does not do what it should");
+}
