@@ -68,6 +68,15 @@ pub(super) struct Journal {
     space: u64,
     /// From where it is worth a new file.
     long: u64,
+    staged: Staged,
+}
+
+/// Events that are to be written behind the end.
+#[derive(Debug, Default)]
+struct Staged {
+    bytes: Vec<u8>,
+    /// Whether one of them takes something.
+    takes: bool,
 }
 
 /// What a table says of itself.
@@ -140,12 +149,14 @@ impl About {
 
     /// Adds an event to those that are to stand from `start` on.
     fn encode(&self, start: u64, events: &mut Vec<u8>, event: &Event) {
-        let bytes = postcard::to_stdvec(event).expect("an event has no part that cannot be written");
-        let place = start + events.len() as u64;
-        let length = u32::try_from(bytes.len()).expect("treelock: a request of 4 GiB");
-        events.extend(length.to_le_bytes());
-        events.extend(self.sum(place, &bytes).to_le_bytes());
-        events.extend(bytes);
+        let head = events.len();
+        events.extend([0; 8]);
+        let body = events.len();
+        postcard::to_io(event, &mut *events).expect("an event has no part that cannot be written");
+        let length = u32::try_from(events.len() - body).expect("treelock: a request of 4 GiB");
+        let sum = self.sum(start + head as u64, &events[body..]);
+        events[head..head + 4].copy_from_slice(&length.to_le_bytes());
+        events[head + 4..body].copy_from_slice(&sum.to_le_bytes());
     }
 
     /// The events that stand from `start` on; `None` if these are none.
@@ -200,7 +211,7 @@ impl Journal {
         if stat.st_ino != about.inode {
             return Err(removed());
         }
-        Ok(Journal { file, about, end: EVENTS, space: stat.st_size as u64, long: SPACE })
+        Ok(Journal { file, about, end: EVENTS, space: stat.st_size as u64, long: SPACE, staged: Staged::default() })
     }
 
     pub(super) fn seeds(&self) -> Seeds {
@@ -275,11 +286,6 @@ impl Journal {
         }
     }
 
-    /// Forgets how far the replica has come: it begins again with the next lock.
-    pub(super) fn read_again(&mut self) {
-        self.end = EVENTS;
-    }
-
     fn catch_up(&mut self, directory: &Directory, replica: &mut Replica) -> Result<(), FileError> {
         let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
         let commit = read(directory, &self.file, COMMIT, 12)?;
@@ -305,25 +311,49 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes events behind the end, and the new end. The replica has applied them.
-    pub(super) fn append(
-        &mut self,
-        directory: &Directory,
-        replica: &Replica,
-        events: &[Event],
-    ) -> Result<(), FileError> {
-        let mut bytes = Vec::new();
-        events.iter().for_each(|event| self.about.encode(self.end, &mut bytes, event));
-        let end = self.end + bytes.len() as u64;
-        let lets_go = events.iter().all(|event| matches!(event, Event::Leave(_) | Event::Withdraw(..)));
-        if let Err(error) = self.make_room(directory, end + room_to_let_go(replica)) {
-            // What only lets go has its room already (invariant 4).
-            if !lets_go || end > self.space {
-                return Err(error);
-            }
+    /// Takes down an event, which is written with the next [`commit`](Journal::commit).
+    pub(super) fn stage(&mut self, event: &Event) {
+        self.staged.takes |= !matches!(event, Event::Leave(_) | Event::Withdraw(..));
+        self.about.encode(self.end, &mut self.staged.bytes, event);
+    }
+
+    /// How much is taken down.
+    pub(super) fn staged(&self) -> (usize, bool) {
+        (self.staged.bytes.len(), self.staged.takes)
+    }
+
+    /// Goes back to when so much was taken down.
+    pub(super) fn unstage(&mut self, (length, takes): (usize, bool)) {
+        self.staged.bytes.truncate(length);
+        self.staged.takes = takes;
+    }
+
+    /// Drops what was taken down and not written, if there is anything: the replica is ahead of the file then, and begins
+    /// again with the next lock.
+    pub(super) fn abandon(&mut self) {
+        if !self.staged.bytes.is_empty() {
+            self.unstage((0, false));
+            self.end = EVENTS;
         }
-        write(directory, &self.file, self.end, &bytes)?;
-        write(directory, &self.file, COMMIT, &self.about.commit(end))?;
+    }
+
+    /// Writes what was taken down behind the end, and the new end. The replica has applied it.
+    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+        if self.staged.bytes.is_empty() {
+            return Ok(());
+        }
+        let end = self.end + self.staged.bytes.len() as u64;
+        // What only lets go has its room already (invariant 4).
+        let room = self.make_room(directory, end + room_to_let_go(replica));
+        let written = room.or_else(|error| if self.staged.takes || end > self.space { Err(error) } else { Ok(()) });
+        let written = written
+            .and_then(|()| write(directory, &self.file, self.end, &self.staged.bytes))
+            .and_then(|()| write(directory, &self.file, COMMIT, &self.about.commit(end)));
+        if let Err(error) = written {
+            self.abandon();
+            return Err(error);
+        }
+        self.unstage((0, false));
         self.end = end;
         if self.end > self.long {
             // If there is no room for a second file, the first goes on.
@@ -373,7 +403,7 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
     write(directory, &file, COMMIT, &about.commit(end))?;
-    Ok(Journal { file, about, end, space, long: SPACE.max(4 * end) })
+    Ok(Journal { file, about, end, space, long: SPACE.max(4 * end), staged: Staged::default() })
 }
 
 fn room_to_let_go(replica: &Replica) -> u64 {

@@ -66,17 +66,39 @@ struct Channels {
     made: Channel,
 }
 
-/// A change of what all agree on; see the header of this file.
+/// A change of what all agree on; see the header of this file. The table is locked until it is dropped.
 struct Change<'a> {
+    journal: &'a mut Journal,
     replica: &'a mut Replica,
-    events: Vec<Event>,
     effects: Effects,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.journal.abandon();
+        self.journal.unlock();
+    }
 }
 
 impl Change<'_> {
     fn add(&mut self, event: Event) {
-        self.replica.apply(event.clone(), &mut self.effects);
-        self.events.push(event);
+        self.journal.stage(&event);
+        self.replica.apply(event, &mut self.effects);
+    }
+
+    /// Adds a request if it is granted at once; else it is given back, as if it had never been (invariant 2 of
+    /// `replica.rs`).
+    fn try_ask(&mut self, ask: Ask) -> Option<Ask> {
+        let id = ask.id;
+        let event = Event::Ask(ask);
+        let before = self.journal.staged();
+        self.journal.stage(&event);
+        self.replica.apply(event, &mut self.effects);
+        if self.is_granted(id) {
+            return None;
+        }
+        self.journal.unstage(before);
+        self.replica.withdraw(id, 0, &mut self.effects)
     }
 
     fn is_granted(&self, id: RequestId) -> bool {
@@ -90,13 +112,15 @@ impl Change<'_> {
     }
 }
 
-/// The table's `flock`, until this is dropped.
-struct Locked<'a>(&'a mut Journal);
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        self.0.unlock();
-    }
+/// What became of a request that is not to wait yet.
+enum Tried {
+    Granted(RequestId),
+    /// It may be granted when the dead ones of these are buried.
+    Refused {
+        ask: Ask,
+        others: Vec<MemberId>,
+    },
+    OddFrame,
 }
 
 /// What became of a waiting request.
@@ -113,13 +137,12 @@ impl Member {
         let seeds = journal.seeds();
         let mut replica = Replica::default();
         journal.lock(&directory, &mut replica, None)?;
-        let locked = Locked(&mut journal);
-        let id = replica.next_member();
+        let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
+        let id = change.replica.next_member();
         let lifeline = directory.make_lifeline(id)?;
-        let join = Event::Join(about_this_process());
-        replica.apply(join.clone(), &mut Effects::default());
-        locked.0.append(&directory, &replica, &[join])?;
-        drop(locked);
+        change.add(Event::Join(about_this_process()));
+        change.journal.commit(&directory, change.replica)?;
+        drop(change);
         Ok(Arc::new(Member {
             directory,
             id,
@@ -166,20 +189,16 @@ impl Member {
         if !journal.lock(&self.directory, replica, deadline)? {
             return Ok(None);
         }
-        let locked = Locked(journal);
-        let mut changed = Change { replica, events: Vec::new(), effects: Effects::default() };
+        let mut changed = Change { journal, replica, effects: Effects::default() };
         let left_over = std::mem::take(&mut *self.left_over.lock());
         left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
         let result = change(&mut changed, requests);
-        let Change { replica, events, effects } = changed;
-        if !events.is_empty() {
-            if let Err(error) = locked.0.append(&self.directory, replica, &events) {
-                locked.0.read_again();
-                self.left_over.lock().extend(left_over);
-                return Err(error);
-            }
+        if let Err(error) = changed.journal.commit(&self.directory, changed.replica) {
+            self.left_over.lock().extend(left_over);
+            return Err(error);
         }
-        drop(locked);
+        let effects = std::mem::take(&mut changed.effects);
+        drop(changed);
         drop(guard);
         for (member, channel) in effects.moved {
             super::crash::step();
@@ -211,6 +230,7 @@ impl Member {
         let frame = common_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let mut ask = self.plan::<P, Q>(reads, writes, owner, location)?;
         ask.absolute = frame.map(|frame| frame == Frame::Absolute);
+        let mut ask = Some(ask);
         let deadline = match patience {
             Patience::None => Some(Instant::now() + TRY),
             Patience::Until(deadline) => deadline,
@@ -220,36 +240,34 @@ impl Member {
             Patience::None => ProcessLockError::WouldBlock,
             _ => ProcessLockError::TimedOut,
         };
-        loop {
+        let mut ask = loop {
             let tried = self.change(deadline, |change, requests| {
-                if let Some(agreed) =
-                    change.replica.frame().filter(|&agreed| frame.is_some_and(|frame| frame != agreed))
-                {
-                    return Err(agreed);
+                let agreed = change.replica.frame();
+                if agreed.is_some_and(|agreed| frame.is_some_and(|frame| frame != agreed)) {
+                    return Tried::OddFrame;
                 }
                 *requests += 1;
+                let mut ask = ask.take().expect("who is refused gets it back");
                 ask.id = RequestId { member: self.id, number: *requests };
                 ask.asked = now();
-                change.replica.apply(Event::Ask(ask.clone()), &mut Effects::default());
-                if change.is_granted(ask.id) {
-                    change.events.push(Event::Ask(ask.clone()));
-                    return Ok(None);
+                let id = ask.id;
+                match change.try_ask(ask) {
+                    None => Tried::Granted(id),
+                    Some(ask) => Tried::Refused { ask, others: change.others(self.id) },
                 }
-                // As if it had never been (invariant 2 of `replica.rs`).
-                change.replica.apply(Event::Withdraw(ask.id, ask.asked), &mut Effects::default());
-                Ok(Some(change.others(self.id)))
             })?;
             match tried {
                 None => return Err(refused()),
-                Some(Err(_)) => return Err(self.odd_frame::<P, Q>(reads, writes).into()),
-                Some(Ok(None)) => return Ok(ask.id),
-                Some(Ok(Some(others))) => {
+                Some(Tried::OddFrame) => return Err(self.odd_frame::<P, Q>(reads, writes).into()),
+                Some(Tried::Granted(id)) => return Ok(id),
+                Some(Tried::Refused { ask: back, others }) => {
                     if !self.bury(&others)? {
-                        break;
+                        break back;
                     }
+                    ask = Some(back);
                 }
             }
-        }
+        };
         if let Patience::None = patience {
             return Err(ProcessLockError::WouldBlock);
         }

@@ -189,7 +189,7 @@ impl Replica {
                 let of_member = |&(id, _): &(&RequestId, _)| id.member == member;
                 let ids: Vec<_> = self.requests.range(first..).take_while(of_member).map(|(&id, _)| id).collect();
                 let now = ids.iter().map(|id| self.requests[id].progress.since).max().unwrap_or_default();
-                ids.into_iter().for_each(|id| self.withdraw(id, now, effects));
+                ids.into_iter().for_each(|id| drop(self.withdraw(id, now, effects)));
                 effects.moved.retain(|&(moved, _)| moved != member);
                 if self.members.remove(&member).is_some() {
                     effects.left.push(member);
@@ -202,7 +202,7 @@ impl Replica {
                 self.requests.insert(id, Request { ask, progress, ticket: None });
                 self.walk(id);
             }
-            Event::Withdraw(id, now) => self.withdraw(id, now, effects),
+            Event::Withdraw(id, now) => drop(self.withdraw(id, now, effects)),
             Event::Begin(stored) => *self = Self::restore(*stored),
         }
     }
@@ -234,8 +234,9 @@ impl Replica {
         }
     }
 
-    fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) {
-        let Some(Request { ask, progress, ticket }) = self.requests.remove(&id) else { return };
+    /// Lets go of all that a request has and awaits, and moves on who is due by that.
+    pub(super) fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) -> Option<Ask> {
+        let Request { ask, progress, ticket } = self.requests.remove(&id)?;
         if let Entry::Occupied(mut guards) = self.nested.entry((id.member, ask.thread)) {
             guards.get_mut().retain(|&guard| guard != id);
             if guards.get().is_empty() {
@@ -255,6 +256,7 @@ impl Replica {
             effects.moved.extend(request.ask.channel.map(|channel| (id.member, channel)));
             self.walk(id);
         }
+        Some(ask)
     }
 
     fn change<R>(&mut self, node: NodeId, change: impl FnOnce(&mut Node<RequestId>) -> R) {
