@@ -32,7 +32,6 @@ use std::fmt;
 /// assert_eq!(Mode::Shared.join(Mode::IntentionExclusive), Mode::SharedIntentionExclusive);
 /// assert_eq!(Mode::SharedIntentionExclusive.to_string(), "SIX");
 /// ```
-#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Mode {

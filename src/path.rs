@@ -358,11 +358,22 @@ fn as_text(bytes: &[u8]) -> String {
 }
 
 /// Names a node, by a hash of the way from the root to it (invariant 2).
-#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeId(u64, u64);
 
 impl NodeId {
+    /// All of it, to be told to another process.
+    #[cfg(feature = "process")]
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        (u128::from(self.0) << 64 | u128::from(self.1)).to_le_bytes()
+    }
+
+    #[cfg(feature = "process")]
+    pub(crate) fn of_bytes(bytes: [u8; 16]) -> Self {
+        let bits = u128::from_le_bytes(bytes);
+        NodeId((bits >> 64) as u64, bits as u64)
+    }
+
     /// A word of it, to choose places by.
     #[inline]
     pub(crate) fn bits(self) -> u64 {

@@ -238,7 +238,7 @@ impl Shard {
 
 /// A node id is a hash already.
 #[derive(Debug, Default)]
-struct IdHasher(u64);
+pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     #[inline]

@@ -17,8 +17,8 @@
 use super::error::{FileError, ProcessLockError};
 use super::files::{self, Directory};
 use super::journal::Journal;
-use super::replica::{About, Ask, AskedRoot, Channel, Effects, Event, MemberId, Replica, RequestId, Step};
-use super::report::{self, Deadlock, Snapshot};
+use super::replica::{About, Ask, Channel, Effects, Event, MemberId, Replica, RequestId, Step};
+use super::report::{self, Deadlock, Snapshot, Told, ToldRoot};
 use crate::acquire::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::error::PathError;
 use crate::path::{Frame, Seeds, Segments, TreePath, common_frame, odd_frame};
@@ -261,7 +261,7 @@ impl Member {
                 Some(Tried::OddFrame) => return Err(self.odd_frame::<P, Q>(reads, writes).into()),
                 Some(Tried::Granted(id)) => return Ok(id),
                 Some(Tried::Refused { ask: back, others }) => {
-                    if !self.bury(&others)? {
+                    if !self.bury(&others, deadline)? {
                         break back;
                     }
                     ask = Some(back);
@@ -313,7 +313,7 @@ impl Member {
                 return self.give_up(id, ProcessLockError::TimedOut);
             }
             if !polled.is_empty() {
-                if let Err(error) = self.bury(&polled) {
+                if let Err(error) = self.bury(&polled, deadline) {
                     return self.give_up(id, error.into());
                 }
             }
@@ -374,7 +374,7 @@ impl Member {
         deadline: Option<Instant>,
         look: Option<Instant>,
     ) -> Result<Vec<MemberId>, FileError> {
-        let watched = self.watch(others)?;
+        let watched = self.watch(others, deadline)?;
         let mut polled = vec![PollFd::new(channel, PollFlags::IN)];
         polled.extend(watched.iter().map(|(_, lifeline)| PollFd::new(&**lifeline, PollFlags::empty())));
         let until = [deadline, look].into_iter().flatten().min();
@@ -390,10 +390,18 @@ impl Member {
     }
 
     /// The lifelines of members, opened once for each; without those who have left meanwhile.
-    fn watch(&self, members: &[MemberId]) -> Result<Vec<(MemberId, Arc<OwnedFd>)>, FileError> {
+    fn watch(
+        &self,
+        members: &[MemberId],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<(MemberId, Arc<OwnedFd>)>, FileError> {
         let mut found = Vec::with_capacity(members.len());
         let mut missing = Vec::new();
         let mut watched = self.watched.lock();
+        // Of those who have left there is nothing more to see.
+        if watched.len() > 2 * members.len() + 16 {
+            watched.retain(|member, _| members.contains(member));
+        }
         for &member in members {
             let lifeline = match watched.get(&member) {
                 Some(lifeline) => Some(Arc::clone(lifeline)),
@@ -410,7 +418,7 @@ impl Member {
         drop(watched);
         if !missing.is_empty() {
             // Who leaves says so before its lifeline is removed.
-            let still = self.change(None, |change, _| {
+            let still = self.change(deadline, |change, _| {
                 missing.into_iter().find(|member| change.replica.members.contains_key(member))
             })?;
             if let Some(member) = still.flatten() {
@@ -422,14 +430,14 @@ impl Member {
     }
 
     /// Lets go of all that the dead ones among these members have; whether there were any.
-    fn bury(&self, members: &[MemberId]) -> Result<bool, FileError> {
-        let watched = self.watch(members)?;
+    fn bury(&self, members: &[MemberId], deadline: Option<Instant>) -> Result<bool, FileError> {
+        let watched = self.watch(members, deadline)?;
         let dead: Vec<MemberId> =
             watched.iter().filter(|(_, lifeline)| !files::is_alive(lifeline)).map(|&(member, _)| member).collect();
         if dead.is_empty() {
             return Ok(false);
         }
-        self.change(None, |change, _| {
+        self.change(deadline, |change, _| {
             for member in dead {
                 if change.replica.members.contains_key(&member) {
                     change.add(Event::Leave(member));
@@ -453,7 +461,7 @@ impl Member {
             change.replica.members.keys().copied().filter(|&member| member != self.id).collect::<Vec<_>>()
         })?;
         // Whose lifeline was removed cannot be asked, and is shown.
-        let _ = self.bury(&others.unwrap_or_default());
+        let _ = self.bury(&others.unwrap_or_default(), None);
         let snapshot = self.change(None, |change, _| report::snapshot(change.replica))?;
         Ok(snapshot.expect("without a deadline it waits"))
     }
@@ -492,23 +500,22 @@ impl Member {
             let Some(mine) = way.get(ids.len() - 1).map(mode).filter(|mine| !mine.is_intention()) else { continue };
             let covered = way[..ids.len() - 1].iter().map(mode).any(|above| above.covers(mine));
             let way = way.into_iter().map(|index| index as u32).collect();
-            let root = AskedRoot { segments: names, mode: mine, way };
+            let root = ToldRoot { segments: names, way };
             if !covered && !roots.contains(&root) {
                 roots.push(root);
             }
         }
-        let (thread, thread_name) = sync::with_thread_info(|thread| (thread.id, thread.name.clone()));
+        let (id, thread) = sync::with_thread_info(|thread| (thread.id, thread.name.clone()));
+        let told = Told { thread, location: location.to_string(), roots };
         Ok(Ask {
             id: RequestId { member: self.id, number: 0 },
-            thread,
-            thread_name,
+            thread: id,
             owner,
-            location: location.to_string(),
             asked: 0,
             channel: None,
             absolute: None,
             steps: plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect(),
-            roots,
+            told: told.to_bytes(),
         })
     }
 

@@ -22,9 +22,11 @@ use crate::mode::{Mode, ModeCounts};
 use crate::node::{Node, Ticket};
 use crate::path::{Frame, NodeId};
 use crate::request::Owner;
+use crate::table::IdHasher;
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::BuildHasherDefault;
 
 /// One who has opened the lock. Never given again in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,35 +50,55 @@ pub(super) struct About {
     pub(super) user: String,
 }
 
-/// A request, with all that reports tell of it.
+/// A request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Ask {
     pub(super) id: RequestId,
     pub(super) thread: u64,
-    pub(super) thread_name: String,
     pub(super) owner: Owner,
-    pub(super) location: String,
     /// Milliseconds since 1970.
     pub(super) asked: u64,
     pub(super) channel: Option<Channel>,
     pub(super) absolute: Option<bool>,
+    #[serde(with = "packed")]
     pub(super) steps: Vec<Step>,
-    pub(super) roots: Vec<AskedRoot>,
+    /// What reports tell of it (`report.rs`): nobody else takes it apart.
+    #[serde(with = "serde_bytes")]
+    pub(super) told: Vec<u8>,
 }
 
-/// A root that lies in no other one of its request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct AskedRoot {
-    pub(super) segments: Vec<String>,
-    pub(super) mode: Mode,
-    /// The steps of the request from the top of the tree down to it.
-    pub(super) way: Vec<u32>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) node: NodeId,
     pub(super) mode: Mode,
+}
+
+/// Steps as bytes: every member reads those of all others.
+mod packed {
+    use super::{Mode, NodeId, Step};
+    use serde::de::Error;
+    use serde::{Deserializer, Serializer};
+    use serde_bytes::ByteBuf;
+
+    const SIZE: usize = 17;
+
+    pub(super) fn serialize<S: Serializer>(steps: &[Step], serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::with_capacity(SIZE * steps.len());
+        for step in steps {
+            bytes.extend(step.node.to_bytes());
+            bytes.push(step.mode as u8);
+        }
+        serde_bytes::serialize(&bytes, serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Step>, D::Error> {
+        let bytes: ByteBuf = serde_bytes::deserialize(deserializer)?;
+        let step = |bytes: &[u8]| {
+            let (node, mode) = (bytes.get(..16)?.try_into().ok()?, *Mode::ALL.get(usize::from(*bytes.get(16)?))?);
+            Some(Step { node: NodeId::of_bytes(node), mode })
+        };
+        bytes.chunks(SIZE).map(|bytes| step(bytes).ok_or_else(|| D::Error::custom("no step"))).collect()
+    }
 }
 
 /// A change of what all agree on.
@@ -146,7 +168,7 @@ pub(super) struct Replica {
     next_member: u64,
     pub(super) members: BTreeMap<MemberId, About>,
     pub(super) requests: BTreeMap<RequestId, Request>,
-    nodes: HashMap<NodeId, Node<RequestId>>,
+    nodes: HashMap<NodeId, Node<RequestId>, BuildHasherDefault<IdHasher>>,
     /// The granted requests of each thread's plain guards.
     nested: HashMap<(MemberId, u64), Vec<RequestId>>,
 }
@@ -264,6 +286,10 @@ impl Replica {
             change(place.get_mut());
             if place.get().is_idle() {
                 place.remove();
+                // What is no longer needed is given back (G6), at the cost of the insertions that made it grow.
+                if self.nodes.capacity() > 1024 && self.nodes.len() < self.nodes.capacity() / 8 {
+                    self.nodes.shrink_to(self.nodes.len() * 2);
+                }
             }
         }
     }
@@ -362,5 +388,112 @@ impl Replica {
             request.ticket = Some(node.enqueue(step.mode, place.held, id));
         }
         replica
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::Seeds;
+    use crate::plan::Plan;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        /// By a thread of a member, some reads and writes.
+        Ask(u64, u64, Owner, Vec<&'static str>, Vec<&'static str>),
+        /// The one of those that are there.
+        Withdraw(usize),
+        Leave(u64),
+        /// One of the replicas is stored and restored.
+        Rewrite,
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<Change>> {
+        let paths = || proptest::collection::vec(prop::sample::select(vec!["", "a", "a/b", "a/b/c", "d"]), 0..3);
+        let owner = prop_oneof![3 => Just(Owner::Thread), 1 => Just(Owner::Itself)];
+        let ask = (0..3u64, 0..2u64, owner, paths(), paths());
+        let change = prop_oneof![
+            6 => ask.prop_map(|(member, thread, owner, reads, writes)| Change::Ask(member, thread, owner, reads, writes)),
+            5 => (0..20usize).prop_map(Change::Withdraw),
+            1 => (0..3u64).prop_map(Change::Leave),
+            2 => Just(Change::Rewrite),
+        ];
+        proptest::collection::vec(change, 0..60)
+    }
+
+    fn ask(number: u64, member: u64, thread: u64, owner: Owner, reads: &[&str], writes: &[&str]) -> Ask {
+        let mut plan = Plan::default();
+        plan.build::<str, _>(&Seeds::new(|| 7), reads, writes).unwrap();
+        Ask {
+            id: RequestId { member: MemberId(member), number },
+            thread,
+            owner,
+            asked: number,
+            channel: Some(number as Channel),
+            absolute: None,
+            steps: plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect(),
+            told: Vec::new(),
+        }
+    }
+
+    /// What can be seen of a replica.
+    fn seen(replica: &Replica) -> Vec<(RequestId, usize, bool)> {
+        let seen = |(&id, request): (&RequestId, &Request)| (id, request.progress.taken, request.is_granted());
+        replica.requests.iter().map(seen).collect()
+    }
+
+    proptest! {
+        /// Who reads the events and who reads a new table agree for ever after (invariant 1): on who has what, and on who
+        /// is moved, in which order. And events are what was written.
+        #[test]
+        fn restored_replica_goes_on_as_the_one_that_was_stored(changes in changes()) {
+            let (mut always, mut restored) = (Replica::default(), Replica::default());
+            let mut apply = |event: Event, restored: &mut Replica| {
+                let bytes = postcard::to_stdvec(&event).unwrap();
+                let (mut one, mut other) = (Effects::default(), Effects::default());
+                always.apply(event, &mut one);
+                restored.apply(postcard::from_bytes(&bytes).unwrap(), &mut other);
+                assert_eq!((one.moved, one.left), (other.moved, other.left));
+                assert_eq!(seen(&always), seen(restored));
+            };
+            for member in 0..3 {
+                let about = About { id: member, command: String::new(), user: String::new() };
+                apply(Event::Join(about), &mut restored);
+            }
+            let mut numbers = 0;
+            for change in changes {
+                match change {
+                    Change::Ask(member, thread, owner, reads, writes) => {
+                        // A thread that waits asks for nothing.
+                        let is_its = |request: &&Request| request.ask.id.member.0 == member && request.ask.thread == thread;
+                        if restored.requests.values().filter(is_its).all(Request::is_granted) {
+                            numbers += 1;
+                            apply(Event::Ask(ask(numbers, member, thread, owner, &reads, &writes)), &mut restored);
+                        }
+                    }
+                    Change::Withdraw(which) => {
+                        // A thread that waits drops nothing; it may give up.
+                        let may = |(_, request): &(_, &Request)| {
+                            let its = |other: &&Request| {
+                                (other.ask.id.member, other.ask.thread) == (request.ask.id.member, request.ask.thread)
+                            };
+                            !request.is_granted() || restored.requests.values().filter(its).all(Request::is_granted)
+                        };
+                        let id = restored.requests.iter().filter(may).map(|(&id, _)| id).nth(which);
+                        if let Some(id) = id {
+                            apply(Event::Withdraw(id, 0), &mut restored);
+                        }
+                    }
+                    Change::Leave(member) => apply(Event::Leave(MemberId(member)), &mut restored),
+                    Change::Rewrite => {
+                        let stored = postcard::to_stdvec(&restored.store()).unwrap();
+                        restored = Replica::restore(postcard::from_bytes(&stored).unwrap());
+                    }
+                }
+            }
+            (0..3).for_each(|member| apply(Event::Leave(MemberId(member)), &mut restored));
+            prop_assert!(restored.nodes.is_empty() && restored.nested.is_empty(), "a node is left");
+        }
     }
 }

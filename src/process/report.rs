@@ -1,8 +1,9 @@
 //! Who holds what and who waits for what in all processes, as plain data and as a drawing.
 
-use super::replica::{AskedRoot, InCycle, Replica, Request};
+use super::replica::{InCycle, Replica, Request};
 use crate::inspect::{Drawing, FirstOf, Plain, Root};
 use crate::mode::Mode;
+use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -86,6 +87,49 @@ pub struct Party {
     pub holds: Vec<Holder>,
 }
 
+/// What a request tells of itself, for reports alone.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Told {
+    pub(super) thread: String,
+    pub(super) location: String,
+    pub(super) roots: Vec<ToldRoot>,
+}
+
+/// A root that lies in no other one of its request.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ToldRoot {
+    pub(super) segments: Vec<String>,
+    /// The steps of the request from the top of the tree down to it.
+    pub(super) way: Vec<u32>,
+}
+
+impl Told {
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("it has no part that cannot be written")
+    }
+
+    /// As another program may tell more, or less, what cannot be read is left out.
+    fn of(request: &Request) -> Self {
+        postcard::from_bytes(&request.ask.told).unwrap_or_default()
+    }
+
+    fn roots(&self, request: &Request, which: impl Fn(usize) -> bool) -> Vec<Root> {
+        let last = |root: &ToldRoot| root.way.last().map(|&last| last as usize);
+        let told = self.roots.iter().filter_map(|root| Some((root, last(root).filter(|&last| which(last))?)));
+        let mode = |step: usize| request.ask.steps.get(step).map(|step| step.mode);
+        told.filter_map(|(root, last)| Some(Root { segments: root.segments.clone(), mode: mode(last)? })).collect()
+    }
+
+    /// The node of a step: it is on the way to one of the roots.
+    fn at(&self, request: &Request) -> Root {
+        let step = request.progress.taken;
+        let mode = request.waits_at().map_or(Mode::IntentionShared, |step| step.mode);
+        let depth = |root: &ToldRoot| root.way.iter().position(|&at| at as usize == step);
+        let segments = self.roots.iter().find_map(|root| root.segments.get(..depth(root)?));
+        Root { segments: segments.unwrap_or_default().to_vec(), mode }
+    }
+}
+
 pub(super) fn snapshot(replica: &Replica) -> Snapshot {
     let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken: SystemTime::now() };
     for request in replica.requests.values() {
@@ -124,42 +168,27 @@ fn since(request: &Request) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(request.progress.since)
 }
 
-fn root(AskedRoot { segments, mode, .. }: &AskedRoot) -> Root {
-    Root { segments: segments.clone(), mode: *mode }
-}
-
-fn roots(request: &Request) -> Vec<Root> {
-    request.ask.roots.iter().map(root).collect()
-}
-
 fn holder(replica: &Replica, request: &Request) -> Holder {
+    let told = Told::of(request);
     Holder {
         process: process(replica, request),
-        thread: request.ask.thread_name.clone(),
-        location: request.ask.location.clone(),
+        roots: told.roots(request, |_| true),
+        thread: told.thread,
+        location: told.location,
         since: since(request),
-        roots: roots(request),
     }
 }
 
 fn waiter(replica: &Replica, request: &Request) -> Waiter {
-    // Where it waits is on the way to one of its roots.
-    let name = |step: usize| {
-        let depth = |root: &AskedRoot| root.way.iter().position(|&at| at as usize == step);
-        request.ask.roots.iter().find_map(|root| Some(root.segments[..depth(root)?].to_vec()))
-    };
-    let is_taken = |root: &&AskedRoot| root.way.last().is_some_and(|&last| (last as usize) < request.progress.taken);
+    let told = Told::of(request);
     Waiter {
         process: process(replica, request),
-        thread: request.ask.thread_name.clone(),
-        location: request.ask.location.clone(),
+        roots: told.roots(request, |_| true),
+        taken: told.roots(request, |last| last < request.progress.taken),
+        at: told.at(request),
+        thread: told.thread,
+        location: told.location,
         since: since(request),
-        taken: request.ask.roots.iter().filter(is_taken).map(root).collect(),
-        at: match request.waits_at() {
-            Some(step) => Root { segments: name(request.progress.taken).unwrap_or_default(), mode: step.mode },
-            None => Root { segments: Vec::new(), mode: Mode::IntentionShared },
-        },
-        roots: roots(request),
     }
 }
 
