@@ -209,7 +209,9 @@ impl Replica {
             Event::Leave(member) => {
                 let first = RequestId { member, number: 0 };
                 let of_member = |&(id, _): &(&RequestId, _)| id.member == member;
-                let ids: Vec<_> = self.requests.range(first..).take_while(of_member).map(|(&id, _)| id).collect();
+                let mut ids: Vec<_> = self.requests.range(first..).take_while(of_member).map(|(&id, _)| id).collect();
+                // Who waits counts on what its thread holds.
+                ids.sort_by_key(|id| self.requests[id].is_granted());
                 let now = ids.iter().map(|id| self.requests[id].progress.since).max().unwrap_or_default();
                 ids.into_iter().for_each(|id| drop(self.withdraw(id, now, effects)));
                 effects.moved.retain(|&(moved, _)| moved != member);
