@@ -101,6 +101,12 @@ impl Change<'_> {
         self.replica.withdraw(id, 0, &mut self.effects)
     }
 
+    /// Whether its paths can be compared with those before (invariant 3 of `path.rs`).
+    fn agrees_on_frame(&self, ask: &Ask) -> bool {
+        let agreed = self.replica.absolute;
+        agreed.is_none_or(|agreed| ask.absolute.is_none_or(|absolute| absolute == agreed))
+    }
+
     fn is_granted(&self, id: RequestId) -> bool {
         self.replica.requests.get(&id).is_some_and(|request| request.is_granted())
     }
@@ -110,6 +116,13 @@ impl Change<'_> {
         let members: BTreeSet<MemberId> = self.replica.requests.keys().map(|id| id.member).collect();
         members.into_iter().filter(|&member| member != me).collect()
     }
+}
+
+/// Another member, and what tells whether it lives.
+struct Watched {
+    member: MemberId,
+    lifeline: Arc<OwnedFd>,
+    is_new: bool,
 }
 
 /// What became of a request that is not to wait yet.
@@ -230,71 +243,100 @@ impl Member {
         let frame = common_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let mut ask = self.plan::<P, Q>(reads, writes, owner, location)?;
         ask.absolute = frame.map(|frame| frame == Frame::Absolute);
-        let mut ask = Some(ask);
+        let odd_frame = || {
+            let first = reads.iter().chain(writes).next().expect("a request without paths is of no frame");
+            ProcessLockError::from(odd_frame(first.as_ref()))
+        };
         let deadline = match patience {
             Patience::None => Some(Instant::now() + TRY),
             Patience::Until(deadline) => deadline,
             Patience::Endless => None,
         };
-        let refused = || match patience {
-            Patience::None => ProcessLockError::WouldBlock,
-            _ => ProcessLockError::TimedOut,
+        let spare = match patience {
+            Patience::None => None,
+            _ => self.channels.lock().spare.pop(),
         };
-        let mut ask = loop {
+        let (number, channel) = match spare {
+            Some(spare) => spare,
+            // Most who never wait need no channel.
+            None => match self.try_acquire(ask, patience, deadline)? {
+                Tried::Granted(id) => return Ok(id),
+                Tried::OddFrame => return Err(odd_frame()),
+                Tried::Refused { ask: back, .. } => {
+                    ask = back;
+                    self.make_channel()?
+                }
+            },
+        };
+        ask.channel = Some(number);
+        let waited = self.wait(ask, deadline, &channel, odd_frame);
+        self.channels.lock().spare.push((number, channel));
+        waited
+    }
+
+    /// Takes a request, if that needs no waiting.
+    fn try_acquire(
+        &self,
+        ask: Ask,
+        patience: Patience,
+        deadline: Option<Instant>,
+    ) -> Result<Tried, ProcessLockError> {
+        let mut ask = Some(ask);
+        loop {
             let tried = self.change(deadline, |change, requests| {
-                let agreed = change.replica.frame();
-                if agreed.is_some_and(|agreed| frame.is_some_and(|frame| frame != agreed)) {
+                let mut ask = ask.take().expect("who is refused gets it back");
+                if !change.agrees_on_frame(&ask) {
                     return Tried::OddFrame;
                 }
-                *requests += 1;
-                let mut ask = ask.take().expect("who is refused gets it back");
-                ask.id = RequestId { member: self.id, number: *requests };
-                ask.asked = now();
-                let id = ask.id;
+                let id = self.number(&mut ask, requests);
                 match change.try_ask(ask) {
                     None => Tried::Granted(id),
                     Some(ask) => Tried::Refused { ask, others: change.others(self.id) },
                 }
             })?;
-            match tried {
-                None => return Err(refused()),
-                Some(Tried::OddFrame) => return Err(self.odd_frame::<P, Q>(reads, writes).into()),
-                Some(Tried::Granted(id)) => return Ok(id),
-                Some(Tried::Refused { ask: back, others }) => {
+            match (tried, patience) {
+                (Some(Tried::Refused { ask: back, others }), Patience::None) => {
                     if !self.bury(&others, deadline)? {
-                        break back;
+                        return Err(ProcessLockError::WouldBlock);
                     }
                     ask = Some(back);
                 }
+                (Some(tried), _) => return Ok(tried),
+                (None, Patience::None) => return Err(ProcessLockError::WouldBlock),
+                (None, _) => return Err(ProcessLockError::TimedOut),
             }
-        };
-        if let Patience::None = patience {
-            return Err(ProcessLockError::WouldBlock);
         }
-        let (number, channel) = self.take_channel()?;
-        ask.channel = Some(number);
-        let waited = self.wait(ask, deadline, &channel);
-        files::drain(&channel);
-        self.channels.lock().spare.push((number, channel));
-        waited
     }
 
-    /// Queues, and waits.
+    /// Gives a request its number and its time.
+    fn number(&self, ask: &mut Ask, requests: &mut u64) -> RequestId {
+        *requests += 1;
+        ask.id = RequestId { member: self.id, number: *requests };
+        ask.asked = now();
+        ask.id
+    }
+
+    /// Takes a request, or queues and waits.
     fn wait(
         self: &Arc<Self>,
         mut ask: Ask,
         deadline: Option<Instant>,
         channel: &OwnedFd,
+        odd_frame: impl FnOnce() -> ProcessLockError,
     ) -> Result<RequestId, ProcessLockError> {
         let queued = self.change(deadline, |change, requests| {
-            *requests += 1;
-            ask.id = RequestId { member: self.id, number: *requests };
-            ask.asked = now();
-            let id = ask.id;
+            if !change.agrees_on_frame(&ask) {
+                return None;
+            }
+            let id = self.number(&mut ask, requests);
             change.add(Event::Ask(ask));
-            (id, change.replica.is_nested(id), self.outcome(change, id, false))
+            Some((id, change.replica.is_nested(id), self.outcome(change, id, false)))
         })?;
-        let Some((id, nested, mut outcome)) = queued else { return Err(ProcessLockError::TimedOut) };
+        let (id, nested, mut outcome) = match queued {
+            None => return Err(ProcessLockError::TimedOut),
+            Some(None) => return Err(odd_frame()),
+            Some(Some(queued)) => queued,
+        };
         let mut look = nested.then(|| (Instant::now() + FIRST_LOOK, FIRST_LOOK));
         loop {
             let others = match outcome {
@@ -302,20 +344,16 @@ impl Member {
                 Outcome::Deadlock(deadlock) => return Err(ProcessLockError::Deadlock(deadlock)),
                 Outcome::Waits { others } => others,
             };
-            let polled = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
-            let polled = match polled {
+            let ended = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
+            let buried =
+                ended.and_then(|ended| if ended.is_empty() { Ok(false) } else { self.bury(&ended, deadline) });
+            if let Err(error) = buried {
                 // A wait that cannot be kept up is given up.
-                Err(error) => return self.give_up(id, error.into()),
-                Ok(polled) => polled,
-            };
+                return self.give_up(id, error.into());
+            }
             let now = Instant::now();
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return self.give_up(id, ProcessLockError::TimedOut);
-            }
-            if !polled.is_empty() {
-                if let Err(error) = self.bury(&polled, deadline) {
-                    return self.give_up(id, error.into());
-                }
             }
             let due = look.is_some_and(|(at, _)| now >= at);
             if let (true, Some((_, rest))) = (due, look) {
@@ -375,26 +413,32 @@ impl Member {
         look: Option<Instant>,
     ) -> Result<Vec<MemberId>, FileError> {
         let watched = self.watch(others, deadline)?;
+        // A FIFO that nobody writes any more when it is opened never says that it has ended.
+        let ended = watched.iter().filter(|watched| watched.is_new && !files::is_alive(&watched.lifeline));
+        let ended: Vec<MemberId> = ended.map(|watched| watched.member).collect();
+        if !ended.is_empty() {
+            return Ok(ended);
+        }
         let mut polled = vec![PollFd::new(channel, PollFlags::IN)];
-        polled.extend(watched.iter().map(|(_, lifeline)| PollFd::new(&**lifeline, PollFlags::empty())));
+        polled.extend(watched.iter().map(|watched| PollFd::new(&*watched.lifeline, PollFlags::empty())));
         let until = [deadline, look].into_iter().flatten().min();
         let rest = until.map_or(LOST_WAKE, |until| until.saturating_duration_since(Instant::now()).min(LOST_WAKE));
         let rest = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: rest.subsec_nanos().into() };
-        match poll(&mut polled, Some(&rest)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let events = match poll(&mut polled, Some(&rest)) {
+            Ok(events) => events,
+            Err(rustix::io::Errno::INTR) => 0,
             Err(errno) => return Err(files::io(self.directory.path(), "poll in", errno)),
-        }
+        };
         files::drain(channel);
-        let ended = polled[1..].iter().zip(&watched).filter(|(polled, _)| !polled.revents().is_empty());
-        Ok(ended.map(|(_, (member, _))| *member).collect())
+        let ended = polled[1..].iter().zip(&watched).filter(|(polled, watched)| {
+            // Nothing at all for so long: another thread may have opened this one when it was over.
+            !polled.revents().is_empty() || (events == 0 && !files::is_alive(&watched.lifeline))
+        });
+        Ok(ended.map(|(_, watched)| watched.member).collect())
     }
 
     /// The lifelines of members, opened once for each; without those who have left meanwhile.
-    fn watch(
-        &self,
-        members: &[MemberId],
-        deadline: Option<Instant>,
-    ) -> Result<Vec<(MemberId, Arc<OwnedFd>)>, FileError> {
+    fn watch(&self, members: &[MemberId], deadline: Option<Instant>) -> Result<Vec<Watched>, FileError> {
         let mut found = Vec::with_capacity(members.len());
         let mut missing = Vec::new();
         let mut watched = self.watched.lock();
@@ -403,16 +447,13 @@ impl Member {
             watched.retain(|member, _| members.contains(member));
         }
         for &member in members {
-            let lifeline = match watched.get(&member) {
-                Some(lifeline) => Some(Arc::clone(lifeline)),
-                None => self.directory.watch(member)?.map(Arc::new),
-            };
-            match lifeline {
-                Some(lifeline) => {
-                    watched.insert(member, Arc::clone(&lifeline));
-                    found.push((member, lifeline));
-                }
-                None => missing.push(member),
+            if let Some(lifeline) = watched.get(&member) {
+                found.push(Watched { member, lifeline: Arc::clone(lifeline), is_new: false });
+            } else if let Some(lifeline) = self.directory.watch(member)?.map(Arc::new) {
+                watched.insert(member, Arc::clone(&lifeline));
+                found.push(Watched { member, lifeline, is_new: true });
+            } else {
+                missing.push(member);
             }
         }
         drop(watched);
@@ -432,8 +473,8 @@ impl Member {
     /// Lets go of all that the dead ones among these members have; whether there were any.
     fn bury(&self, members: &[MemberId], deadline: Option<Instant>) -> Result<bool, FileError> {
         let watched = self.watch(members, deadline)?;
-        let dead: Vec<MemberId> =
-            watched.iter().filter(|(_, lifeline)| !files::is_alive(lifeline)).map(|&(member, _)| member).collect();
+        let dead = watched.iter().filter(|watched| !files::is_alive(&watched.lifeline));
+        let dead: Vec<MemberId> = dead.map(|watched| watched.member).collect();
         if dead.is_empty() {
             return Ok(false);
         }
@@ -471,11 +512,8 @@ impl Member {
         self.change(None, |change, _| change.add(Event::Leave(self.id))).map(|_| ())
     }
 
-    fn take_channel(&self) -> Result<(Channel, OwnedFd), FileError> {
+    fn make_channel(&self) -> Result<(Channel, OwnedFd), FileError> {
         let mut channels = self.channels.lock();
-        if let Some(spare) = channels.spare.pop() {
-            return Ok(spare);
-        }
         channels.made += 1;
         let number = channels.made;
         drop(channels);
@@ -517,12 +555,6 @@ impl Member {
             steps: plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect(),
             told: told.to_bytes(),
         })
-    }
-
-    #[cold]
-    fn odd_frame<P: TreePath + ?Sized, Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> PathError {
-        let first = reads.iter().chain(writes).next().expect("a request without paths is of no frame");
-        odd_frame(first.as_ref())
     }
 }
 

@@ -20,7 +20,7 @@ use crate::deadlock::{Party, cycle_through};
 use crate::ledger::Temper;
 use crate::mode::{Mode, ModeCounts};
 use crate::node::{Node, Ticket};
-use crate::path::{Frame, NodeId};
+use crate::path::NodeId;
 use crate::request::Owner;
 use crate::table::IdHasher;
 use serde::{Deserialize, Serialize};
@@ -164,7 +164,8 @@ impl Request {
 /// See the header of this file.
 #[derive(Debug, Default)]
 pub(super) struct Replica {
-    absolute: Option<bool>,
+    /// Whether paths are, once there was one.
+    pub(super) absolute: Option<bool>,
     next_member: u64,
     pub(super) members: BTreeMap<MemberId, About>,
     pub(super) requests: BTreeMap<RequestId, Request>,
@@ -193,11 +194,6 @@ impl Replica {
     /// The number of the next one who joins.
     pub(super) fn next_member(&self) -> MemberId {
         MemberId(self.next_member)
-    }
-
-    /// What paths are relative to, once there was one.
-    pub(super) fn frame(&self) -> Option<Frame> {
-        self.absolute.map(|absolute| if absolute { Frame::Absolute } else { Frame::Relative })
     }
 
     pub(super) fn apply(&mut self, event: Event, effects: &mut Effects) {
