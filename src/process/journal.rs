@@ -13,8 +13,7 @@
 //!
 //! Invariants:
 //!
-//! 1. Only who has the exclusive `flock` on the file of that name writes, and reads what it decides by. Who has it looks
-//!    whether the file still is the one of that name, since a new one takes its place now and then.
+//! 1. Only who has the exclusive `flock` on the file of that name writes, and decides. Who has it looks whether the file still is the one of that name, since a new one takes its place now and then.
 //! 2. What stands before the end never changes. So whatever does not fit there was written over by others, and is an error
 //!    to everybody (P4): no replica is made of a part.
 //! 3. A file knows its inode. A copy in its place is none of ours.
@@ -225,6 +224,9 @@ impl Journal {
         replica: &mut Replica,
         deadline: Option<Instant>,
     ) -> Result<bool, FileError> {
+        // Most of it beforehand, while nobody has to wait for that. What stands before the end never changes, so it may be
+        // read at any time; if it cannot be, that shows again below.
+        let _ = self.catch_up(directory, replica);
         loop {
             if !self.flock(directory, deadline)? {
                 return Ok(false);
