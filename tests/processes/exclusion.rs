@@ -1,0 +1,300 @@
+//! What excludes what between processes, owners, and requests that are refused (G1, G4, G7, G8).
+
+use super::agent::{Agent, Home, wait_until};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use treelock::process::{ProcessLockError, ProcessTreeLock};
+
+/// What the one process holds, what the other asks for, and whether it gets that.
+const PAIRS: [(&str, &str, bool); 16] = [
+    ("r:a", "r:a", true),
+    ("r:a", "w:a", false),
+    ("w:a", "r:a", false),
+    ("w:a", "w:a", false),
+    ("w:a", "w:b", true),
+    ("w:a/b", "w:a/c", true),
+    ("w:a/b", "r:a", false),
+    ("w:a/b", "w:a/b/c", false),
+    ("r:a/b", "w:a", false),
+    ("r:a/b", "r:a/b/c", true),
+    ("w:a/b", "r:.", false),
+    ("r:.", "r:a/b", true),
+    ("r:.", "w:a/b", false),
+    // A read with a write below: whoever keeps only the first of the two modes admits the reader.
+    ("r:a w:a/b", "r:a", false),
+    ("r:a w:a/b", "r:a/c", true),
+    ("w:a//b/./x/..", "w:a/b", false),
+];
+
+/// Nobody else is granted this, whether it is another process or a thread of this one.
+fn admits(lock: &ProcessTreeLock, reads: &[&str], writes: &[&str]) -> bool {
+    match lock.try_lock_arc(reads, writes) {
+        Ok(_) => true,
+        Err(ProcessLockError::WouldBlock) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// G1, G4.
+#[test]
+fn overlapping_sub_trees_exclude_processes_and_others_do_not() {
+    let home = Home::new();
+    let (mut one, mut other) = (Agent::new(&home), Agent::new(&home));
+    for (held, asked, granted) in PAIRS {
+        one.does(&format!("try 1 {held}"));
+        match granted {
+            true => drop(other.does(&format!("try 2 {asked}"))),
+            false => drop(other.is_refused(&format!("try 2 {asked}"), "WouldBlock")),
+        }
+        one.does("drop 1");
+        match granted {
+            true => drop(other.does("drop 2")),
+            false => drop(other.does(&format!("try 2 {asked}"))),
+        }
+        if !granted {
+            other.does("drop 2");
+        }
+    }
+}
+
+/// G1: two opens in one process are two.
+#[test]
+fn two_opens_in_one_process_exclude_each_other() {
+    let home = Home::new();
+    let (one, other) = (home.open(), home.open());
+    let guard = one.write("a").unwrap();
+    assert!(!admits(&other, &["a/b"], &[]));
+    assert!(matches!(other.try_lock(&["a"], &[]), Err(ProcessLockError::WouldBlock)));
+    assert!(admits(&other, &[], &["b"]));
+    drop(guard);
+    assert!(admits(&other, &[], &["."]));
+}
+
+/// G4: a thread's own guards never block it, also past a writer of another process that waits.
+#[test]
+fn nested_read_goes_past_a_waiting_writer_of_another_process() {
+    let home = Home::new();
+    let lock = home.open();
+    let mut writer = Agent::new(&home);
+    let outer = lock.read("a").unwrap();
+    writer.waits("lock 1 w:a", &lock);
+    let inner = lock.read("a/b").unwrap();
+    thread::scope(|scope| {
+        let other = scope.spawn(|| lock.try_lock(&["a/b"], &[]).map(drop));
+        assert!(
+            matches!(other.join().unwrap(), Err(ProcessLockError::WouldBlock)),
+            "another thread is another owner"
+        );
+    });
+    drop(outer);
+    assert_eq!(writer.answer_so_far(), None, "the inner guard protects a/b");
+    assert!(!admits(&lock, &[], &["a/b"]));
+    drop(inner);
+    writer.is_done();
+}
+
+/// An upgrade goes ahead of the queue, and waits for readers of other processes only.
+#[test]
+fn upgrade_waits_for_readers_of_other_processes_and_passes_writers() {
+    let home = Home::new();
+    let lock = home.open();
+    let (mut reader, mut upgrader, mut writer) = (Agent::new(&home), Agent::new(&home), Agent::new(&home));
+    reader.does("lock 1 r:a");
+    upgrader.does("lock 1 r:a");
+    writer.waits("lock 1 w:a", &lock);
+    upgrader.waits("lock 2 w:a", &lock);
+    reader.does("drop 1");
+    upgrader.is_done();
+    assert_eq!(writer.answer_so_far(), None);
+    upgrader.does("drop 2");
+    assert!(!admits(&lock, &[], &["a"]), "the read is still held");
+    upgrader.does("drop 1");
+    writer.is_done();
+}
+
+/// Each guard protects what it asked for until it is dropped, in whatever order.
+#[test]
+fn guards_of_one_thread_are_dropped_in_any_order() {
+    let home = Home::new();
+    let (lock, other) = (home.open(), home.open());
+    let write = lock.write("a").unwrap();
+    let read = lock.read("a/b").unwrap();
+    drop(write);
+    assert!(!admits(&other, &[], &["a/b"]) && admits(&other, &["a"], &[]));
+    let write = lock.write("a/b").unwrap();
+    drop(read);
+    assert!(!admits(&other, &["a/b"], &[]));
+    drop(write);
+    assert!(admits(&other, &[], &["."]));
+}
+
+/// G7: neither a refused `try` nor one whose time has passed leaves anything, also not of its free parts.
+#[test]
+fn refusals_leave_nothing_behind() {
+    let home = Home::new();
+    let lock = home.open();
+    let (mut holder, mut asks) = (Agent::new(&home), Agent::new(&home));
+    holder.does("lock 1 w:z/z");
+    for _ in 0..20 {
+        asks.is_refused("try 1 w:a r:b w:z/z/z", "WouldBlock");
+        asks.is_refused("for 2 1 w:a r:b w:z/z/z", "TimedOut");
+    }
+    assert!(admits(&lock, &[], &["a", "b", "z/y"]));
+    let snapshot = lock.snapshot().unwrap();
+    assert_eq!((snapshot.holders.len(), snapshot.waiters.len()), (1, 0), "{snapshot}");
+}
+
+/// G7: who waited behind a request whose time has passed is let in.
+#[test]
+fn timed_out_writer_lets_readers_behind_it_in() {
+    let home = Home::new();
+    let lock = home.open();
+    let (mut holder, mut writer, mut reader) = (Agent::new(&home), Agent::new(&home), Agent::new(&home));
+    holder.does("lock 1 r:a");
+    writer.waits("for 400 1 w:a", &lock);
+    reader.send("lock 1 r:a");
+    assert!(writer.answer().starts_with("TimedOut"));
+    reader.is_done();
+}
+
+/// G7: a panic of user code, and a refused path, leave nothing.
+#[test]
+fn refused_paths_leave_nothing_behind() {
+    let home = Home::new();
+    let (lock, other) = (home.open(), home.open());
+    assert!(matches!(lock.write("../a"), Err(ProcessLockError::Path(_))));
+    let held = lock.write("a").unwrap();
+    assert!(matches!(other.write("/a"), Err(ProcessLockError::Path(_))), "relative ones are in use");
+    drop(held);
+    assert!(admits(&other, &[], &["."]));
+}
+
+/// G8.
+#[test]
+fn panic_of_a_process_releases_what_it_held() {
+    let home = Home::new();
+    let lock = home.open();
+    let mut agent = Agent::new(&home);
+    agent.does("lock 1 w:a");
+    agent.does("arc 2 w:b");
+    agent.does("panic");
+    assert!(admits(&lock, &[], &["."]));
+    agent.does("lock 3 w:a");
+}
+
+/// An `Arc` guard is an owner of its own, goes to other threads, and keeps the lock open.
+#[test]
+fn arc_guard_outlives_its_lock_and_excludes_its_own_thread() {
+    let home = Home::new();
+    let (lock, other) = (home.open(), home.open());
+    let guard = lock.write_arc("a").unwrap();
+    assert!(matches!(lock.try_lock(&["a"], &[]), Err(ProcessLockError::WouldBlock)));
+    drop(lock);
+    assert!(!admits(&other, &["a"], &[]));
+    thread::spawn(move || drop(guard)).join().unwrap();
+    assert!(admits(&other, &[], &["."]));
+}
+
+/// A lock that is closed lets go of guards that were forgotten.
+#[test]
+fn closing_the_lock_frees_forgotten_guards() {
+    let home = Home::new();
+    let lock = home.open();
+    let mut agent = Agent::new(&home);
+    agent.does("lock 1 w:a");
+    agent.does("forget 1");
+    assert!(!admits(&lock, &["a"], &[]));
+    agent.end();
+    assert!(admits(&lock, &[], &["."]));
+    assert_eq!(lock.snapshot().unwrap().holders.len(), 0);
+}
+
+/// G1, G3: who comes after the table was written anew many times finds what is held, and the queue in its order.
+#[test]
+fn late_comer_sees_what_is_held_and_who_waits() {
+    let home = Home::new();
+    let lock = home.open();
+    let mut holder = Agent::new(&home);
+    let mut waiters: Vec<Agent> = (0..3).map(|_| Agent::new(&home)).collect();
+    holder.does("lock 1 w:a/b r:c");
+    for waiter in &mut waiters {
+        waiter.waits("lock 1 w:a", &lock);
+    }
+    for round in 0..3000 {
+        drop(lock.write(format!("x/{round}")).unwrap());
+    }
+    let mut late = Agent::new(&home);
+    late.is_refused("try 1 r:a/b/d", "WouldBlock");
+    late.is_refused("try 1 w:c", "WouldBlock");
+    late.does("try 1 r:c w:d");
+    late.does("drop 1");
+    late.waits("lock 1 r:a/x", &lock);
+    let snapshot = lock.snapshot().unwrap();
+    let waiting: Vec<u32> = snapshot.waiters.iter().map(|waiter| waiter.process.id).collect();
+    let expected: Vec<u32> = waiters.iter().map(Agent::id).chain([late.id()]).collect();
+    assert_eq!(waiting, expected, "{snapshot}");
+    holder.does("drop 1");
+    for place in 0..waiters.len() {
+        waiters[place].is_done();
+        assert!(waiters[place + 1..].iter().chain([&late]).all(|behind| behind.answer_so_far().is_none()));
+        waiters[place].does("drop 1");
+    }
+    late.is_done();
+}
+
+/// P5: all processes see the same.
+#[test]
+fn snapshot_shows_holders_and_waiters_of_all_processes() {
+    let home = Home::new();
+    let lock = home.open();
+    let (mut holder, mut waiter) = (Agent::new(&home), Agent::new(&home));
+    holder.does("lock 1 r:logs w:data/users");
+    waiter.waits("lock 1 w:a r:data/users/7", &lock);
+    let snapshot = lock.snapshot().unwrap();
+    assert_eq!(snapshot.holders[0].process.id, holder.id());
+    assert_eq!(snapshot.waiters[0].process.id, waiter.id());
+    assert!(snapshot.holders[0].process.command.contains("child_process"), "{snapshot}");
+    assert_eq!(snapshot.waiters[0].at.segments, ["data", "users"]);
+    assert_eq!(snapshot.waiters[0].taken[0].segments, ["a"]);
+    let drawn = holder.ask("snapshot");
+    for part in [&holder.id().to_string(), &waiter.id().to_string(), "1 held, 1 waiting", "data/users", "agent.rs"] {
+        assert!(drawn.contains(part), "no {part} in {drawn}");
+    }
+    holder.does("drop 1");
+    waiter.is_done();
+}
+
+/// G1 between all threads of all processes: what they count under the lock is exact.
+#[test]
+fn threads_of_several_opens_count_exactly() {
+    let home = Home::new();
+    let count = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let threads: Vec<_> = (0..4)
+        .map(|place| {
+            let (lock, count) = (home.open(), Arc::clone(&count));
+            thread::spawn(move || {
+                for round in 0..250 {
+                    let path = if (place + round) % 3 == 0 { "a" } else { "a/b" };
+                    let _guard = lock.write(path).unwrap();
+                    let seen = count.load(std::sync::atomic::Ordering::Relaxed);
+                    thread::yield_now();
+                    count.store(seen + 1, std::sync::atomic::Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    wait_until("all have counted", || threads.iter().all(thread::JoinHandle::is_finished));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 1000);
+}
+
+/// A deadline that has passed already does not refuse what is free.
+#[test]
+fn passed_deadline_still_grants_what_is_free() {
+    let home = Home::new();
+    let lock = home.open();
+    for _ in 0..100 {
+        drop(lock.try_lock_for(&[], &["a"], Duration::ZERO).unwrap());
+    }
+}

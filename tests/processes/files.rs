@@ -1,0 +1,402 @@
+//! The lock's files are removed, replaced, cut and written over while processes use them: nobody is let in by that, and
+//! whoever is refused is told why (P4).
+//!
+//! A *scene*: one holds a write of `a`, one reads `b` and has seen both; then something is done to the files. Whoever asks
+//! for `a` after that must not get it, whether it had the lock open or opens it now. When all have gone, the next one
+//! begins anew.
+
+use super::agent::{Agent, Home};
+use rand::rngs::SmallRng;
+use rand::{Rng, RngCore, SeedableRng};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::Path;
+use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock};
+
+fn make_fifo(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
+}
+
+/// What a request of somebody else says.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Refused,
+    Failed(String),
+}
+
+#[track_caller]
+fn asks(what: &str, lock: &ProcessTreeLock, write: &str) -> Said {
+    match lock.try_lock(&[], &[write]) {
+        Ok(_) => panic!("{what}: two have {write}"),
+        Err(ProcessLockError::WouldBlock) => Said::Refused,
+        Err(ProcessLockError::File(error)) => Said::Failed(error.to_string()),
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+/// See the header; returns what the two said who asked for it: the one that had it open, and the one that opened it.
+#[track_caller]
+fn scene(what: &str, harm: impl FnOnce(&Home)) -> [Said; 2] {
+    let home = Home::new();
+    let (holder, reader) = (home.open(), home.open());
+    // So that there is something before the end.
+    for round in 0..5 {
+        drop(holder.write(format!("x/{round}")).unwrap());
+    }
+    let held = holder.write("a").unwrap();
+    let read = reader.read("b").unwrap();
+    // Both have a lifeline, and channels.
+    let timed_out = reader.try_lock_for(&["a/c"], &[], std::time::Duration::from_millis(1)).map(drop);
+    assert!(matches!(timed_out, Err(ProcessLockError::TimedOut)), "{timed_out:?}");
+    harm(&home);
+    let known = asks(what, &reader, "a/c");
+    let late = match ProcessTreeLock::open(home.path()) {
+        Ok(late) => {
+            asks(what, &late, "a/c");
+            asks(what, &late, "b")
+        }
+        Err(error) => Said::Failed(error.to_string()),
+    };
+    asks(what, &holder, "b/c");
+    // The holder uses it once more, which may have repaired something.
+    let _ = holder.try_lock(&[], &["x"]).map(drop);
+    asks(what, &reader, "a");
+    if let Ok(late) = ProcessTreeLock::open(home.path()) {
+        asks(what, &late, "a");
+        asks(what, &late, "b");
+    }
+    drop((held, read));
+    drop((holder, reader));
+    match ProcessTreeLock::open(home.path()) {
+        Ok(anew) => drop(anew.try_lock(&[], &["."]).unwrap_or_else(|error| panic!("{what}: afterwards: {error}"))),
+        Err(error) => assert!(
+            matches!(error.problem(), FileProblem::NotATable | FileProblem::OtherVersion(_) | FileProblem::Io { .. }),
+            "{what}: afterwards: {error}"
+        ),
+    }
+    [known, late]
+}
+
+#[test]
+fn removed_table_is_put_back() {
+    let said = scene("the table is removed", |home| fs::remove_file(home.file("table")).unwrap());
+    assert_eq!(said, [Said::Refused, Said::Refused]);
+}
+
+#[test]
+fn table_replaced_by_a_copy_lets_nobody_in() {
+    let said = scene("the table is replaced by a copy", |home| {
+        fs::copy(home.file("table"), home.file("copy")).unwrap();
+        fs::rename(home.file("copy"), home.file("table")).unwrap();
+    });
+    assert_eq!(said, [Said::Refused, Said::Refused]);
+}
+
+#[test]
+fn table_replaced_by_something_else_lets_nobody_in() {
+    let table = |home: &Home| {
+        fs::remove_file(home.file("table")).unwrap();
+        home.file("table")
+    };
+    scene("a directory", |home| fs::create_dir(table(home)).unwrap());
+    scene("a link to nothing", |home| symlink("/nowhere", table(home)).unwrap());
+    scene("a link to a file", |home| {
+        fs::write(home.file("elsewhere"), "mine").unwrap();
+        symlink(home.file("elsewhere"), table(home)).unwrap();
+    });
+    scene("a FIFO", |home| make_fifo(&table(home)));
+    scene("an empty file", |home| fs::write(table(home), "").unwrap());
+    scene("some text", |home| fs::write(table(home), "text\n".repeat(1000)).unwrap());
+}
+
+/// The table of another lock knows other names.
+#[test]
+fn table_of_another_lock_lets_nobody_in() {
+    let other = Home::new();
+    let _open = other.open();
+    scene("a copy of the table of another lock", |home| {
+        fs::copy(other.file("table"), home.file("copy")).unwrap();
+        fs::rename(home.file("copy"), home.file("table")).unwrap();
+    });
+    scene("the bytes of the table of another lock", |home| {
+        fs::write(home.file("table"), fs::read(other.file("table")).unwrap()).unwrap();
+    });
+    let gone = Home::new();
+    let lock = gone.open();
+    scene("the table of another lock, moved", |home| fs::rename(gone.file("table"), home.file("table")).unwrap());
+    drop(lock);
+}
+
+#[test]
+fn cut_table_lets_nobody_in() {
+    for length in [0, 1, 8, 12, 16, 71, 76, 127, 128, 130, 140, 141, 200, 255, 256, 257, 300, 500, 700, 1000, 1500] {
+        scene(&format!("cut to {length} bytes"), |home| {
+            OpenOptions::new().write(true).open(home.file("table")).unwrap().set_len(length).unwrap();
+        });
+    }
+}
+
+#[test]
+fn table_written_over_lets_nobody_in() {
+    let mut random = SmallRng::seed_from_u64(7);
+    for round in 0..120 {
+        let place = match round % 3 {
+            0 => random.random_range(0..280),
+            _ => random.random_range(0..3000),
+        };
+        let mut bytes = vec![0; [1, 4, 12, 100, 4000][round % 5]];
+        if round % 2 == 0 {
+            random.fill_bytes(&mut bytes);
+        }
+        scene(&format!("{} bytes at {place}, zeros: {}", bytes.len(), round % 2 == 1), |home| {
+            let table = OpenOptions::new().write(true).open(home.file("table")).unwrap();
+            table.write_all_at(&bytes, place).unwrap();
+        });
+    }
+    scene("all zeros", |home| {
+        let length = fs::metadata(home.file("table")).unwrap().len() as usize;
+        let table = OpenOptions::new().write(true).open(home.file("table")).unwrap();
+        table.write_all_at(&vec![0; length], 0).unwrap();
+    });
+}
+
+#[test]
+fn removed_lifeline_lets_nobody_in() {
+    scene("the holder's", |home| fs::remove_file(home.file("m0")).unwrap());
+    scene("both", |home| ["m0", "m1"].iter().for_each(|name| fs::remove_file(home.file(name)).unwrap()));
+}
+
+/// As a backup is restored: the bytes go into the same file, and all of them are the lock's own, but of an hour ago.
+#[test]
+fn older_copy_written_over_the_table_lets_nobody_in() {
+    let home = Home::new();
+    let (holder, known) = (home.open(), home.open());
+    let copy = fs::read(home.file("table")).unwrap();
+    let _held = holder.write("a").unwrap();
+    assert_eq!(asks("nothing yet", &known, "a"), Said::Refused);
+    fs::write(home.file("table"), copy).unwrap();
+    asks("it has seen more than stands there", &known, "a");
+    if let Ok(late) = ProcessTreeLock::open(home.path()) {
+        asks("it has seen nothing else", &late, "a");
+    }
+}
+
+/// Nobody writes to what stands there now; that must not be taken for the death of the holder.
+#[test]
+fn replaced_lifeline_lets_nobody_in() {
+    let lifeline = |home: &Home| {
+        fs::remove_file(home.file("m0")).unwrap();
+        home.file("m0")
+    };
+    scene("an empty file", |home| fs::write(lifeline(home), "").unwrap());
+    scene("a file", |home| fs::write(lifeline(home), "m0").unwrap());
+    scene("a directory", |home| fs::create_dir(lifeline(home)).unwrap());
+    scene("a link", |home| symlink("m1", lifeline(home)).unwrap());
+    scene("a FIFO, as `cp -a` copies it", |home| make_fifo(&lifeline(home)));
+}
+
+/// Also not for one who opens the lock only afterwards.
+#[test]
+fn replaced_lifeline_lets_no_late_comer_in() {
+    let home = Home::new();
+    let holder = home.open();
+    let _held = holder.write("a").unwrap();
+    fs::remove_file(home.file("m0")).unwrap();
+    make_fifo(&home.file("m0"));
+    if let Ok(late) = ProcessTreeLock::open(home.path()) {
+        asks("the lifeline is another FIFO", &late, "a");
+    }
+}
+
+/// The wake is lost; the waiter looks by itself.
+#[test]
+fn waiter_whose_channel_is_removed_is_granted_all_the_same() {
+    for replace in [false, true] {
+        let home = Home::new();
+        let lock = home.open();
+        let mut waiter = Agent::new(&home);
+        for _ in 0..2 {
+            let guard = lock.write("a").unwrap();
+            waiter.waits("lock 1 w:a", &lock);
+            let _ = fs::remove_file(home.file("m1.1"));
+            if replace {
+                fs::write(home.file("m1.1"), "").unwrap();
+            }
+            drop(guard);
+            waiter.is_done();
+            waiter.does("drop 1");
+        }
+    }
+}
+
+/// A channel that is gone is made anew for the next wait, which is fast again (P3).
+#[test]
+fn removed_channel_is_put_back_for_the_next_wait() {
+    let home = Home::new();
+    let lock = home.open();
+    let mut waiter = Agent::new(&home);
+    let hand_over = |waiter: &mut Agent| {
+        let guard = lock.write("a").unwrap();
+        waiter.waits("lock 1 w:a", &lock);
+        let released = std::time::Instant::now();
+        drop(guard);
+        waiter.is_done();
+        let time = released.elapsed();
+        waiter.does("drop 1");
+        time
+    };
+    hand_over(&mut waiter);
+    fs::remove_file(home.file("m1.1")).unwrap();
+    hand_over(&mut waiter);
+    let mut times: Vec<_> = (0..5).map(|_| hand_over(&mut waiter)).collect();
+    times.sort();
+    assert!(times[2] < std::time::Duration::from_millis(300), "{times:?}");
+}
+
+#[test]
+fn all_files_removed_lets_nobody_in() {
+    let all = |home: &Home| home.files().iter().for_each(|name| fs::remove_file(home.file(name)).unwrap());
+    scene("rm dir/*", all);
+    // The same for one who has not looked since.
+    let home = Home::new();
+    let (holder, behind) = (home.open(), home.open());
+    for _ in 0..3000 {
+        drop(holder.write("x").unwrap());
+    }
+    let _held = holder.write("a").unwrap();
+    all(&home);
+    asks("rm dir/*, and it is behind", &behind, "a/b");
+    if let Ok(late) = ProcessTreeLock::open(home.path()) {
+        asks("rm dir/*, and it comes late", &late, "a/b");
+    }
+}
+
+/// The holder, who is all right, goes on; it and who came late agree.
+#[test]
+fn removed_table_is_put_back_by_who_needs_it() {
+    let home = Home::new();
+    let mut holder = Agent::new(&home);
+    let mut waiter = Agent::new(&home);
+    let lock = home.open();
+    holder.does("lock 1 w:a");
+    waiter.waits("lock 1 w:a", &lock);
+    fs::remove_file(home.file("table")).unwrap();
+    let released = std::time::Instant::now();
+    holder.does("drop 1");
+    waiter.is_done();
+    eprintln!("released with the table gone: {:?}", released.elapsed());
+    let mut late = Agent::new(&home);
+    late.is_refused("try 1 r:a", "WouldBlock");
+}
+
+#[test]
+fn table_of_a_future_format_is_refused_and_left_alone() {
+    let home = Home::new();
+    drop(home.open());
+    let mut bytes = fs::read(home.file("table")).unwrap();
+    bytes[8..12].copy_from_slice(&77_u32.to_le_bytes());
+    fs::write(home.file("table"), &bytes).unwrap();
+    let error = ProcessTreeLock::open(home.path()).unwrap_err();
+    assert!(matches!(error.problem(), FileProblem::OtherVersion(77)), "{error}");
+    assert!(error.to_string().contains("77") && error.to_string().contains("table"), "{error}");
+    assert!(fs::read(home.file("table")).unwrap() == bytes);
+}
+
+#[test]
+fn foreign_file_of_that_name_is_refused_and_left_alone() {
+    let home = Home::new();
+    fs::write(home.file("table"), "name;price\napple;3\n").unwrap();
+    let error = ProcessTreeLock::open(home.path()).unwrap_err();
+    assert!(matches!(error.problem(), FileProblem::NotATable), "{error}");
+    assert_eq!(fs::read_to_string(home.file("table")).unwrap(), "name;price\napple;3\n");
+}
+
+/// A directory that is not the lock's own, by mistake.
+#[test]
+fn foreign_files_with_names_like_those_of_the_lock_are_left_alone() {
+    let home = Home::new();
+    let names = ["m1", "m2.csv", "m3.1", "m4.tar.gz", "music", "m"];
+    names.iter().for_each(|name| fs::write(home.file(name), "mine").unwrap());
+    let lock = home.open();
+    drop(lock.write("a").unwrap());
+    drop(lock);
+    let left: Vec<_> = names.iter().filter(|name| !home.file(name).exists()).collect();
+    assert!(left.is_empty(), "these are gone: {left:?}");
+}
+
+/// As a file system leaves it that loses power before it writes.
+#[test]
+fn table_of_zeros_that_nobody_uses_is_begun_anew() {
+    let home = Home::new();
+    fs::write(home.file("table"), vec![0; 64 << 10]).unwrap();
+    let lock = ProcessTreeLock::open(home.path()).unwrap_or_else(|error| panic!("{error}"));
+    drop(lock.try_lock(&[], &["a"]).unwrap());
+}
+
+/// A table cut or damaged while nobody uses it means nothing, like any other.
+#[test]
+fn damaged_table_that_nobody_uses_is_begun_anew() {
+    let home = Home::new();
+    for length in [0, 40, 100, 200, 300] {
+        drop(home.open());
+        let table = OpenOptions::new().write(true).open(home.file("table")).unwrap();
+        table.set_len(length).unwrap();
+        drop(home.open().try_lock(&[], &["a"]).unwrap());
+        fs::write(home.file("table.new"), "left over").unwrap();
+    }
+}
+
+/// Rights do not bind root, so another user tries.
+#[test]
+fn directory_without_rights_is_a_clear_error() {
+    let home = Home::new();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for used in [false, true] {
+        let _lock = used.then(|| home.open());
+        if let Some(opened) = Agent::of_nobody(&home) {
+            let error = opened.err().expect("nobody has no rights");
+            assert!(error.contains("ermission denied") && error.contains("treelock-processes"), "{error}");
+        }
+    }
+}
+
+/// Who may write to the directory may lock, and is excluded as everybody.
+#[test]
+fn two_users_share_a_directory_that_both_may_write_to() {
+    let home = Home::new();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let lock = home.open();
+    let Some(nobody) = Agent::of_nobody(&home) else { return };
+    let mut nobody = nobody.unwrap();
+    nobody.does("lock 1 w:a");
+    assert!(matches!(lock.try_lock(&["a"], &[]), Err(ProcessLockError::WouldBlock)));
+    let mine = lock.write("b").unwrap();
+    nobody.waits("lock 2 w:b", &lock);
+    assert_eq!(lock.snapshot().unwrap().waiters[0].process.user, "nobody");
+    drop(mine);
+    nobody.is_done();
+    // Each writes the table anew from time to time, with rights for the other.
+    for _ in 0..2000 {
+        drop(lock.write("x").unwrap());
+    }
+    nobody.does("drop 1");
+    assert!(nobody.ask("stream 0 w:y").starts_with("streams"));
+    for _ in 0..1000 {
+        drop(lock.write("y").unwrap());
+    }
+    nobody.does("stop");
+    nobody.kill();
+    drop(lock.try_lock(&[], &["."]).unwrap());
+}
+
+/// A file where the directory should be, and one that is not there but can be made.
+#[test]
+fn directory_is_made_and_a_file_in_its_place_is_a_clear_error() {
+    let home = Home::new();
+    let lock = ProcessTreeLock::open(home.file("a/b/c")).unwrap();
+    drop(lock.write("x").unwrap());
+    fs::write(home.file("file"), "").unwrap();
+    let error = Options::new().open::<str>(home.file("file")).unwrap_err();
+    assert!(error.to_string().contains("file"), "{error}");
+}
