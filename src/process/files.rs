@@ -18,7 +18,7 @@ use super::crash;
 use super::error::{FileError, FileProblem};
 use super::replica::{Channel, MemberId};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -133,6 +133,11 @@ impl Directory {
         Ok(())
     }
 
+    /// The number by which the kernel knows the directory.
+    pub(super) fn own_inode(&self) -> Result<u64, FileError> {
+        fs::fstat(&self.fd).map(|stat| stat.st_ino).map_err(|errno| io(&self.path, "look at", errno))
+    }
+
     /// The number by which the kernel knows the file of that name.
     pub(super) fn inode(&self, name: &str) -> Result<Option<u64>, FileError> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -151,10 +156,13 @@ impl Directory {
     pub(super) fn remove_fifos(&self, which: impl Fn(MemberId) -> bool) {
         let Ok(entries) = fs::Dir::read_from(&self.fd) else { return };
         for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            let member = name.strip_prefix('m').and_then(|rest| rest.split('.').next());
-            let member = member.and_then(|number| number.parse().ok()).map(MemberId);
-            if member.is_some_and(&which) {
+            let Some(name) = entry.file_name().to_str().ok().filter(|name| member_of(name).is_some_and(&which))
+            else {
+                continue;
+            };
+            // A directory may have files of others.
+            let stat = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
                 crash::step();
                 self.remove(name);
             }
@@ -174,30 +182,44 @@ impl Directory {
         made.map_err(|errno| io(&self.path_of(name), "make the FIFO", errno))
     }
 
-    /// Begins the life of a member: it is over when nobody has this any more.
-    pub(super) fn make_lifeline(&self, member: MemberId) -> Result<OwnedFd, FileError> {
-        self.make_fifo(&lifeline(member))
+    /// Begins the life of a member: it is over when nobody has this any more. With its inode.
+    pub(super) fn make_lifeline(&self, member: MemberId) -> Result<(OwnedFd, u64), FileError> {
+        let name = lifeline(member);
+        let fifo = self.make_fifo(&name)?;
+        let stat = fs::fstat(&fifo).map_err(|errno| io(&self.path_of(&name), "look at", errno))?;
+        note(&fifo, (0, 0));
+        Ok((fifo, stat.st_ino))
+    }
+
+    /// Removes a channel that may be no longer the one of its name.
+    pub(super) fn remove_channel(&self, member: MemberId, channel: Channel) {
+        self.remove(&format!("{}.{channel}", lifeline(member)));
     }
 
     pub(super) fn make_channel(&self, member: MemberId, channel: Channel) -> Result<OwnedFd, FileError> {
         self.make_fifo(&format!("{}.{channel}", lifeline(member)))
     }
 
-    /// Opens another member's lifeline, to look at it and to poll it; `None` if there is none.
-    pub(super) fn watch(&self, member: MemberId) -> Result<Option<OwnedFd>, FileError> {
+    /// Opens another member's lifeline, to look at it and to poll it; `None` if that is not there, or another file is.
+    pub(super) fn watch(&self, member: MemberId, inode: u64) -> Result<Option<OwnedFd>, FileError> {
         let name = lifeline(member);
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let failed = |errno| io(&self.path_of(&name), "open", errno);
         match fs::openat(&self.fd, &*name, flags, Mode::empty()) {
-            Ok(watched) => Ok(Some(watched)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(io(&self.path_of(&name), "open", errno)),
+            Ok(watched) => {
+                let stat = fs::fstat(&watched).map_err(failed)?;
+                Ok((stat.st_ino == inode).then_some(watched))
+            }
+            Err(Errno::NOENT | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(failed(errno)),
         }
     }
 
     /// Wakes a waiter, if it is still there.
     pub(super) fn wake(&self, member: MemberId, channel: Channel) {
         let name = format!("{}.{channel}", lifeline(member));
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // For reading too: or else a waiter that ends in between would bring a SIGPIPE.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if let Ok(fifo) = fs::openat(&self.fd, &*name, flags, Mode::empty()) {
             let _ = rustix::io::write(fifo, &[1]);
         }
@@ -209,8 +231,33 @@ impl Directory {
     }
 }
 
+/// Whose FIFO it is, by its name: `m7` and `m7.2` are those of 7.
+fn member_of(name: &str) -> Option<MemberId> {
+    let (member, channel) = match name.strip_prefix('m')?.split_once('.') {
+        Some((member, channel)) => (member, Some(channel)),
+        None => (name.strip_prefix('m')?, None),
+    };
+    let number = |text: &str| text.parse().ok().filter(|number: &u64| number.to_string() == text);
+    channel.is_none_or(|channel| number(channel).is_some()).then(|| number(member).map(MemberId))?
+}
+
 pub(super) fn lifeline(member: MemberId) -> String {
     format!("m{}", member.0)
+}
+
+/// Leaves on a lifeline up to where its member has seen the journal (epoch, end), as its time of modification: what else
+/// is left when somebody writes an older copy over the table?
+pub(super) fn note(lifeline: &OwnedFd, (epoch, end): (u64, u64)) {
+    let omitted = Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT };
+    let seen = Timespec { tv_sec: epoch as i64, tv_nsec: end.min(999_999_999) as _ };
+    crash::step();
+    let _ = fs::futimens(lifeline, &Timestamps { last_access: omitted, last_modification: seen });
+}
+
+/// What was left there.
+#[allow(clippy::unnecessary_cast, reason = "the types differ between machines")]
+pub(super) fn noted(watched: &OwnedFd) -> (u64, u64) {
+    fs::fstat(watched).map_or((0, 0), |stat| (stat.st_mtime as u64, stat.st_mtime_nsec as u64))
 }
 
 /// Whether anybody keeps the lifeline that was opened by [`Directory::watch`].
@@ -225,9 +272,16 @@ pub(super) fn is_alive(watched: &OwnedFd) -> bool {
     }
 }
 
-/// Takes what wakes are left in a channel.
-pub(super) fn drain(channel: &OwnedFd) {
-    while let Ok(1..) | Err(Errno::INTR) = rustix::io::read(channel, &mut [0; 64]) {}
+/// Takes what wakes are in a channel; whether there were any.
+pub(super) fn drain(channel: &OwnedFd) -> bool {
+    let mut any = false;
+    loop {
+        match rustix::io::read(channel, &mut [0; 64]) {
+            Ok(1..) => any = true,
+            Err(Errno::INTR) => {}
+            _ => return any,
+        }
+    }
 }
 
 /// Without the interruptions of signals.

@@ -1,22 +1,24 @@
 //! The file `table`: the events of a lock in their order, and how a process keeps its replica up to date.
 //!
 //! ```text
-//!    0  what the file is: magic, format, inode, epoch, the secrets of the node ids, sum       written once
-//!  128  up to where it holds: end, sum                                                        the commit
+//!    0  what the file is: magic, format, inodes, epoch, the secrets of the node ids, sum      written once
+//!  128  up to where it holds: end, the inode of the next file if there is one, sum            the commit
 //!  256  events: length, sum, bytes; one after the other                                       appended
 //!   ... zeros up to the space that is kept ready
 //! ```
 //!
 //! A change is a few events behind the end, and then a new end. Before the end is written nothing has happened, and the next
 //! one writes over it; afterwards it has. So a process may die anywhere (P1): nothing is ever half done, and there is
-//! nothing to repair. A write of twelve bytes in one page is done or not.
+//! nothing to repair. A write of twenty bytes in one page is done or not.
 //!
 //! Invariants:
 //!
 //! 1. Only who has the exclusive `flock` on the file of that name writes, and decides. Who has it looks whether the file still is the one of that name, since a new one takes its place now and then.
 //! 2. What stands before the end never changes. So whatever does not fit there was written over by others, and is an error
 //!    to everybody (P4): no replica is made of a part.
-//! 3. A file knows its inode. A copy in its place is none of ours.
+//! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
+//!    lock. Who has taken something leaves word of it on its lifeline, so that an older state of the file is none to who
+//!    comes new. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
 //! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
 //! When the events have become long against what they led to, all of it is written to a new file, which takes the
@@ -45,11 +47,15 @@ const MAGIC: &[u8; 8] = b"treelock";
 const FORMAT: u32 = 1;
 
 /// Where the parts of the file begin.
+const SUM: usize = 80;
 const COMMIT: u64 = 128;
 const EVENTS: u64 = 256;
 
-/// The end of a file whose events stand in another one.
-const MOVED: u64 = 0;
+/// The length of the commit.
+const COMMIT_LENGTH: usize = 20;
+
+/// Of a file that has no next one.
+const NONE: u64 = 0;
 
 /// How much space is kept ready at a time, and how long the events may be before a new file is worth it.
 const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
@@ -82,6 +88,7 @@ struct Staged {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct About {
     inode: u64,
+    directory: u64,
     epoch: u64,
     secrets: [u64; 4],
 }
@@ -103,13 +110,17 @@ impl About {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend([0; 4]);
-        let words = [self.inode, self.epoch].into_iter().chain(self.secrets).chain([self.probe()]);
+        let words = [self.inode, self.directory, self.epoch].into_iter().chain(self.secrets).chain([self.probe()]);
         words.for_each(|word| bytes.extend(word.to_le_bytes()));
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
     }
 
     fn of_bytes(bytes: &[u8]) -> Result<Self, FileProblem> {
+        if bytes.iter().all(|&byte| byte == 0) {
+            // As after a failure of power.
+            return Err(FileProblem::Damaged);
+        }
         if bytes.get(..8) != Some(MAGIC) {
             return Err(FileProblem::NotATable);
         }
@@ -117,10 +128,11 @@ impl About {
         if format.is_some_and(|format| format != FORMAT) {
             return Err(FileProblem::OtherVersion(format.unwrap_or_default()));
         }
-        let mut words = bytes.get(16..72).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
+        let mut words = bytes.get(16..SUM).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
         let mut next = || words.next().unwrap_or_default();
-        let about = About { inode: next(), epoch: next(), secrets: [next(), next(), next(), next()] };
-        if bytes.get(72..76) != Some(&crc32fast::hash(&bytes[..72]).to_le_bytes()) {
+        let about =
+            About { inode: next(), directory: next(), epoch: next(), secrets: [next(), next(), next(), next()] };
+        if bytes.get(SUM..SUM + 4) != Some(&crc32fast::hash(&bytes[..SUM]).to_le_bytes()) {
             return Err(FileProblem::Damaged);
         }
         if next() != about.probe() {
@@ -129,11 +141,19 @@ impl About {
         Ok(about)
     }
 
-    fn commit(&self, end: u64) -> [u8; 12] {
-        let mut bytes = [0; 12];
+    fn commit(&self, end: u64, next: u64) -> [u8; COMMIT_LENGTH] {
+        let mut bytes = [0; COMMIT_LENGTH];
         bytes[..8].copy_from_slice(&end.to_le_bytes());
-        bytes[8..].copy_from_slice(&self.sum(COMMIT, &end.to_le_bytes()).to_le_bytes());
+        bytes[8..16].copy_from_slice(&next.to_le_bytes());
+        let sum = self.sum(COMMIT, &bytes[..16]);
+        bytes[16..].copy_from_slice(&sum.to_le_bytes());
         bytes
+    }
+
+    /// The end, and the inode of the next file; `None` if the bytes are no commit.
+    fn commit_of(&self, bytes: &[u8]) -> Option<(u64, u64)> {
+        let (end, next) = (word(bytes.get(..8)?), word(bytes.get(8..16)?));
+        (bytes == self.commit(end, next)).then_some((end, next))
     }
 
     /// A sum that fits nowhere else.
@@ -188,7 +208,6 @@ impl Journal {
             let bytes = read(directory, &file, 0, EVENTS)?;
             match About::of_bytes(&bytes) {
                 Ok(_) => {}
-                Err(FileProblem::NotATable) if bytes.is_empty() => {}
                 Err(FileProblem::Damaged) => {}
                 Err(problem) => return Err(FileError::new(directory.path_of(TABLE), problem)),
             }
@@ -196,7 +215,7 @@ impl Journal {
         let mut secrets = [0; 4];
         secrets.fill_with(random);
         directory.remove_fifos(|_| true);
-        create(directory, About { inode: 0, epoch: 1, secrets }, &Replica::default())?;
+        create(directory, About { inode: 0, directory: 0, epoch: 1, secrets }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)
     }
 
@@ -207,7 +226,7 @@ impl Journal {
         let bytes = read(directory, &file, 0, EVENTS)?;
         let about = About::of_bytes(&bytes).map_err(|problem| FileError::new(directory.path_of(TABLE), problem))?;
         let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
-        if stat.st_ino != about.inode {
+        if stat.st_ino != about.inode || directory.own_inode()? != about.directory {
             return Err(removed());
         }
         Ok(Journal { file, about, end: EVENTS, space: stat.st_size as u64, long: SPACE, staged: Staged::default() })
@@ -215,6 +234,14 @@ impl Journal {
 
     pub(super) fn seeds(&self) -> Seeds {
         self.about.seeds()
+    }
+
+    /// Whether one of the others has seen more than there is.
+    pub(super) fn check_seen(&self, directory: &Directory, seen: (u64, u64)) -> Result<(), FileError> {
+        match seen <= self.seen() {
+            true => Ok(()),
+            false => Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged)),
+        }
     }
 
     /// Locks the table that has the name now, and brings the replica up to date; `false` if the deadline passes first.
@@ -271,7 +298,9 @@ impl Journal {
             self.catch_up(directory, replica)?;
             return Ok(true);
         }
-        let has_moved = read(directory, &self.file, COMMIT, 12)? == self.about.commit(MOVED);
+        let commit = self.about.commit_of(&read(directory, &self.file, COMMIT, COMMIT_LENGTH as u64)?);
+        // If a next one has been named, it may have had the name, and all that was agreed on since.
+        let is_last = commit.is_some_and(|(_, next)| next == NONE);
         match Journal::open(directory) {
             Ok(next) if next.about.secrets == self.about.secrets && next.about.epoch > self.about.epoch => {
                 *self = next;
@@ -279,7 +308,7 @@ impl Journal {
             }
             Ok(_) => Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed)),
             // It was removed, or something else put in its place. All that was agreed on is still here.
-            Err(error) if error.is_of_the_table() && !has_moved => {
+            Err(error) if error.is_of_the_table() && is_last => {
                 self.catch_up(directory, replica)?;
                 self.rewrite(directory, replica)?;
                 Ok(true)
@@ -290,21 +319,19 @@ impl Journal {
 
     fn catch_up(&mut self, directory: &Directory, replica: &mut Replica) -> Result<(), FileError> {
         let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
-        let commit = read(directory, &self.file, COMMIT, 12)?;
-        let end = commit.get(..8).map(word).ok_or_else(damaged)?;
-        if commit != self.about.commit(end) || end < self.end {
-            return Err(damaged());
-        }
+        let commit = read(directory, &self.file, COMMIT, COMMIT_LENGTH as u64)?;
+        let (end, _) = self.about.commit_of(&commit).filter(|&(end, _)| end >= self.end).ok_or_else(damaged)?;
         if end > self.end {
             let bytes = read(directory, &self.file, self.end, end - self.end)?;
             if bytes.len() as u64 != end - self.end {
                 return Err(damaged());
             }
             let events = self.about.decode(self.end, &bytes).ok_or_else(damaged)?;
+            if let (EVENTS, Some(length)) = (self.end, bytes.get(..4)) {
+                // All there was when the file was made.
+                self.long = long(u64::from(u32::from_le_bytes(length.try_into().expect("four bytes"))));
+            }
             for event in events {
-                if let Event::Begin(_) = event {
-                    self.long = SPACE.max(4 * bytes.len() as u64);
-                }
                 // Whoever wrote it tells those whom it concerns.
                 replica.apply(event, &mut Effects::default());
             }
@@ -315,8 +342,13 @@ impl Journal {
 
     /// Takes down an event, which is written with the next [`commit`](Journal::commit).
     pub(super) fn stage(&mut self, event: &Event) {
-        self.staged.takes |= !matches!(event, Event::Leave(_) | Event::Withdraw(..));
+        self.staged.takes |= !matches!(event, Event::Leave(..) | Event::Withdraw(..));
         self.about.encode(self.end, &mut self.staged.bytes, event);
+    }
+
+    /// Up to where the replica has come: the epoch, and the end.
+    pub(super) fn seen(&self) -> (u64, u64) {
+        (self.about.epoch, self.end)
     }
 
     /// How much is taken down.
@@ -339,18 +371,20 @@ impl Journal {
         }
     }
 
-    /// Writes what was taken down behind the end, and the new end. The replica has applied it.
-    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+    /// Writes what was taken down behind the end, and the new end. The replica has applied it. Whether something is taken
+    /// by it.
+    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<bool, FileError> {
         if self.staged.bytes.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        let takes = self.staged.takes;
         let end = self.end + self.staged.bytes.len() as u64;
         // What only lets go has its room already (invariant 4).
         let room = self.make_room(directory, end + room_to_let_go(replica));
         let written = room.or_else(|error| if self.staged.takes || end > self.space { Err(error) } else { Ok(()) });
         let written = written
             .and_then(|()| write(directory, &self.file, self.end, &self.staged.bytes))
-            .and_then(|()| write(directory, &self.file, COMMIT, &self.about.commit(end)));
+            .and_then(|()| write(directory, &self.file, COMMIT, &self.about.commit(end, NONE)));
         if let Err(error) = written {
             self.abandon();
             return Err(error);
@@ -363,10 +397,15 @@ impl Journal {
                 self.long *= 2;
             }
         }
-        Ok(())
+        Ok(takes)
     }
 
     fn make_room(&mut self, directory: &Directory, needed: u64) -> Result<(), FileError> {
+        if needed > self.space {
+            // Another may have made it.
+            let stat = fs::fstat(&self.file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
+            self.space = self.space.max(stat.st_size as u64);
+        }
         if needed > self.space {
             let more = (needed - self.space).next_multiple_of(SPACE);
             allocate(directory, &self.file, self.space, more)?;
@@ -381,9 +420,12 @@ impl Journal {
         let next = create(directory, about, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
-        directory.rename(NEXT_TABLE, TABLE)?;
-        // Or else, should the new one be damaged, somebody who is behind would take this one for the last.
-        let _ = write(directory, &self.file, COMMIT, &self.about.commit(MOVED));
+        // Before it is true, and taken back if it does not become so.
+        write(directory, &self.file, COMMIT, &self.about.commit(self.end, next.about.inode))?;
+        if let Err(error) = directory.rename(NEXT_TABLE, TABLE) {
+            write(directory, &self.file, COMMIT, &self.about.commit(self.end, NONE))?;
+            return Err(error);
+        }
         // Closing the old one unlocks it: who waits there finds that it has lost its name.
         *self = next;
         // Of those who died when they had left, and had no time to clear up.
@@ -396,7 +438,7 @@ impl Journal {
 fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Journal, FileError> {
     let file = directory.create_file(NEXT_TABLE)?;
     let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(NEXT_TABLE), "look at", errno))?;
-    let about = About { inode: stat.st_ino, ..about };
+    let about = About { inode: stat.st_ino, directory: directory.own_inode()?, ..about };
     let mut events = Vec::new();
     about.encode(EVENTS, &mut events, &Event::Begin(Box::new(replica.store())));
     let end = EVENTS + events.len() as u64;
@@ -404,8 +446,13 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     allocate(directory, &file, 0, space)?;
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
-    write(directory, &file, COMMIT, &about.commit(end))?;
-    Ok(Journal { file, about, end, space, long: SPACE.max(4 * end), staged: Staged::default() })
+    write(directory, &file, COMMIT, &about.commit(end, NONE))?;
+    Ok(Journal { file, about, end, space, long: long(end), staged: Staged::default() })
+}
+
+/// From where a new file is worth it, if all there is takes so much.
+fn long(all: u64) -> u64 {
+    SPACE.max(4 * all)
 }
 
 fn room_to_let_go(replica: &Replica) -> u64 {
@@ -441,7 +488,7 @@ fn read(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Result
 fn write(directory: &Directory, file: &OwnedFd, from: u64, bytes: &[u8]) -> Result<(), FileError> {
     let mut done = 0;
     // In tests a process dies in the middle too; but the commit is too short for that.
-    let halves = if cfg!(test) && bytes.len() > 12 { bytes.len() / 2 } else { bytes.len() };
+    let halves = if cfg!(test) && bytes.len() > COMMIT_LENGTH { bytes.len() / 2 } else { bytes.len() };
     while done < bytes.len() {
         crash::step();
         let to = if done < halves { halves } else { bytes.len() };

@@ -112,17 +112,44 @@ impl Change<'_> {
     }
 
     /// The other members that have requests, and so may be in somebody's way.
-    fn others(&self, me: MemberId) -> Vec<MemberId> {
+    fn others(&self, me: MemberId) -> Vec<Other> {
         let members: BTreeSet<MemberId> = self.replica.requests.keys().map(|id| id.member).collect();
-        members.into_iter().filter(|&member| member != me).collect()
+        let others = members.into_iter().filter(|&member| member != me);
+        others.filter_map(|member| self.replica.members.get(&member).map(|about| Other::new(member, about))).collect()
+    }
+
+    /// The other members.
+    fn all_others(&self, me: MemberId) -> Vec<Other> {
+        let others = self.replica.members.iter().filter(|&(&member, _)| member != me);
+        others.map(|(&member, about)| Other::new(member, about)).collect()
+    }
+}
+
+/// Another member, and the inode of its lifeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Other {
+    member: MemberId,
+    lifeline: u64,
+}
+
+impl Other {
+    fn new(member: MemberId, about: &About) -> Self {
+        Other { member, lifeline: about.lifeline }
     }
 }
 
 /// Another member, and what tells whether it lives.
 struct Watched {
-    member: MemberId,
+    member: Other,
     lifeline: Arc<OwnedFd>,
     is_new: bool,
+}
+
+/// Why a waiter went on.
+struct Polled {
+    ended: Vec<Other>,
+    /// Whether there was a byte in its channel.
+    woken: bool,
 }
 
 /// What became of a request that is not to wait yet.
@@ -131,7 +158,7 @@ enum Tried {
     /// It may be granted when the dead ones of these are buried.
     Refused {
         ask: Ask,
-        others: Vec<MemberId>,
+        others: Vec<Other>,
     },
     OddFrame,
 }
@@ -139,7 +166,7 @@ enum Tried {
 /// What became of a waiting request.
 enum Outcome {
     Granted,
-    Waits { others: Vec<MemberId> },
+    Waits { others: Vec<Other> },
     Deadlock(Box<Deadlock>),
 }
 
@@ -151,12 +178,19 @@ impl Member {
         let mut replica = Replica::default();
         journal.lock(&directory, &mut replica, None)?;
         let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
+        for (&other, about) in &change.replica.members {
+            if let Some(watched) = directory.watch(other, about.lifeline)? {
+                if files::is_alive(&watched) {
+                    change.journal.check_seen(&directory, files::noted(&watched))?;
+                }
+            }
+        }
         let id = change.replica.next_member();
-        let lifeline = directory.make_lifeline(id)?;
-        change.add(Event::Join(about_this_process()));
+        let (lifeline, inode) = directory.make_lifeline(id)?;
+        change.add(Event::Join(about_this_process(inode)));
         change.journal.commit(&directory, change.replica)?;
         drop(change);
-        Ok(Arc::new(Member {
+        let member = Member {
             directory,
             id,
             process: std::process::id(),
@@ -166,7 +200,9 @@ impl Member {
             watched: Mutex::default(),
             channels: Mutex::default(),
             left_over: Mutex::default(),
-        }))
+        };
+        member.bury_all()?;
+        Ok(Arc::new(member))
     }
 
     /// Whether children that this process starts keep what is held here.
@@ -206,9 +242,13 @@ impl Member {
         let left_over = std::mem::take(&mut *self.left_over.lock());
         left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
         let result = change(&mut changed, requests);
-        if let Err(error) = changed.journal.commit(&self.directory, changed.replica) {
-            self.left_over.lock().extend(left_over);
-            return Err(error);
+        match changed.journal.commit(&self.directory, changed.replica) {
+            Ok(true) => files::note(&self.lifeline, changed.journal.seen()),
+            Ok(false) => {}
+            Err(error) => {
+                self.left_over.lock().extend(left_over);
+                return Err(error);
+            }
         }
         let effects = std::mem::take(&mut changed.effects);
         drop(changed);
@@ -269,8 +309,13 @@ impl Member {
             },
         };
         ask.channel = Some(number);
-        let waited = self.wait(ask, deadline, &channel, odd_frame);
-        self.channels.lock().spare.push((number, channel));
+        let mut is_lost = false;
+        let waited = self.wait(ask, deadline, &channel, &mut is_lost, odd_frame);
+        if is_lost {
+            self.directory.remove_channel(self.id, number);
+        } else {
+            self.channels.lock().spare.push((number, channel));
+        }
         waited
     }
 
@@ -322,6 +367,7 @@ impl Member {
         mut ask: Ask,
         deadline: Option<Instant>,
         channel: &OwnedFd,
+        is_lost: &mut bool,
         odd_frame: impl FnOnce() -> ProcessLockError,
     ) -> Result<RequestId, ProcessLockError> {
         let queued = self.change(deadline, |change, requests| {
@@ -338,15 +384,22 @@ impl Member {
             Some(Some(queued)) => queued,
         };
         let mut look = nested.then(|| (Instant::now() + FIRST_LOOK, FIRST_LOOK));
+        let mut was_woken = true;
         loop {
             let others = match outcome {
-                Outcome::Granted => return Ok(id),
+                Outcome::Granted => {
+                    // Nobody could tell: its channel is no longer the one of that name.
+                    *is_lost = !was_woken;
+                    return Ok(id);
+                }
                 Outcome::Deadlock(deadlock) => return Err(ProcessLockError::Deadlock(deadlock)),
                 Outcome::Waits { others } => others,
             };
-            let ended = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
-            let buried =
-                ended.and_then(|ended| if ended.is_empty() { Ok(false) } else { self.bury(&ended, deadline) });
+            let polled = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
+            let buried = polled.and_then(|Polled { ended, woken }| {
+                was_woken = woken || !ended.is_empty();
+                if ended.is_empty() { Ok(false) } else { self.bury(&ended, deadline) }
+            });
             if let Err(error) = buried {
                 // A wait that cannot be kept up is given up.
                 return self.give_up(id, error.into());
@@ -404,20 +457,20 @@ impl Member {
         }
     }
 
-    /// Waits for a byte in the channel, the end of a member, or a time; returns the members that have ended.
+    /// Waits for a byte in the channel, the end of a member, or a time.
     fn poll(
         &self,
-        others: &[MemberId],
+        others: &[Other],
         channel: &OwnedFd,
         deadline: Option<Instant>,
         look: Option<Instant>,
-    ) -> Result<Vec<MemberId>, FileError> {
+    ) -> Result<Polled, FileError> {
         let watched = self.watch(others, deadline)?;
         // A FIFO that nobody writes any more when it is opened never says that it has ended.
         let ended = watched.iter().filter(|watched| watched.is_new && !files::is_alive(&watched.lifeline));
-        let ended: Vec<MemberId> = ended.map(|watched| watched.member).collect();
+        let ended: Vec<Other> = ended.map(|watched| watched.member).collect();
         if !ended.is_empty() {
-            return Ok(ended);
+            return Ok(Polled { ended, woken: false });
         }
         let mut polled = vec![PollFd::new(channel, PollFlags::IN)];
         polled.extend(watched.iter().map(|watched| PollFd::new(&*watched.lifeline, PollFlags::empty())));
@@ -429,28 +482,28 @@ impl Member {
             Err(rustix::io::Errno::INTR) => 0,
             Err(errno) => return Err(files::io(self.directory.path(), "poll in", errno)),
         };
-        files::drain(channel);
+        let woken = files::drain(channel);
         let ended = polled[1..].iter().zip(&watched).filter(|(polled, watched)| {
             // Nothing at all for so long: another thread may have opened this one when it was over.
             !polled.revents().is_empty() || (events == 0 && !files::is_alive(&watched.lifeline))
         });
-        Ok(ended.map(|(_, watched)| watched.member).collect())
+        Ok(Polled { ended: ended.map(|(_, watched)| watched.member).collect(), woken })
     }
 
     /// The lifelines of members, opened once for each; without those who have left meanwhile.
-    fn watch(&self, members: &[MemberId], deadline: Option<Instant>) -> Result<Vec<Watched>, FileError> {
+    fn watch(&self, members: &[Other], deadline: Option<Instant>) -> Result<Vec<Watched>, FileError> {
         let mut found = Vec::with_capacity(members.len());
         let mut missing = Vec::new();
         let mut watched = self.watched.lock();
         // Of those who have left there is nothing more to see.
         if watched.len() > 2 * members.len() + 16 {
-            watched.retain(|member, _| members.contains(member));
+            watched.retain(|member, _| members.iter().any(|other| other.member == *member));
         }
         for &member in members {
-            if let Some(lifeline) = watched.get(&member) {
+            if let Some(lifeline) = watched.get(&member.member) {
                 found.push(Watched { member, lifeline: Arc::clone(lifeline), is_new: false });
-            } else if let Some(lifeline) = self.directory.watch(member)?.map(Arc::new) {
-                watched.insert(member, Arc::clone(&lifeline));
+            } else if let Some(lifeline) = self.directory.watch(member.member, member.lifeline)?.map(Arc::new) {
+                watched.insert(member.member, Arc::clone(&lifeline));
                 found.push(Watched { member, lifeline, is_new: true });
             } else {
                 missing.push(member);
@@ -460,10 +513,10 @@ impl Member {
         if !missing.is_empty() {
             // Who leaves says so before its lifeline is removed.
             let still = self.change(deadline, |change, _| {
-                missing.into_iter().find(|member| change.replica.members.contains_key(member))
+                missing.into_iter().find(|missing| change.replica.members.contains_key(&missing.member))
             })?;
-            if let Some(member) = still.flatten() {
-                let path = self.directory.path_of(&files::lifeline(member));
+            if let Some(missing) = still.flatten() {
+                let path = self.directory.path_of(&files::lifeline(missing.member));
                 return Err(FileError::new(path, super::FileProblem::Removed));
             }
         }
@@ -471,21 +524,31 @@ impl Member {
     }
 
     /// Lets go of all that the dead ones among these members have; whether there were any.
-    fn bury(&self, members: &[MemberId], deadline: Option<Instant>) -> Result<bool, FileError> {
+    fn bury(&self, members: &[Other], deadline: Option<Instant>) -> Result<bool, FileError> {
         let watched = self.watch(members, deadline)?;
         let dead = watched.iter().filter(|watched| !files::is_alive(&watched.lifeline));
-        let dead: Vec<MemberId> = dead.map(|watched| watched.member).collect();
+        let dead: Vec<Other> = dead.map(|watched| watched.member).collect();
         if dead.is_empty() {
             return Ok(false);
         }
         self.change(deadline, |change, _| {
-            for member in dead {
+            for Other { member, .. } in dead {
                 if change.replica.members.contains_key(&member) {
-                    change.add(Event::Leave(member));
+                    change.add(Event::Leave(member, now()));
                 }
             }
         })?;
         Ok(true)
+    }
+
+    /// Lets go of what the dead have, whether anybody asks for it or not.
+    fn bury_all(&self) -> Result<(), FileError> {
+        let others = self.change(None, |change, _| change.all_others(self.id))?;
+        for other in others.unwrap_or_default() {
+            // Whose lifeline was removed cannot be asked, and stays.
+            let _ = self.bury(&[other], None);
+        }
+        Ok(())
     }
 
     /// Releases what was granted.
@@ -498,18 +561,14 @@ impl Member {
     }
 
     pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
-        let others = self.change(None, |change, _| {
-            change.replica.members.keys().copied().filter(|&member| member != self.id).collect::<Vec<_>>()
-        })?;
-        // Whose lifeline was removed cannot be asked, and is shown.
-        let _ = self.bury(&others.unwrap_or_default(), None);
+        self.bury_all()?;
         let snapshot = self.change(None, |change, _| report::snapshot(change.replica))?;
         Ok(snapshot.expect("without a deadline it waits"))
     }
 
     /// Leaves; what it still has is released.
     fn leave(&self) -> Result<(), FileError> {
-        self.change(None, |change, _| change.add(Event::Leave(self.id))).map(|_| ())
+        self.change(None, |change, _| change.add(Event::Leave(self.id, now()))).map(|_| ())
     }
 
     fn make_channel(&self) -> Result<(Channel, OwnedFd), FileError> {
@@ -569,13 +628,13 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-fn about_this_process() -> About {
+fn about_this_process(lifeline: u64) -> About {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let mut command = words.collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = command.char_indices().nth(200) {
         command.truncate(end);
     }
-    About { id: std::process::id(), command, user: user() }
+    About { lifeline, id: std::process::id(), command, user: user() }
 }
 
 /// The user's name, where the system's list of users has it, or the number.

@@ -45,6 +45,8 @@ pub(super) type Channel = u32;
 /// A process, as it told of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct About {
+    /// The inode of its lifeline.
+    pub(super) lifeline: u64,
     pub(super) id: u32,
     pub(super) command: String,
     pub(super) user: String,
@@ -105,8 +107,8 @@ mod packed {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Event {
     Join(About),
-    /// It has closed the lock, or is dead.
-    Leave(MemberId),
+    /// It has closed the lock, or is dead. The time is that of those who are granted by it.
+    Leave(MemberId, u64),
     Ask(Ask),
     /// Releases a request, or gives it up. The time is that of those who are granted by it.
     Withdraw(RequestId, u64),
@@ -202,13 +204,12 @@ impl Replica {
                 self.members.insert(MemberId(self.next_member), about);
                 self.next_member += 1;
             }
-            Event::Leave(member) => {
+            Event::Leave(member, now) => {
                 let first = RequestId { member, number: 0 };
                 let of_member = |&(id, _): &(&RequestId, _)| id.member == member;
                 let mut ids: Vec<_> = self.requests.range(first..).take_while(of_member).map(|(&id, _)| id).collect();
                 // Who waits counts on what its thread holds.
                 ids.sort_by_key(|id| self.requests[id].is_granted());
-                let now = ids.iter().map(|id| self.requests[id].progress.since).max().unwrap_or_default();
                 ids.into_iter().for_each(|id| drop(self.withdraw(id, now, effects)));
                 effects.moved.retain(|&(moved, _)| moved != member);
                 if self.members.remove(&member).is_some() {
@@ -456,7 +457,7 @@ mod tests {
                 assert_eq!(seen(&always), seen(restored));
             };
             for member in 0..3 {
-                let about = About { id: member, command: String::new(), user: String::new() };
+                let about = About { lifeline: 0, id: member, command: String::new(), user: String::new() };
                 apply(Event::Join(about), &mut restored);
             }
             let mut numbers = 0;
@@ -483,14 +484,14 @@ mod tests {
                             apply(Event::Withdraw(id, 0), &mut restored);
                         }
                     }
-                    Change::Leave(member) => apply(Event::Leave(MemberId(member)), &mut restored),
+                    Change::Leave(member) => apply(Event::Leave(MemberId(member), 0), &mut restored),
                     Change::Rewrite => {
                         let stored = postcard::to_stdvec(&restored.store()).unwrap();
                         restored = Replica::restore(postcard::from_bytes(&stored).unwrap());
                     }
                 }
             }
-            (0..3).for_each(|member| apply(Event::Leave(MemberId(member)), &mut restored));
+            (0..3).for_each(|member| apply(Event::Leave(MemberId(member), 0), &mut restored));
             prop_assert!(restored.nodes.is_empty() && restored.nested.is_empty(), "a node is left");
         }
     }
