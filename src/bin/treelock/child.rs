@@ -1,0 +1,101 @@
+//! The locked command: started, sent what signals come for it, and waited for.
+//!
+//! Invariants:
+//!
+//! 1. No signal goes to a stranger: the child is reaped, and its number free for others, only after the last was sent.
+//! 2. The child starts with the signals as they were when this program started. What is ignored then stays so, for both
+//!    (`nohup`, a job in the background of a script); what is caught here is reset when a program starts.
+
+use crate::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, OS_ERROR};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpgrp, kill_process, waitid};
+use rustix::termios::tcgetpgrp;
+use signal_hook::consts::{SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::Signals;
+use std::env::{split_paths, var_os};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::{fs, thread};
+
+const FORWARDED: [i32; 9] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH];
+
+/// Runs the command to its end; what it ends with.
+pub(crate) fn run(words: &[OsString]) -> Result<u8, Failure> {
+    let failed =
+        |doing: &'static str| move |error: io::Error| Failure::new(OS_ERROR, format_args!("cannot {doing}: {error}"));
+    let ignored = ignored_signals();
+    let caught = FORWARDED.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+    // An ignored SIGCHLD would take the child's end from us.
+    let mut signals = Signals::new(caught.chain([SIGCHLD])).map_err(failed("catch signals"))?;
+    let handle = signals.handle();
+    let mut child = spawn(words)?;
+    let pid = Pid::from_child(&child);
+    let forward = move || signals.forever().for_each(|signal| forward(signal, pid));
+    let forwarder = thread::Builder::new().name("signals".into()).spawn(forward);
+    let ended = retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT));
+    handle.close();
+    if let Ok(forwarder) = forwarder {
+        let _ = forwarder.join();
+    }
+    let status = ended.map_err(io::Error::from).and_then(|_| child.wait()).map_err(failed("wait for the command"))?;
+    Ok(code(status))
+}
+
+/// As shells tell it.
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+fn spawn(words: &[OsString]) -> Result<Child, Failure> {
+    let [program, arguments @ ..] = words else { unreachable!("the arguments ask for a command") };
+    let spawned = Command::new(program).args(arguments).spawn().or_else(|error| match script(program) {
+        // What begins with no "#!" is one of the shell's, for execvp(3) and all shells.
+        Some(script) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
+            Command::new("/bin/sh").arg(script).args(arguments).spawn()
+        }
+        _ => Err(error),
+    });
+    spawned.map_err(|error| {
+        let code = match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOENT) => NOT_FOUND,
+            Some(Errno::AGAIN | Errno::NOMEM) => OS_ERROR,
+            _ => NOT_EXECUTABLE,
+        };
+        Failure::new(code, format_args!("cannot run {program:?}: {error}"))
+    })
+}
+
+/// The file that a program's name means.
+fn script(program: &OsStr) -> Option<PathBuf> {
+    if program.as_encoded_bytes().contains(&b'/') {
+        // So that the shell does not take it for an option.
+        return Some(Path::new(".").join(program));
+    }
+    split_paths(&var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// What reaches the child without us is left out: what the terminal sends to all in its foreground.
+fn forward(signal: i32, child: Pid) {
+    let from_the_terminal = [SIGINT, SIGQUIT, SIGWINCH].contains(&signal) && in_foreground();
+    if let (false, true, Some(signal)) = (from_the_terminal, signal != SIGCHLD, Signal::from_named_raw(signal)) {
+        // One that has ended does not need it.
+        let _ = kill_process(child, signal);
+    }
+}
+
+fn in_foreground() -> bool {
+    let terminal = open("/dev/tty", OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty());
+    terminal.and_then(tcgetpgrp).is_ok_and(|group| group == getpgrp())
+}
+
+/// Those that this program was started to ignore, one bit for each. (`man 5 proc`)
+fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}

@@ -1,0 +1,118 @@
+//! The command `treelock`: sub-trees locked from the shell, as flock(1) locks files. `treelock --help` tells the rest.
+//!
+//! It uses what everybody can: [`treelock::process`].
+//!
+//! | file | concept |
+//! |---|---|
+//! | `main.rs` | the subcommands |
+//! | `run.rs` | `treelock run`: takes the lock, runs the command, releases |
+//! | `waiting.rs` | for whom it waits, told on standard error |
+//! | `child.rs` | the command: its signals, its end |
+//! | `status.rs` | `treelock status`: as a drawing, as JSON, again and again |
+//! | `directory.rs` | where the lock is, if nobody says |
+//! | `exit.rs` | what it ends with |
+
+mod child;
+mod directory;
+mod exit;
+mod run;
+mod status;
+mod waiting;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use exit::{CANNOT_CREATE, Failure, USAGE};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use waiting::eprint_line;
+
+/// Locks sub-trees for commands, between all processes of this host
+///
+/// Who writes a sub-tree excludes all who read or write in it or around it; who reads one excludes those who write. What
+/// does not overlap never waits.
+#[derive(Parser)]
+#[command(version, after_help = AFTER_HELP)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a command under a lock
+    Run(run::Arguments),
+    /// Show who holds what and who waits for what
+    Status(status::Arguments),
+    /// Print the completions for a shell
+    #[command(hide = true)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages to a directory
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  treelock run -w data/users -r data/schema -- ./migrate.sh
+  treelock status
+
+More: treelock run --help, treelock status --help
+For shells: treelock completions bash|zsh|fish, treelock man DIRECTORY
+";
+
+fn main() -> ExitCode {
+    let done = match Arguments::try_parse() {
+        Ok(arguments) => carry_out(&arguments.command),
+        Err(error) => usage(&error),
+    };
+    let code = done.unwrap_or_else(|failure| {
+        eprint_line(failure.message);
+        failure.code
+    });
+    ExitCode::from(code)
+}
+
+fn carry_out(command: &Command) -> Result<u8, Failure> {
+    match command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "treelock", &mut script);
+            // Whoever has read enough need not be told.
+            let _ = std::io::stdout().write_all(&script);
+            Ok(0)
+        }
+        Command::Man { directory } => write_manual(directory),
+    }
+}
+
+fn write_manual(directory: &Path) -> Result<u8, Failure> {
+    let written = clap_mangen::generate_to(Arguments::command(), directory);
+    written.map_err(|error| Failure::new(CANNOT_CREATE, format_args!("cannot write to {directory:?}: {error}")))?;
+    Ok(0)
+}
+
+/// What was asked for instead of work, or what is wrong, in one line.
+fn usage(error: &clap::Error) -> Result<u8, Failure> {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Whoever has read enough need not be told.
+        let _ = error.print();
+        return Ok(0);
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Err(Failure::new(USAGE, "nothing to do: try 'treelock --help'"));
+    }
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let message = lines.collect::<Vec<_>>().join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    Err(Failure::new(USAGE, format_args!("{message}; try --help")))
+}

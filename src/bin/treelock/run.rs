@@ -1,0 +1,130 @@
+//! `treelock run`: a command under a lock.
+
+use crate::child;
+use crate::directory::Place;
+use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
+use crate::waiting::{self, eprint_line};
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{self, Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use treelock::process::{ProcessLockError, ProcessTreeLock};
+
+#[derive(clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// Lock the sub-tree below PATH shared: nobody writes in it; may be repeated
+    #[arg(short, long = "read", value_name = "PATH")]
+    reads: Vec<PathBuf>,
+    /// Lock the sub-tree below PATH exclusively: nobody else reads or writes in it; may be repeated
+    #[arg(short, long = "write", value_name = "PATH")]
+    writes: Vec<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    /// Give up if the lock cannot be had within so many seconds; 0.5 is half a second, 0 is -n
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
+    /// Give up if the lock cannot be had at once
+    #[arg(short, long)]
+    non_blocking: bool,
+    /// What to exit with after giving up
+    #[arg(short = 'E', long, value_name = "N", default_value_t = 1)]
+    conflict_exit_code: u8,
+    /// The command, and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+const AFTER_HELP: &str = "\
+Paths:
+  A PATH is a name: nothing need be there. It is relative to the working
+  directory, as for every other command. \"..\" is resolved by the text alone,
+  and symbolic links are not followed: PATH and a link to it are two.
+
+The lock:
+  All of it is taken, or nothing. It is released when COMMAND has ended,
+  whatever that has left in the background; if treelock is killed, when COMMAND
+  and all that it has started have ended. A `treelock run` inside of COMMAND is
+  somebody else, and waits for ever if it asks for the same.
+  After a second of waiting, standard error tells for whom.
+
+Signals:
+  HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to treelock go
+  to COMMAND. Those of the terminal reach it by themselves. Until the lock is
+  there, a signal ends treelock.
+
+Exit status:
+  that of COMMAND
+  128+N  signal N has ended COMMAND
+  1      given up, by -n or --timeout; -E sets another; nothing is printed then
+  64     the arguments are wrong
+  71     the system or the files of the lock fail
+  73     the directory of the lock cannot be used
+  126    COMMAND cannot be executed
+  127    COMMAND is not found
+
+Examples:
+  treelock run -w data/users -r data/schema -- ./migrate.sh
+  treelock run -n -w . -- make              # only if nobody else is at work here
+  treelock run --timeout 30 -E 75 -r / -- tar cf backup.tar .
+";
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
+    seconds.and_then(Result::ok).ok_or_else(|| "it is no number of seconds".into())
+}
+
+/// What to exit with.
+pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let deadline = arguments.timeout.map(|timeout| Instant::now().checked_add(timeout));
+    let (reads, writes) = (absolute(&arguments.reads)?, absolute(&arguments.writes)?);
+    if reads.is_empty() && writes.is_empty() {
+        return Err(Failure::new(USAGE, "nothing to lock: give a path with --read or --write"));
+    }
+    let directory = arguments.place.made()?;
+    let lock = Arc::new(open(&directory)?);
+
+    let asked = if arguments.non_blocking || arguments.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        lock.try_lock(&reads, &writes)
+    } else {
+        let _telling = waiting::tell(&lock);
+        match deadline.flatten() {
+            Some(deadline) => lock.try_lock_until(&reads, &writes, deadline),
+            // None is given, or one beyond what the clock can tell.
+            None => lock.lock(&reads, &writes),
+        }
+    };
+    let guard = match asked {
+        Ok(guard) => guard,
+        Err(ProcessLockError::WouldBlock | ProcessLockError::TimedOut) => return Ok(arguments.conflict_exit_code),
+        Err(ProcessLockError::Path(error)) => return Err(Failure::new(USAGE, error)),
+        Err(error) => return Err(Failure::new(OS_ERROR, error)),
+    };
+    lock.set_inheritable(true).map_err(|error| Failure::new(OS_ERROR, error))?;
+    let ended = child::run(&arguments.command);
+    // What the command has left in the background has inherited the lock, and must not keep it.
+    if let Err(error) = guard.release() {
+        eprint_line(format_args!("the lock may be held still: {error}"));
+    }
+    ended
+}
+
+/// Opens the lock on descriptors above 9: scripts use those up to 9 by number, and one that took one of the lock's, which it
+/// inherits, would let the lock go should this program be killed.
+fn open(directory: &Path) -> Result<ProcessTreeLock, Failure> {
+    let mut taken = Vec::new();
+    while taken.last().is_none_or(|last: &File| last.as_raw_fd() < 9) {
+        let file = File::open("/dev/null");
+        taken.push(file.map_err(|error| Failure::new(OS_ERROR, format_args!("cannot open /dev/null: {error}")))?);
+    }
+    ProcessTreeLock::open(directory).map_err(|error| Failure::new(CANNOT_CREATE, error))
+}
+
+fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let absolute = |path: &PathBuf| {
+        path::absolute(path).map_err(|error| Failure::new(USAGE, format_args!("unusable path {path:?}: {error}")))
+    };
+    paths.iter().map(absolute).collect()
+}

@@ -1,0 +1,192 @@
+//! `treelock status`: who holds what and who waits for what.
+
+use crate::directory::Place;
+use crate::exit::{CANNOT_CREATE, Failure, IO_ERROR, OS_ERROR};
+use serde::Serialize;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use treelock::process::{Process, ProcessTreeLock, Snapshot};
+
+#[derive(clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    /// Print one line of JSON instead of a drawing
+    #[arg(long)]
+    json: bool,
+    /// Print it again and again, each second or at the interval given
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = parse_interval)]
+    watch: Option<Duration>,
+}
+
+const AFTER_HELP: &str = "\
+The drawing has a line at each sub-tree that is held or awaited: S reads it, X
+writes it, SIX reads it and writes a part of it. IS and IX, on the way to such a
+sub-tree, are shown where a request waits for them.
+
+JSON:
+  time     when this was seen; all times are seconds since 1970, with a fraction
+  holders  the longest first, each with
+    process   {id, command, user}
+    thread    its name
+    location  where in the source of the program it asked
+    since     when it was granted
+    roots     [{path, mode}]: path is a list of segments, mode one of S, X, SIX
+  waiters  the longest first, each with the same and with
+    since     when it began to wait where it waits
+    at        {path, mode}: where that is; mode may also be IS or IX
+    taken     [{path, mode}]: the roots that it has already
+  With --watch, each line is such an object.
+
+Exit status:
+  0   done, whether or not something is locked
+  64  the arguments are wrong
+  71  the files of the lock fail
+  73  the directory of the lock cannot be used
+  74  the output cannot be written
+
+Examples:
+  treelock status --watch
+  treelock status --json | jq '.waiters[].process.id'
+";
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|&seconds: &f64| seconds >= 0.01).map(Duration::try_from_secs_f64);
+    seconds.and_then(Result::ok).ok_or_else(|| "it is no number of seconds from 0.01 on".into())
+}
+
+/// Prints it, once or until it is ended.
+pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let clear = arguments.watch.is_some() && !arguments.json && io::stdout().is_terminal();
+    let mut first = true;
+    loop {
+        let (directory, exists) = arguments.place.looked_at()?;
+        // Opened anew each time: the directory may be made or replaced meanwhile.
+        let snapshot = if exists { Some(look(&directory)?) } else { None };
+        let text = if arguments.json { json(snapshot.as_ref())? } else { drawing(snapshot.as_ref(), &directory) };
+        let before = match () {
+            () if clear => "\x1b[H\x1b[2J",
+            () if !first && !arguments.json => "\n",
+            () => "",
+        };
+        match print(&format!("{before}{text}\n")) {
+            // Whoever has read enough need not be told.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
+            Err(error) => return Err(Failure::new(IO_ERROR, format_args!("cannot write: {error}"))),
+            Ok(()) => {}
+        }
+        let Some(interval) = arguments.watch else { return Ok(0) };
+        first = false;
+        thread::sleep(interval);
+    }
+}
+
+fn look(directory: &Path) -> Result<Snapshot, Failure> {
+    let lock = ProcessTreeLock::open(directory).map_err(|error| Failure::new(CANNOT_CREATE, error))?;
+    lock.snapshot().map_err(|error| Failure::new(OS_ERROR, error))
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes())?;
+    output.flush()
+}
+
+fn drawing(snapshot: Option<&Snapshot>, directory: &Path) -> String {
+    match snapshot {
+        Some(snapshot) if !(snapshot.holders.is_empty() && snapshot.waiters.is_empty()) => snapshot.to_string(),
+        _ => format!("treelock: nothing is locked in {directory:?}"),
+    }
+}
+
+/// What `--json` prints; documented in the help.
+#[derive(Serialize)]
+struct Status {
+    time: f64,
+    holders: Vec<Request>,
+    waiters: Vec<Request>,
+}
+
+#[derive(Serialize)]
+struct Request {
+    process: Program,
+    thread: String,
+    location: String,
+    since: f64,
+    roots: Vec<Root>,
+    #[serde(flatten)]
+    waits: Option<Waits>,
+}
+
+#[derive(Serialize)]
+struct Waits {
+    at: Root,
+    taken: Vec<Root>,
+}
+
+#[derive(Serialize)]
+struct Program {
+    id: u32,
+    command: String,
+    user: String,
+}
+
+#[derive(Serialize)]
+struct Root {
+    path: Vec<String>,
+    mode: String,
+}
+
+fn json(snapshot: Option<&Snapshot>) -> Result<String, Failure> {
+    let status = match snapshot {
+        Some(snapshot) => Status::from(snapshot),
+        None => Status { time: seconds(SystemTime::now()), holders: Vec::new(), waiters: Vec::new() },
+    };
+    serde_json::to_string(&status).map_err(|error| Failure::new(OS_ERROR, error))
+}
+
+impl From<&Snapshot> for Status {
+    fn from(snapshot: &Snapshot) -> Self {
+        let holders = snapshot.holders.iter().map(|holder| Request {
+            process: Program::from(&holder.process),
+            thread: holder.thread.clone(),
+            location: holder.location.clone(),
+            since: seconds(holder.since),
+            roots: roots(&holder.roots),
+            waits: None,
+        });
+        let waiters = snapshot.waiters.iter().map(|waiter| Request {
+            process: Program::from(&waiter.process),
+            thread: waiter.thread.clone(),
+            location: waiter.location.clone(),
+            since: seconds(waiter.since),
+            roots: roots(&waiter.roots),
+            waits: Some(Waits { at: Root::from(&waiter.at), taken: roots(&waiter.taken) }),
+        });
+        Status { time: seconds(snapshot.taken), holders: holders.collect(), waiters: waiters.collect() }
+    }
+}
+
+impl From<&Process> for Program {
+    fn from(process: &Process) -> Self {
+        Program { id: process.id, command: process.command.clone(), user: process.user.clone() }
+    }
+}
+
+impl From<&treelock::Root> for Root {
+    fn from(root: &treelock::Root) -> Self {
+        Root { path: root.segments.clone(), mode: root.mode.to_string() }
+    }
+}
+
+fn roots(roots: &[treelock::Root]) -> Vec<Root> {
+    roots.iter().map(Root::from).collect()
+}
+
+/// Since 1970, to a millisecond.
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_millis() as f64 / 1e3)
+}

@@ -1,0 +1,144 @@
+//! For whom one waits, told on standard error when that lasts.
+
+use std::fmt::{self, Display};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::Duration;
+use std::{io, thread};
+use treelock::process::{Process, ProcessTreeLock, Snapshot, Waiter};
+use treelock::{Mode, Root};
+
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+const MOST_TOLD: usize = 5;
+
+/// Ends the messages when it is dropped.
+pub(crate) struct Telling(#[expect(dead_code, reason = "to be dropped")] Option<Sender<()>>);
+
+/// Tells who is in the way of this process's request, from another thread, until the result is dropped.
+pub(crate) fn tell(lock: &Arc<ProcessTreeLock>) -> Telling {
+    let (sender, ended) = mpsc::channel();
+    let lock = Arc::clone(lock);
+    let watch = move || {
+        let mut told = Vec::new();
+        let mut rest = PATIENCE;
+        while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(rest) {
+            rest = LOOK_AGAIN;
+            // Should it fail, the request itself will fail, and say so.
+            let Ok(snapshot) = lock.snapshot() else { continue };
+            let ahead = in_the_way(&snapshot);
+            let who: Vec<_> = ahead.iter().map(InTheWay::identity).collect();
+            if !ahead.is_empty() && who != told {
+                for one in ahead.iter().take(MOST_TOLD) {
+                    eprint_line(format_args!("waiting for {one}"));
+                }
+                if let more @ 1.. = ahead.len().saturating_sub(MOST_TOLD) {
+                    eprint_line(format_args!("waiting for {more} more"));
+                }
+                told = who;
+            }
+        }
+    };
+    // Without a thread for them there are no messages.
+    let watching = thread::Builder::new().name("messages".into()).spawn(watch);
+    Telling(watching.is_ok().then_some(sender))
+}
+
+/// A line on standard error; that nobody can read it is no reason to fail.
+pub(crate) fn eprint_line(line: impl Display) {
+    let _ = io::Write::write_all(&mut io::stderr(), format!("treelock: {line}\n").as_bytes());
+}
+
+/// A holder, or one who waits further ahead.
+struct InTheWay<'a> {
+    process: &'a Process,
+    state: State,
+    age: Duration,
+    /// The first of its roots that conflicts with ours, and how many others do.
+    root: &'a Root,
+    others: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Holds,
+    Waits,
+}
+
+impl<'a> InTheWay<'a> {
+    /// If one of its roots conflicts with ours.
+    fn new(state: State, process: &'a Process, age: Duration, roots: &'a [Root], own: &Waiter) -> Option<Self> {
+        let mut conflicting = roots.iter().filter(|root| own.roots.iter().any(|our| conflict(root, our)));
+        let root = conflicting.next()?;
+        Some(InTheWay { process, state, age, root, others: conflicting.count() })
+    }
+
+    fn identity(&self) -> (Process, State, Root) {
+        (self.process.clone(), self.state, self.root.clone())
+    }
+}
+
+fn in_the_way(snapshot: &Snapshot) -> Vec<InTheWay<'_>> {
+    let age = |since| snapshot.taken.duration_since(since).unwrap_or_default();
+    let waiters = &snapshot.waiters;
+    let Some(place) = waiters.iter().position(|waiter| waiter.process.id == std::process::id()) else {
+        return Vec::new();
+    };
+    let own = &waiters[place];
+    let holders = snapshot.holders.iter();
+    let holders = holders.filter_map(|it| InTheWay::new(State::Holds, &it.process, age(it.since), &it.roots, own));
+    let ahead = waiters.iter().enumerate().filter(|&(other, waiter)| is_ahead(waiter, own, other < place));
+    let ahead = ahead.filter_map(|(_, it)| InTheWay::new(State::Waits, &it.process, age(it.since), &it.roots, own));
+    holders.chain(ahead).collect()
+}
+
+/// Whether a waiter came earlier into the queue where we are, or has passed it: it waits below, or has what lies there.
+fn is_ahead(other: &Waiter, own: &Waiter, is_older: bool) -> bool {
+    let place = &own.at.segments;
+    if other.at.segments == *place {
+        return is_older;
+    }
+    other.at.segments.starts_with(place) || other.taken.iter().any(|root| overlap(&root.segments, place))
+}
+
+/// The contract itself: sub-trees overlap, and one of the two is written. A root is held S, SIX or X.
+fn conflict(one: &Root, other: &Root) -> bool {
+    [one.mode, other.mode].contains(&Mode::Exclusive) && overlap(&one.segments, &other.segments)
+}
+
+fn overlap(one: &[String], other: &[String]) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
+impl Display for InTheWay<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // It quotes what a terminal would take as a command.
+        let root = self.root.to_string();
+        let path = root.split_once(' ').map_or("", |(_, path)| path.trim_start_matches('/'));
+        let does = match (self.state, self.root.mode) {
+            (State::Holds, Mode::Exclusive) => "writes",
+            (State::Holds, _) => "reads",
+            (State::Waits, Mode::Exclusive) => "waits to write",
+            (State::Waits, _) => "waits to read",
+        };
+        write!(f, "{}, which {does} /{path}", self.process)?;
+        if let others @ 1.. = self.others {
+            write!(f, " and {others} more")?;
+        }
+        write!(f, " since {}", Age(self.age.as_secs()))
+    }
+}
+
+/// Seconds, or the largest unit that fits.
+struct Age(u64);
+
+impl Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            seconds @ ..180 => write!(f, "{seconds} s"),
+            seconds @ ..10_800 => write!(f, "{} min", seconds / 60),
+            seconds @ ..172_800 => write!(f, "{} h", seconds / 3600),
+            seconds => write!(f, "{} d", seconds / 86_400),
+        }
+    }
+}
