@@ -2,7 +2,8 @@
 //! take, how many threads does a release wake?
 //!
 //! Each thread asks for the node again as soon as it has released it, and counts by one inside. *Write* is that; in
-//! *90/10* nine of ten requests read, which the mutexes cannot tell. Threads: two (or a core each), and four times as
+//! *90/10* nine of ten requests read, which the mutexes cannot tell; with *1 µs inside*, and more, a holder works for so
+//! long, as who needs a lock does. Threads: two (or a core each), and four times as
 //! many as cores. Throughput is measured without clocks; the waits in a slice of their own, with them:
 //!
 //! - wait: from asking to having;
@@ -30,17 +31,18 @@ fn main() {
     let Some(mut bench) = Bench::start("hot_node", question) else { return };
     let slice = bench.pick(Duration::from_millis(4), Duration::from_millis(8));
     let (mut rows, mut waits) = (vec![], vec![]);
-    for (case, reads) in [("write", 0), ("90/10", 9)] {
+    let cases = [("write", 0, 0), ("90/10", 9, 0), ("write, 1 µs inside", 0, 1), ("write, 10 µs inside", 0, 10)];
+    for (case, reads, inside) in cases.map(|(case, reads, inside)| (case, reads, Duration::from_micros(inside))) {
         for count in [cores().max(2), 4 * cores()] {
             let case = format!("{case}, {count} threads");
             let peers = (TreeLock::<str>::default(), FairMutex::new(()), Mutex::new(()), RwLock::new(()));
             let deep = "/srv/data/tenants/acme/projects/alpha/tables/users";
             let arms = vec![
-                Arm::new(PEERS[0], count, || run(&peers.0, "/hot", count, reads, slice)),
-                Arm::new(PEERS[1], count, || run(&peers.0, deep, count, reads, slice)),
-                Arm::new(PEERS[2], count, || run(&peers.1, "/hot", count, reads, slice)),
-                Arm::new(PEERS[3], count, || run(&peers.2, "/hot", count, reads, slice)),
-                Arm::new(PEERS[4], count, || run(&peers.3, "/hot", count, reads, slice)),
+                Arm::new(PEERS[0], count, || run(&peers.0, "/hot", count, reads, inside, slice)),
+                Arm::new(PEERS[1], count, || run(&peers.0, deep, count, reads, inside, slice)),
+                Arm::new(PEERS[2], count, || run(&peers.1, "/hot", count, reads, inside, slice)),
+                Arm::new(PEERS[3], count, || run(&peers.2, "/hot", count, reads, inside, slice)),
+                Arm::new(PEERS[4], count, || run(&peers.3, "/hot", count, reads, inside, slice)),
             ];
             let Some(found) = bench.compare(&case, bench.pick(5, 31), arms) else { continue };
             let mut row = vec![case.clone(), digits(found.median(0, "M/s")), digits(found.median(1, "M/s"))];
@@ -67,6 +69,8 @@ fn main() {
 /// What all threads share. Relaxed everywhere: the lock orders it, or it is measured badly if the lock does not.
 struct Shared {
     clock: Instant,
+    /// For how long a holder works.
+    inside: Duration,
     /// When the last holder was about to release.
     released: AtomicU64,
     /// Counted by who writes, as if alone.
@@ -85,8 +89,16 @@ struct Seen {
 }
 
 /// One slice for the throughput, one for the waits.
-fn run(peer: &impl Peer<str>, path: &'static str, count: usize, reads: usize, slice: Duration) -> Figures {
+fn run(
+    peer: &impl Peer<str>,
+    path: &'static str,
+    count: usize,
+    reads: usize,
+    inside: Duration,
+    slice: Duration,
+) -> Figures {
     let shared = Shared {
+        inside,
         clock: Instant::now(),
         released: AtomicU64::new(0),
         entered: AtomicU64::new(0),
@@ -133,6 +145,10 @@ fn work<const TIMED: bool>(
             if access == Access::Write {
                 writes += 1;
                 shared.entered.store(shared.entered.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            }
+            if !shared.inside.is_zero() {
+                let had = Instant::now();
+                while had.elapsed() < shared.inside {}
             }
             if TIMED {
                 shared.released.store(now(), Ordering::Relaxed);

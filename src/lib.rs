@@ -35,6 +35,7 @@
 //! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`] |
 //! | who is served when, what a thread may nest, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
+//! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
 //!
 //! # How it is built
 //!
@@ -61,6 +62,7 @@
 //! | `inspect.rs` | data | who holds what, since when, from where |
 //! | `error.rs` | data | what a request can fail with |
 //! | `sync.rs` | | the one file that names primitives |
+//! | `process/` | | the same contract between processes, by the pure files above and one file of events; its map is in `process/mod.rs` |
 //!
 //! Lock order: whose turn it is to look for deadlocks; a shard of the table; registers of the ledger in the order of their
 //! numbers; a waiter.

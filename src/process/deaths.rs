@@ -137,3 +137,15 @@ fn whoever_dies_alone_leaves_nothing_that_matters() {
     eprintln!("died at {steps} steps, alone");
     assert!(steps > 150, "only {steps} steps: the victim does not do what it should");
 }
+
+/// P2: who has the lifeline lives, even if it is all that a child has kept of what it inherited.
+#[test]
+fn lifeline_alone_keeps_what_is_held() {
+    let scratch = Scratch::new("lifeline");
+    let child = ProcessTreeLock::open(&scratch.0).unwrap();
+    let _held = child.write("a").unwrap();
+    child.member.directory.unlock();
+    let lock = ProcessTreeLock::open(&scratch.0).unwrap();
+    assert!(lock.try_lock(&["a"], &[]).is_err());
+    assert!(lock.try_lock(&["b"], &[]).is_ok());
+}

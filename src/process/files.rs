@@ -64,7 +64,8 @@ impl Directory {
         std::fs::create_dir_all(&path)
             .map_err(|source| FileError::new(&path, FileProblem::Io { doing: "make the directory", source }))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = fs::open(&path, flags, Mode::empty()).map_err(|errno| io(&path, "open", errno))?;
+        let fd = fs::open(&path, flags, Mode::empty()).and_then(out_of_the_way);
+        let fd = fd.map_err(|errno| io(&path, "open", errno))?;
         let kind = fs::fstatfs(&fd).map_err(|errno| io(&path, "look at", errno))?.f_type as u32;
         if let (false, Some((_, kind))) = (insist, NETWORK_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == kind)) {
             return Err(FileError::new(path, FileProblem::NetworkFileSystem(kind)));
@@ -72,7 +73,8 @@ impl Directory {
         let stat = fs::fstat(&fd).map_err(|errno| io(&path, "look at", errno))?;
         let rights = Mode::from_raw_mode(stat.st_mode) & Mode::from_raw_mode(0o666);
         let directory = Directory { path, fd, rights };
-        if directory.flock(FlockOperation::NonBlockingLockExclusive)? {
+        // A child that has inherited may have closed the directory, and not its lifeline.
+        if directory.flock(FlockOperation::NonBlockingLockExclusive)? && !directory.has_living()? {
             begin(&directory)?;
         }
         // Who begins keeps others waiting for a moment; between the two locks another may come, and begin once more.
@@ -92,6 +94,19 @@ impl Directory {
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(errno) => Err(io(&self.path, "flock", errno)),
         }
+    }
+
+    /// Whether any lifeline is kept by somebody.
+    fn has_living(&self) -> Result<bool, FileError> {
+        for name in self.fifos().filter(|(_, channel)| channel.is_none()).map(|(member, _)| lifeline(member)) {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            match fs::openat(&self.fd, &*name, flags, Mode::empty()) {
+                Ok(watched) if is_alive(&watched) => return Ok(true),
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(io(&self.path_of(&name), "open", errno)),
+            }
+        }
+        Ok(false)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -154,19 +169,20 @@ impl Directory {
 
     /// Removes what members that are no more have left.
     pub(super) fn remove_fifos(&self, which: impl Fn(MemberId) -> bool) {
-        let Ok(entries) = fs::Dir::read_from(&self.fd) else { return };
-        for entry in entries.flatten() {
-            let Some(name) = entry.file_name().to_str().ok().filter(|name| member_of(name).is_some_and(&which))
-            else {
-                continue;
-            };
-            // A directory may have files of others.
-            let stat = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-            if stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
-                crash::step();
-                self.remove(name);
-            }
+        for (member, channel) in self.fifos().filter(|&(member, _)| which(member)) {
+            crash::step();
+            self.remove(&name(member, channel));
         }
+    }
+
+    /// The FIFOs in the directory that have names of ours; it may have files of others.
+    fn fifos(&self) -> impl Iterator<Item = (MemberId, Option<Channel>)> {
+        let entries = fs::Dir::read_from(&self.fd).into_iter().flatten().flatten();
+        entries.filter_map(|entry| {
+            let name = entry.file_name().to_str().ok()?;
+            let stat = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            (FileType::from_raw_mode(stat.st_mode) == FileType::Fifo).then(|| named(name))?
+        })
     }
 
     /// Makes a FIFO and keeps it open, for both ends; so that it neither ends nor blocks.
@@ -185,19 +201,20 @@ impl Directory {
     /// Begins the life of a member: it is over when nobody has this any more. With its inode.
     pub(super) fn make_lifeline(&self, member: MemberId) -> Result<(OwnedFd, u64), FileError> {
         let name = lifeline(member);
-        let fifo = self.make_fifo(&name)?;
-        let stat = fs::fstat(&fifo).map_err(|errno| io(&self.path_of(&name), "look at", errno))?;
+        let failed = |errno| io(&self.path_of(&name), "look at", errno);
+        let fifo = out_of_the_way(self.make_fifo(&name)?).map_err(failed)?;
+        let stat = fs::fstat(&fifo).map_err(failed)?;
         note(&fifo, (0, 0));
         Ok((fifo, stat.st_ino))
     }
 
     /// Removes a channel that may be no longer the one of its name.
     pub(super) fn remove_channel(&self, member: MemberId, channel: Channel) {
-        self.remove(&format!("{}.{channel}", lifeline(member)));
+        self.remove(&name(member, Some(channel)));
     }
 
     pub(super) fn make_channel(&self, member: MemberId, channel: Channel) -> Result<OwnedFd, FileError> {
-        self.make_fifo(&format!("{}.{channel}", lifeline(member)))
+        self.make_fifo(&name(member, Some(channel)))
     }
 
     /// Opens another member's lifeline, to look at it and to poll it; `None` if that is not there, or another file is.
@@ -217,12 +234,18 @@ impl Directory {
 
     /// Wakes a waiter, if it is still there.
     pub(super) fn wake(&self, member: MemberId, channel: Channel) {
-        let name = format!("{}.{channel}", lifeline(member));
+        let name = name(member, Some(channel));
         // For reading too: or else a waiter that ends in between would bring a SIGPIPE.
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if let Ok(fifo) = fs::openat(&self.fd, &*name, flags, Mode::empty()) {
             let _ = rustix::io::write(fifo, &[1]);
         }
+    }
+
+    /// As a child does that closes what it has inherited.
+    #[cfg(test)]
+    pub(super) fn unlock(&self) {
+        self.flock(FlockOperation::Unlock).expect("it can always be unlocked");
     }
 
     /// What children must inherit so that this member lives on in them.
@@ -231,18 +254,27 @@ impl Directory {
     }
 }
 
-/// Whose FIFO it is, by its name: `m7` and `m7.2` are those of 7.
-fn member_of(name: &str) -> Option<MemberId> {
-    let (member, channel) = match name.strip_prefix('m')?.split_once('.') {
-        Some((member, channel)) => (member, Some(channel)),
-        None => (name.strip_prefix('m')?, None),
-    };
-    let number = |text: &str| text.parse().ok().filter(|number: &u64| number.to_string() == text);
-    channel.is_none_or(|channel| number(channel).is_some()).then(|| number(member).map(MemberId))?
+/// The name of a lifeline, `m7`, or of a channel, `m7.2`.
+fn name(MemberId(member): MemberId, channel: Option<Channel>) -> String {
+    channel.map_or(format!("m{member}"), |channel| format!("m{member}.{channel}"))
+}
+
+/// What it names, if it is such a name.
+fn named(text: &str) -> Option<(MemberId, Option<Channel>)> {
+    let numbers = text.strip_prefix('m')?;
+    let (member, channel) =
+        numbers.split_once('.').map_or((numbers, None), |(member, channel)| (member, Some(channel)));
+    let named = (MemberId(member.parse().ok()?), channel.map(str::parse).transpose().ok()?);
+    (name(named.0, named.1) == text).then_some(named)
 }
 
 pub(super) fn lifeline(member: MemberId) -> String {
-    format!("m{}", member.0)
+    name(member, None)
+}
+
+/// Above what scripts use by number: a child that inherits it must not close it in passing.
+fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 10)
 }
 
 /// Leaves on a lifeline up to where its member has seen the journal (epoch, end), as its time of modification: what else
