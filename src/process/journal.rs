@@ -13,7 +13,8 @@
 //!
 //! Invariants:
 //!
-//! 1. Only who has the exclusive `flock` on the file of that name writes, and decides. Who has it looks whether the file still is the one of that name, since a new one takes its place now and then.
+//! 1. Only who has the exclusive `flock` on the last file writes, and decides. Who has it sees in the commit whether a next
+//!    file has been named, and now and then looks whether the file still has its name.
 //! 2. What stands before the end never changes. So whatever does not fit there was written over by others, and is an error
 //!    to everybody (P4): no replica is made of a part.
 //! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
@@ -59,6 +60,9 @@ const NONE: u64 = 0;
 
 /// How much space is kept ready at a time, and how long the events may be before a new file is worth it.
 const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
+/// For how long a file is taken to have its name.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// What one event may take that lets something go.
 const LETTING_GO: u64 = 64;
 
@@ -73,6 +77,8 @@ pub(super) struct Journal {
     space: u64,
     /// From where it is worth a new file.
     long: u64,
+    /// When it was last seen that the file has its name.
+    looked: Instant,
     staged: Staged,
 }
 
@@ -229,7 +235,15 @@ impl Journal {
         if stat.st_ino != about.inode || directory.own_inode()? != about.directory {
             return Err(removed());
         }
-        Ok(Journal { file, about, end: EVENTS, space: stat.st_size as u64, long: SPACE, staged: Staged::default() })
+        Ok(Journal {
+            file,
+            about,
+            end: EVENTS,
+            space: stat.st_size as u64,
+            long: SPACE,
+            looked: Instant::now(),
+            staged: Staged::default(),
+        })
     }
 
     pub(super) fn seeds(&self) -> Seeds {
@@ -251,11 +265,8 @@ impl Journal {
         replica: &mut Replica,
         deadline: Option<Instant>,
     ) -> Result<bool, FileError> {
-        // Most of it beforehand, while nobody has to wait for that. What stands before the end never changes, so it may be
-        // read at any time; if it cannot be, that shows again below.
-        let _ = self.catch_up(directory, replica);
         loop {
-            if !self.flock(directory, deadline)? {
+            if !self.flock(directory, replica, deadline)? {
                 return Ok(false);
             }
             match self.check(directory, replica) {
@@ -273,8 +284,20 @@ impl Journal {
         let _ = files::flock(&self.file, FlockOperation::Unlock);
     }
 
-    fn flock(&self, directory: &Directory, deadline: Option<Instant>) -> Result<bool, FileError> {
+    fn flock(
+        &mut self,
+        directory: &Directory,
+        replica: &mut Replica,
+        deadline: Option<Instant>,
+    ) -> Result<bool, FileError> {
         let failed = |errno| io(&directory.path_of(TABLE), "flock", errno);
+        match files::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            // Others are at it, so there is something to read: most of it now, while nobody has to wait for that. What
+            // stands before the end never changes; if it cannot be read, that shows again under the lock.
+            Err(Errno::WOULDBLOCK) => drop(self.catch_up(directory, replica)),
+            Err(errno) => return Err(failed(errno)),
+        }
         let Some(deadline) = deadline else {
             return files::flock(&self.file, FlockOperation::LockExclusive).map(|()| true).map_err(failed);
         };
@@ -291,16 +314,23 @@ impl Journal {
         unreachable!("it tries without end")
     }
 
-    /// Whether the table that is locked still has the name, if so with the replica up to date; else the one that has it
-    /// is open now, and not locked.
+    /// Whether the table that is locked still is the last, if so with the replica up to date; else the one that is is open
+    /// now, and not locked.
     fn check(&mut self, directory: &Directory, replica: &mut Replica) -> Result<bool, FileError> {
-        if directory.inode(TABLE)? == Some(self.about.inode) {
-            self.catch_up(directory, replica)?;
-            return Ok(true);
-        }
-        let commit = self.about.commit_of(&read(directory, &self.file, COMMIT, COMMIT_LENGTH as u64)?);
+        let commit = read(directory, &self.file, COMMIT, COMMIT_LENGTH as u64)?;
+        let commit = self.about.commit_of(&commit);
         // If a next one has been named, it may have had the name, and all that was agreed on since.
         let is_last = commit.is_some_and(|(_, next)| next == NONE);
+        // Should the name be gone by other means, nobody else can take it; so it is enough to look now and then.
+        if is_last && self.looked.elapsed() < LOOK {
+            self.catch_up_to(directory, replica, commit)?;
+            return Ok(true);
+        }
+        if directory.inode(TABLE)? == Some(self.about.inode) {
+            self.looked = Instant::now();
+            self.catch_up_to(directory, replica, commit)?;
+            return Ok(true);
+        }
         match Journal::open(directory) {
             Ok(next) if next.about.secrets == self.about.secrets && next.about.epoch > self.about.epoch => {
                 *self = next;
@@ -318,9 +348,18 @@ impl Journal {
     }
 
     fn catch_up(&mut self, directory: &Directory, replica: &mut Replica) -> Result<(), FileError> {
-        let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
         let commit = read(directory, &self.file, COMMIT, COMMIT_LENGTH as u64)?;
-        let (end, _) = self.about.commit_of(&commit).filter(|&(end, _)| end >= self.end).ok_or_else(damaged)?;
+        self.catch_up_to(directory, replica, self.about.commit_of(&commit))
+    }
+
+    fn catch_up_to(
+        &mut self,
+        directory: &Directory,
+        replica: &mut Replica,
+        commit: Option<(u64, u64)>,
+    ) -> Result<(), FileError> {
+        let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
+        let (end, _) = commit.filter(|&(end, _)| end >= self.end).ok_or_else(damaged)?;
         if end > self.end {
             let bytes = read(directory, &self.file, self.end, end - self.end)?;
             if bytes.len() as u64 != end - self.end {
@@ -447,7 +486,7 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
     write(directory, &file, COMMIT, &about.commit(end, NONE))?;
-    Ok(Journal { file, about, end, space, long: long(end), staged: Staged::default() })
+    Ok(Journal { file, about, end, space, long: long(end), looked: Instant::now(), staged: Staged::default() })
 }
 
 /// From where a new file is worth it, if all there is takes so much.
