@@ -138,6 +138,11 @@ mod imp {
         pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
             self.0.try_lock()
         }
+
+        #[cfg(feature = "process")]
+        pub(crate) fn try_lock_until(&self, deadline: Instant) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock_until(deadline)
+        }
     }
 
     #[derive(Debug, Default)]
