@@ -132,7 +132,7 @@ fn one_waits(way: &'static str, directory: &Path) -> Figures {
                 released = clock();
             });
             let had: u64 = told.next().expect("it answers").expect("in text").parse().expect("a time");
-            (had.saturating_sub(released) / 1000) as u32
+            had.saturating_sub(released) as u32
         })
         .collect();
     drop(orders);
