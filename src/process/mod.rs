@@ -89,12 +89,13 @@ use std::time::{Duration, Instant};
 /// and the next one begins anew.
 ///
 /// Files that are removed, replaced, cut or written over while processes use them are noticed: they are put back, or all
-/// requests fail from then on; nobody is ever let in by that. Not noticed is a new directory in the place of the old one:
-/// those who had that one open go on with it.
+/// requests fail from then on; nobody is let in by that. It is otherwise with the directory itself: whoever opens the lock
+/// when it is gone makes a new one, and knows nothing of those who have the old one open. So keep it away from cleaners.
 ///
 /// # Paths
 ///
-/// As with threads. Relative `Path`s are relative to whatever their users agree on, and not to a working directory; one
+/// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind and
+/// relative `Path`s another. The command `treelock` gives absolute `Path`s. Relative ones are relative to whatever their users agree on, and not to a working directory; one
 /// lock takes only relative or only absolute ones, as the first request says. Segments of types of your own must hash
 /// alike in all programs, so give these the same version of that code.
 ///
@@ -113,6 +114,7 @@ pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
 /// use treelock::process::{Options, ProcessTreeLock};
 ///
 /// let lock: ProcessTreeLock = Options::new().network_file_system(true).open("/mnt/shared/lock")?;
+/// let keys: ProcessTreeLock<str> = Options::new().open("/run/lock/keys")?;
 /// # Ok::<(), treelock::process::FileError>(())
 /// ```
 #[derive(Clone, Debug, Default)]
