@@ -94,14 +94,14 @@ use std::time::{Duration, Instant};
 ///
 /// # Paths
 ///
-/// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind and
-/// relative `Path`s another. The command `treelock` gives absolute `Path`s. Relative ones are relative to whatever their users agree on, and not to a working directory; one
-/// lock takes only relative or only absolute ones, as the first request says. Segments of types of your own must hash
-/// alike in all programs, so give these the same version of that code.
+/// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind
+/// and relative `Path`s another. One lock takes only one kind, as the first request says. Relative ones are relative to
+/// whatever their users agree on, and not to a working directory; the command `treelock` gives absolute ones. Segments of
+/// types of your own must hash alike in all programs, so give these the same version of that code.
 ///
 /// # Cost
 ///
-/// An uncontended request takes some microseconds, most of them in ten calls of the kernel; whatever else is held. Each
+/// An uncontended request takes some microseconds, most of them in thirteen calls of the kernel; whatever else is held. Each
 /// process also reads what the others have done since its last request. See `benches/README.md`.
 pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
     member: Arc<Member>,
