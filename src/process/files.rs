@@ -98,7 +98,9 @@ impl Directory {
 
     /// Whether any lifeline is kept by somebody.
     fn has_living(&self) -> Result<bool, FileError> {
-        for name in self.fifos().filter(|(_, channel)| channel.is_none()).map(|(member, _)| lifeline(member)) {
+        for name in
+            self.fifos()?.into_iter().filter(|(_, channel)| channel.is_none()).map(|(member, _)| lifeline(member))
+        {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             match fs::openat(&self.fd, &*name, flags, Mode::empty()) {
                 Ok(watched) if is_alive(&watched) => return Ok(true),
@@ -169,20 +171,27 @@ impl Directory {
 
     /// Removes what members that are no more have left.
     pub(super) fn remove_fifos(&self, which: impl Fn(MemberId) -> bool) {
-        for (member, channel) in self.fifos().filter(|&(member, _)| which(member)) {
+        // What cannot be listed stays.
+        for (member, channel) in self.fifos().unwrap_or_default().into_iter().filter(|&(member, _)| which(member)) {
             crash::step();
             self.remove(&name(member, channel));
         }
     }
 
     /// The FIFOs in the directory that have names of ours; it may have files of others.
-    fn fifos(&self) -> impl Iterator<Item = (MemberId, Option<Channel>)> {
-        let entries = fs::Dir::read_from(&self.fd).into_iter().flatten().flatten();
-        entries.filter_map(|entry| {
-            let name = entry.file_name().to_str().ok()?;
-            let stat = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            (FileType::from_raw_mode(stat.st_mode) == FileType::Fifo).then(|| named(name))?
-        })
+    fn fifos(&self) -> Result<Vec<(MemberId, Option<Channel>)>, FileError> {
+        let failed = |errno| io(&self.path, "list", errno);
+        let mut fifos = Vec::new();
+        for entry in fs::Dir::read_from(&self.fd).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Some(named) = entry.file_name().to_str().ok().and_then(named) else { continue };
+            match fs::statat(&self.fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo => fifos.push(named),
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        Ok(fifos)
     }
 
     /// Makes a FIFO and keeps it open, for both ends; so that it neither ends nor blocks.
@@ -297,7 +306,8 @@ pub(super) fn is_alive(watched: &OwnedFd) -> bool {
     loop {
         match rustix::io::read(watched, &mut [0; 16]) {
             Ok(0) => return false,
-            // Nobody writes there; should somebody, it means nothing.
+            // Nobody writes there; should somebody, it is no sign of life. (It spoils what is noted there, so that nobody
+            // new gets in until the member takes something again.)
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return true,
         }

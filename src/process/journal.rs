@@ -220,9 +220,11 @@ impl Journal {
         }
         let mut secrets = [0; 4];
         secrets.fill_with(random);
-        directory.remove_fifos(|_| true);
         create(directory, About { inode: 0, directory: 0, epoch: 1, secrets }, &Replica::default())?;
-        directory.rename(NEXT_TABLE, TABLE)
+        directory.rename(NEXT_TABLE, TABLE)?;
+        // Afterwards: as long as the old table has the name, its dead must be seen to be dead.
+        directory.remove_fifos(|_| true);
+        Ok(())
     }
 
     /// Opens the table as it is.
@@ -327,12 +329,21 @@ impl Journal {
             return Ok(true);
         }
         if directory.inode(TABLE)? == Some(self.about.inode) {
+            if let Some((end, next)) = commit.filter(|_| !is_last) {
+                // Whoever named it died before it took the name; or else this one was put back in its place.
+                if directory.inode(NEXT_TABLE)? != Some(next) {
+                    return Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed));
+                }
+                write(directory, &self.file, COMMIT, &self.about.commit(end, NONE))?;
+            }
             self.looked = Instant::now();
             self.catch_up_to(directory, replica, commit)?;
             return Ok(true);
         }
         match Journal::open(directory) {
             Ok(next) if next.about.secrets == self.about.secrets && next.about.epoch > self.about.epoch => {
+                // Closing it would not do: a forked child may have it too.
+                self.unlock();
                 *self = next;
                 Ok(false)
             }
@@ -465,7 +476,8 @@ impl Journal {
             write(directory, &self.file, COMMIT, &self.about.commit(self.end, NONE))?;
             return Err(error);
         }
-        // Closing the old one unlocks it: who waits there finds that it has lost its name.
+        // Who waits there finds that there is a next one.
+        self.unlock();
         *self = next;
         // Of those who died when they had left, and had no time to clear up.
         directory.remove_fifos(|member| member < replica.next_member() && !replica.members.contains_key(&member));

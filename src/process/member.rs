@@ -7,7 +7,8 @@
 //! - its channel has a byte: somebody has moved it;
 //! - the lifeline of one who could be in its way has ended: it *buries* that member, for everybody;
 //! - its deadline has passed, or it is time to look for a deadlock;
-//! - a second has passed, in case that a wake was lost with a file that somebody removed.
+//! - a second has passed, in case that a wake was lost: with a file that somebody removed, or because who owes it is
+//!   stopped.
 //!
 //! Who applies an event and dies before it wakes the others was in their way, or had buried somebody who was, and both
 //! they watch. So no wake is lost with a process (P1).
@@ -465,6 +466,10 @@ impl Member {
         look: Option<Instant>,
     ) -> Result<Polled, FileError> {
         let watched = self.watch(others, deadline)?;
+        if watched.len() < others.len() {
+            // Some have left, and may have died before they could wake this one: it looks again.
+            return Ok(Polled { ended: Vec::new(), woken: true });
+        }
         // A FIFO that nobody writes any more when it is opened never says that it has ended.
         let ended = watched.iter().filter(|watched| watched.is_new && !files::is_alive(&watched.lifeline));
         let ended: Vec<Other> = ended.map(|watched| watched.member).collect();

@@ -15,7 +15,8 @@
 //!
 //! The paths, modes, plans, nodes and the search for deadlocks are those of the lock for threads. Every process keeps a
 //! replica of all that is held and awaited, and brings it up to date from one file of events before it changes
-//! anything. The kernel tells who is alive, and wakes who waits. There is no server, no thread and no `unsafe`.
+//! anything. The kernel tells who is alive, and wakes who waits. There is no server and no `unsafe`, and no thread but for a request whose deadline passes while somebody
+//! is stopped with the table.
 //!
 //! | file | concept |
 //! |---|---|
