@@ -90,8 +90,10 @@ use std::time::{Duration, Instant};
 /// and the next one begins anew.
 ///
 /// Files that are removed, replaced, cut or written over while processes use them are noticed: they are put back, or all
-/// requests fail from then on; nobody is let in by that. It is otherwise with the directory itself: whoever opens the lock
-/// when it is gone makes a new one, and knows nothing of those who have the old one open. So keep it away from cleaners.
+/// requests fail from then on; nobody is let in by that, with two exceptions. Whoever opens the lock when the directory itself
+/// is gone makes a new one, and knows nothing of those who have the old one open: keep it away from cleaners. And an older
+/// copy that is written into the table, as by restoring a backup, is believed by a process that has the lock open and had
+/// seen no more than that.
 ///
 /// # Paths
 ///
