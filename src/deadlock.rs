@@ -114,6 +114,7 @@ pub(crate) fn cycle_through(parties: &mut [Party], start: usize) -> Option<Vec<u
     cycle(parties, start)
 }
 
+/// The same, where it is settled who goes ahead of whom.
 fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
     let mut unseen: Vec<usize> = (0..parties.len()).collect();
     let mut came_from = HashMap::new();

@@ -98,14 +98,9 @@ impl Directory {
 
     /// Whether any lifeline is kept by somebody.
     fn has_living(&self) -> Result<bool, FileError> {
-        for name in
-            self.fifos()?.into_iter().filter(|(_, channel)| channel.is_none()).map(|(member, _)| lifeline(member))
-        {
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            match fs::openat(&self.fd, &*name, flags, Mode::empty()) {
-                Ok(watched) if is_alive(&watched) => return Ok(true),
-                Ok(_) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(io(&self.path_of(&name), "open", errno)),
+        for (member, _) in self.fifos()?.into_iter().filter(|(_, channel)| channel.is_none()) {
+            if self.open_lifeline(member)?.is_some_and(|(lifeline, _)| is_alive(&lifeline)) {
+                return Ok(true);
             }
         }
         Ok(false)
@@ -228,16 +223,19 @@ impl Directory {
 
     /// Opens another member's lifeline, to look at it and to poll it; `None` if that is not there, or another file is.
     pub(super) fn watch(&self, member: MemberId, inode: u64) -> Result<Option<OwnedFd>, FileError> {
+        let opened = self.open_lifeline(member)?;
+        Ok(opened.filter(|&(_, found)| found == inode).map(|(lifeline, _)| lifeline))
+    }
+
+    /// What stands at the name of a lifeline, and its inode.
+    fn open_lifeline(&self, member: MemberId) -> Result<Option<(OwnedFd, u64)>, FileError> {
         let name = lifeline(member);
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let failed = |errno| io(&self.path_of(&name), "open", errno);
-        match fs::openat(&self.fd, &*name, flags, Mode::empty()) {
-            Ok(watched) => {
-                let stat = fs::fstat(&watched).map_err(failed)?;
-                Ok((stat.st_ino == inode).then_some(watched))
-            }
+        let opened = fs::openat(&self.fd, &*name, flags, Mode::empty());
+        match opened.and_then(|lifeline| fs::fstat(&lifeline).map(|stat| (lifeline, stat.st_ino))) {
+            Ok(opened) => Ok(Some(opened)),
             Err(Errno::NOENT | Errno::LOOP) => Ok(None),
-            Err(errno) => Err(failed(errno)),
+            Err(errno) => Err(io(&self.path_of(&name), "open", errno)),
         }
     }
 

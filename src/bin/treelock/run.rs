@@ -5,9 +5,7 @@ use crate::directory::Place;
 use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
 use crate::waiting::{self, eprint_line};
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::path::{self, Path, PathBuf};
+use std::path::{self, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use treelock::process::{ProcessLockError, ProcessTreeLock};
@@ -84,7 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         return Err(Failure::new(USAGE, "nothing to lock: give a path with --read or --write"));
     }
     let directory = arguments.place.made()?;
-    let lock = Arc::new(open(&directory)?);
+    let lock = ProcessTreeLock::open(directory).map_err(|error| Failure::new(CANNOT_CREATE, error))?;
+    let lock = Arc::new(lock);
 
     let asked = if arguments.non_blocking || arguments.timeout.is_some_and(|timeout| timeout.is_zero()) {
         lock.try_lock(&reads, &writes)
@@ -109,17 +108,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         eprint_line(format_args!("the lock may be held still: {error}"));
     }
     ended
-}
-
-/// Opens the lock on descriptors above 9: scripts use those up to 9 by number, and one that took one of the lock's, which it
-/// inherits, would let the lock go should this program be killed.
-fn open(directory: &Path) -> Result<ProcessTreeLock, Failure> {
-    let mut taken = Vec::new();
-    while taken.last().is_none_or(|last: &File| last.as_raw_fd() < 9) {
-        let file = File::open("/dev/null");
-        taken.push(file.map_err(|error| Failure::new(OS_ERROR, format_args!("cannot open /dev/null: {error}")))?);
-    }
-    ProcessTreeLock::open(directory).map_err(|error| Failure::new(CANNOT_CREATE, error))
 }
 
 fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
