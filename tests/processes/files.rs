@@ -190,15 +190,19 @@ fn removed_lifeline_lets_nobody_in() {
 #[test]
 fn older_copy_written_over_the_table_lets_nobody_in() {
     let home = Home::new();
-    let (holder, known) = (home.open(), home.open());
+    let (holder, known, behind) = (home.open(), home.open(), home.open());
     let copy = fs::read(home.file("table")).unwrap();
-    let _held = holder.write("a").unwrap();
+    let held = holder.write("a").unwrap();
     assert_eq!(asks("nothing yet", &known, "a"), Said::Refused);
-    fs::write(home.file("table"), copy).unwrap();
+    fs::write(home.file("table"), &copy).unwrap();
     asks("it has seen more than stands there", &known, "a");
+    asks("it has seen no more than stands there", &behind, "a");
+    asks("it has seen no more, and asks again", &behind, "a");
     if let Ok(late) = ProcessTreeLock::open(home.path()) {
         asks("it has seen nothing else", &late, "a");
     }
+    drop((held, holder, known, behind));
+    drop(home.open().try_lock(&[], &["a"]).unwrap());
 }
 
 /// Nobody writes to what stands there now; that must not be taken for the death of the holder.
