@@ -3,6 +3,7 @@
 //! | | | |
 //! |---|---|---|
 //! | the directory | a shared `flock` by each member | who has it exclusively is alone, and may begin anew |
+//! | | locks of bytes by each member | how many takings it has seen; see below |
 //! | `table` | an exclusive `flock` while it is used | the journal (`journal.rs`) |
 //! | `m7` | a FIFO that member 7 keeps open for writing | its end of file is the end of the member: *lifeline* |
 //! | `m7.2` | a FIFO that a waiter of member 7 reads | a byte in it wakes the waiter: *channel* |
@@ -13,12 +14,19 @@
 //!
 //! Who finds no table in a directory where others are alive must not make one: that is the trap of two holders on two
 //! inodes. The `flock` on the directory's own inode tells, whatever happens to the files in it.
+//!
+//! Nor must anybody believe an older copy of the table that was written over it, as a backup is restored: all that stands
+//! there is right, but for what came later. So each member keeps a lock on as many bytes of the directory, which has none,
+//! as there had been takings when it last took something. These locks bind nobody; they are words that no file holds, that others
+//! can ask for in one call, and that the kernel takes back with the member.
 
 use super::crash;
 use super::error::{FileError, FileProblem};
 use super::replica::{Channel, MemberId};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -150,6 +158,11 @@ impl Directory {
         fs::fstat(&self.fd).map(|stat| stat.st_ino).map_err(|errno| io(&self.path, "look at", errno))
     }
 
+    /// Whether it has no name any more, and cannot have files.
+    pub(super) fn is_removed(&self) -> Result<bool, FileError> {
+        fs::fstat(&self.fd).map(|stat| stat.st_nlink == 0).map_err(|errno| io(&self.path, "look at", errno))
+    }
+
     /// The number by which the kernel knows the file of that name.
     pub(super) fn inode(&self, name: &str) -> Result<Option<u64>, FileError> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -208,7 +221,6 @@ impl Directory {
         let failed = |errno| io(&self.path_of(&name), "look at", errno);
         let fifo = out_of_the_way(self.make_fifo(&name)?).map_err(failed)?;
         let stat = fs::fstat(&fifo).map_err(failed)?;
-        note(&fifo, (0, 0));
         Ok((fifo, stat.st_ino))
     }
 
@@ -249,6 +261,21 @@ impl Directory {
         }
     }
 
+    /// Leaves word of how many takings this member has seen.
+    pub(super) fn note_seen(&self, takings: u64) {
+        crash::step();
+        // It can fail where there is no memory; what has been noted before stays.
+        let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, takings)));
+    }
+
+    /// Whether another member that lives has seen more takings than that.
+    pub(super) fn is_seen_beyond(&self, takings: u64) -> Result<bool, FileError> {
+        let mut beyond = bytes(libc::F_WRLCK, takings, 0);
+        let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut beyond));
+        asked.map_err(|errno| io(&self.path, "ask for locks of", Errno::from_raw_os_error(errno as i32)))?;
+        Ok(i32::from(beyond.l_type) != libc::F_UNLCK)
+    }
+
     /// As a child does that closes what it has inherited.
     #[cfg(test)]
     pub(super) fn unlock(&self) {
@@ -258,6 +285,18 @@ impl Directory {
     /// What children must inherit so that this member lives on in them.
     pub(super) fn as_fd(&self) -> impl AsFd {
         &self.fd
+    }
+}
+
+/// A lock of bytes; of all there could be, if the length is 0.
+fn bytes(kind: i32, start: u64, length: u64) -> libc::flock {
+    let place = |place| libc::off_t::try_from(place).unwrap_or(libc::off_t::MAX);
+    libc::flock {
+        l_type: kind as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: place(start),
+        l_len: place(length),
+        l_pid: 0,
     }
 }
 
@@ -284,28 +323,12 @@ fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, 10)
 }
 
-/// Leaves on a lifeline up to where its member has seen the journal (epoch, end), as its time of modification: what else
-/// is left when somebody writes an older copy over the table?
-pub(super) fn note(lifeline: &OwnedFd, (epoch, end): (u64, u64)) {
-    let omitted = Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT };
-    let seen = Timespec { tv_sec: epoch as i64, tv_nsec: end.min(999_999_999) as _ };
-    crash::step();
-    let _ = fs::futimens(lifeline, &Timestamps { last_access: omitted, last_modification: seen });
-}
-
-/// What was left there.
-#[allow(clippy::unnecessary_cast, reason = "the types differ between machines")]
-pub(super) fn noted(watched: &OwnedFd) -> (u64, u64) {
-    fs::fstat(watched).map_or((0, 0), |stat| (stat.st_mtime as u64, stat.st_mtime_nsec as u64))
-}
-
 /// Whether anybody keeps the lifeline that was opened by [`Directory::watch`].
 pub(super) fn is_alive(watched: &OwnedFd) -> bool {
     loop {
         match rustix::io::read(watched, &mut [0; 16]) {
             Ok(0) => return false,
-            // Nobody writes there; should somebody, it is no sign of life. (It spoils what is noted there, so that nobody
-            // new gets in until the member takes something again.)
+            // Nobody writes there; should somebody, it is no sign of life.
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return true,
         }

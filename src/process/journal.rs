@@ -1,7 +1,7 @@
 //! The file `table`: the events of a lock in their order, and how a process keeps its replica up to date.
 //!
 //! ```text
-//!    0  what the file is: magic, format, inodes, epoch, the secrets of the node ids, sum      written once
+//!    0  what the file is: magic, format, inodes, epoch, takings before, secrets, sum         written once
 //!  128  up to where it holds: end, the inode of the next file if there is one, sum            the commit
 //!  256  events: length, sum, bytes; one after the other                                       appended
 //!   ... zeros up to the space that is kept ready
@@ -18,8 +18,9 @@
 //! 2. What stands before the end never changes. So whatever does not fit there was written over by others, and is an error
 //!    to everybody (P4): no replica is made of a part.
 //! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
-//!    lock. Who has taken something leaves word of it on its lifeline, so that an older state of the file is none to who
-//!    comes new. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
+//!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
+//!    Nor is an older state of the same file: whoever takes something notes with the kernel how many *takings* there have been
+//!    (`files.rs`), and nobody is let in by a state that has fewer.
 //! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
 //! When the events have become long against what they led to, all of it is written to a new file, which takes the
@@ -48,7 +49,7 @@ const MAGIC: &[u8; 8] = b"treelock";
 const FORMAT: u32 = 1;
 
 /// Where the parts of the file begin.
-const SUM: usize = 80;
+const SUM: usize = 88;
 const COMMIT: u64 = 128;
 const EVENTS: u64 = 256;
 
@@ -73,6 +74,8 @@ pub(super) struct Journal {
     about: About,
     /// Up to where the replica has read.
     end: u64,
+    /// How many events there have been up to there that take something, in all tables.
+    takings: u64,
     /// Up to where there is space.
     space: u64,
     /// From where it is worth a new file.
@@ -86,8 +89,8 @@ pub(super) struct Journal {
 #[derive(Debug, Default)]
 struct Staged {
     bytes: Vec<u8>,
-    /// Whether one of them takes something.
-    takes: bool,
+    /// How many of them take something.
+    takings: u64,
 }
 
 /// What a table says of itself.
@@ -96,6 +99,8 @@ struct About {
     inode: u64,
     directory: u64,
     epoch: u64,
+    /// How many takings there were before it.
+    takings: u64,
     secrets: [u64; 4],
 }
 
@@ -116,7 +121,10 @@ impl About {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend([0; 4]);
-        let words = [self.inode, self.directory, self.epoch].into_iter().chain(self.secrets).chain([self.probe()]);
+        let words = [self.inode, self.directory, self.epoch, self.takings]
+            .into_iter()
+            .chain(self.secrets)
+            .chain([self.probe()]);
         words.for_each(|word| bytes.extend(word.to_le_bytes()));
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
@@ -136,8 +144,8 @@ impl About {
         }
         let mut words = bytes.get(16..SUM).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
         let mut next = || words.next().unwrap_or_default();
-        let about =
-            About { inode: next(), directory: next(), epoch: next(), secrets: [next(), next(), next(), next()] };
+        let [inode, directory, epoch, takings] = [next(), next(), next(), next()];
+        let about = About { inode, directory, epoch, takings, secrets: [next(), next(), next(), next()] };
         if bytes.get(SUM..SUM + 4) != Some(&crc32fast::hash(&bytes[..SUM]).to_le_bytes()) {
             return Err(FileProblem::Damaged);
         }
@@ -220,7 +228,7 @@ impl Journal {
         }
         let mut secrets = [0; 4];
         secrets.fill_with(random);
-        create(directory, About { inode: 0, directory: 0, epoch: 1, secrets }, &Replica::default())?;
+        create(directory, About { inode: 0, directory: 0, epoch: 1, takings: 0, secrets }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)?;
         // Afterwards: as long as the old table has the name, its dead must be seen to be dead.
         directory.remove_fifos(|_| true);
@@ -241,6 +249,7 @@ impl Journal {
             file,
             about,
             end: EVENTS,
+            takings: about.takings,
             space: stat.st_size as u64,
             long: SPACE,
             looked: Instant::now(),
@@ -250,14 +259,6 @@ impl Journal {
 
     pub(super) fn seeds(&self) -> Seeds {
         self.about.seeds()
-    }
-
-    /// Whether one of the others has seen more than there is.
-    pub(super) fn check_seen(&self, directory: &Directory, seen: (u64, u64)) -> Result<(), FileError> {
-        match seen <= self.seen() {
-            true => Ok(()),
-            false => Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged)),
-        }
     }
 
     /// Locks the table that has the name now, and brings the replica up to date; `false` if the deadline passes first.
@@ -319,8 +320,7 @@ impl Journal {
     /// Whether the table that is locked still is the last, if so with the replica up to date; else the one that is is open
     /// now, and not locked.
     fn check(&mut self, directory: &Directory, replica: &mut Replica) -> Result<bool, FileError> {
-        let commit = read(directory, &self.file, COMMIT, COMMIT_LENGTH as u64)?;
-        let commit = self.about.commit_of(&commit);
+        let commit = self.read_commit(directory)?;
         // If a next one has been named, it may have had the name, and all that was agreed on since.
         let is_last = commit.is_some_and(|(_, next)| next == NONE);
         // Should the name be gone by other means, nobody else can take it; so it is enough to look now and then.
@@ -339,6 +339,9 @@ impl Journal {
             self.looked = Instant::now();
             self.catch_up_to(directory, replica, commit)?;
             return Ok(true);
+        }
+        if directory.is_removed()? {
+            return Err(FileError::new(directory.path(), FileProblem::Removed));
         }
         match Journal::open(directory) {
             Ok(next) if next.about.secrets == self.about.secrets && next.about.epoch > self.about.epoch => {
@@ -359,8 +362,15 @@ impl Journal {
     }
 
     fn catch_up(&mut self, directory: &Directory, replica: &mut Replica) -> Result<(), FileError> {
-        let commit = read(directory, &self.file, COMMIT, COMMIT_LENGTH as u64)?;
-        self.catch_up_to(directory, replica, self.about.commit_of(&commit))
+        let commit = self.read_commit(directory)?;
+        self.catch_up_to(directory, replica, commit)
+    }
+
+    /// The end, and the inode of the next file; `None` if what stands there is no commit.
+    fn read_commit(&self, directory: &Directory) -> Result<Option<(u64, u64)>, FileError> {
+        let mut bytes = [0; COMMIT_LENGTH];
+        let length = read_into(directory, &self.file, COMMIT, &mut bytes)?;
+        Ok(self.about.commit_of(&bytes[..length]))
     }
 
     fn catch_up_to(
@@ -382,6 +392,7 @@ impl Journal {
                 self.long = long(u64::from(u32::from_le_bytes(length.try_into().expect("four bytes"))));
             }
             for event in events {
+                self.takings += u64::from(takes(&event));
                 // Whoever wrote it tells those whom it concerns.
                 replica.apply(event, &mut Effects::default());
             }
@@ -392,62 +403,74 @@ impl Journal {
 
     /// Takes down an event, which is written with the next [`commit`](Journal::commit).
     pub(super) fn stage(&mut self, event: &Event) {
-        self.staged.takes |= !matches!(event, Event::Leave(..) | Event::Withdraw(..));
+        self.staged.takings += u64::from(takes(event));
         self.about.encode(self.end, &mut self.staged.bytes, event);
     }
 
-    /// Up to where the replica has come: the epoch, and the end.
-    pub(super) fn seen(&self) -> (u64, u64) {
-        (self.about.epoch, self.end)
-    }
-
     /// How much is taken down.
-    pub(super) fn staged(&self) -> (usize, bool) {
-        (self.staged.bytes.len(), self.staged.takes)
+    pub(super) fn staged(&self) -> (usize, u64) {
+        (self.staged.bytes.len(), self.staged.takings)
     }
 
     /// Goes back to when so much was taken down.
-    pub(super) fn unstage(&mut self, (length, takes): (usize, bool)) {
+    pub(super) fn unstage(&mut self, (length, takings): (usize, u64)) {
         self.staged.bytes.truncate(length);
-        self.staged.takes = takes;
+        self.staged.takings = takings;
     }
 
     /// Drops what was taken down and not written, if there is anything: the replica is ahead of the file then, and begins
     /// again with the next lock.
     pub(super) fn abandon(&mut self) {
         if !self.staged.bytes.is_empty() {
-            self.unstage((0, false));
+            self.unstage((0, 0));
             self.end = EVENTS;
+            self.takings = self.about.takings;
         }
     }
 
-    /// Writes what was taken down behind the end, and the new end. The replica has applied it. Whether something is taken
-    /// by it.
-    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<bool, FileError> {
+    /// Writes what was taken down behind the end, and the new end. The replica has applied it, and `lets_in` says whether
+    /// others were moved by that.
+    pub(super) fn commit(
+        &mut self,
+        directory: &Directory,
+        replica: &Replica,
+        lets_in: bool,
+    ) -> Result<(), FileError> {
         if self.staged.bytes.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
-        let takes = self.staged.takes;
-        let end = self.end + self.staged.bytes.len() as u64;
-        // What only lets go has its room already (invariant 4).
-        let room = self.make_room(directory, end + room_to_let_go(replica));
-        let written = room.or_else(|error| if self.staged.takes || end > self.space { Err(error) } else { Ok(()) });
-        let written = written
-            .and_then(|()| write(directory, &self.file, self.end, &self.staged.bytes))
-            .and_then(|()| write(directory, &self.file, COMMIT, &self.about.commit(end, NONE)));
-        if let Err(error) = written {
+        let takings = self.staged.takings;
+        let written = self.write(directory, replica, lets_in || takings > 0);
+        if written.is_err() {
             self.abandon();
-            return Err(error);
+            return written;
         }
-        self.unstage((0, false));
-        self.end = end;
+        self.unstage((0, 0));
+        self.takings += takings;
         if self.end > self.long {
             // If there is no room for a second file, the first goes on.
             if self.rewrite(directory, replica).is_err() {
                 self.long *= 2;
             }
         }
-        Ok(takes)
+        if takings > 0 {
+            directory.note_seen(self.takings);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, directory: &Directory, replica: &Replica, lets_in: bool) -> Result<(), FileError> {
+        if lets_in && directory.is_seen_beyond(self.takings)? {
+            return Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged));
+        }
+        let end = self.end + self.staged.bytes.len() as u64;
+        // What only lets go has its room already (invariant 4).
+        let room = self.make_room(directory, end + room_to_let_go(replica));
+        room.or_else(|error| if self.staged.takings > 0 || end > self.space { Err(error) } else { Ok(()) })?;
+        write(directory, &self.file, self.end, &self.staged.bytes)?;
+        write(directory, &self.file, COMMIT, &self.about.commit(end, NONE))?;
+        self.end = end;
+        Ok(())
     }
 
     fn make_room(&mut self, directory: &Directory, needed: u64) -> Result<(), FileError> {
@@ -466,7 +489,7 @@ impl Journal {
 
     /// Writes all that the replica says to a new table, which takes the name, and is locked.
     fn rewrite(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        let about = About { epoch: self.about.epoch + 1, ..self.about };
+        let about = About { epoch: self.about.epoch + 1, takings: self.takings, ..self.about };
         let next = create(directory, about, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
@@ -498,7 +521,13 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
     write(directory, &file, COMMIT, &about.commit(end, NONE))?;
-    Ok(Journal { file, about, end, space, long: long(end), looked: Instant::now(), staged: Staged::default() })
+    let (takings, long) = (about.takings, long(end));
+    Ok(Journal { file, about, end, takings, space, long, looked: Instant::now(), staged: Staged::default() })
+}
+
+/// Whether it takes something, and not only lets go.
+fn takes(event: &Event) -> bool {
+    matches!(event, Event::Join(_) | Event::Ask(_))
 }
 
 /// From where a new file is worth it, if all there is takes so much.
@@ -523,6 +552,13 @@ fn allocate(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Re
 /// What stands there, up to the end of the file.
 fn read(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Result<Vec<u8>, FileError> {
     let mut bytes = vec![0; length as usize];
+    let done = read_into(directory, file, from, &mut bytes)?;
+    bytes.truncate(done);
+    Ok(bytes)
+}
+
+/// The same, and how many bytes that are.
+fn read_into(directory: &Directory, file: &OwnedFd, from: u64, bytes: &mut [u8]) -> Result<usize, FileError> {
     let mut done = 0;
     while done < bytes.len() {
         match pread(file, &mut bytes[done..], from + done as u64) {
@@ -532,8 +568,7 @@ fn read(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Result
             Err(errno) => return Err(io(&directory.path_of(TABLE), "read", errno)),
         }
     }
-    bytes.truncate(done);
-    Ok(bytes)
+    Ok(done)
 }
 
 fn write(directory: &Directory, file: &OwnedFd, from: u64, bytes: &[u8]) -> Result<(), FileError> {

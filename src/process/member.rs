@@ -86,6 +86,11 @@ impl Change<'_> {
         self.replica.apply(event, &mut self.effects);
     }
 
+    /// Writes what was added.
+    fn commit(&mut self, directory: &Directory) -> Result<(), FileError> {
+        self.journal.commit(directory, self.replica, !self.effects.moved.is_empty())
+    }
+
     /// Adds a request if it is granted at once; else it is given back, as if it had never been (invariant 2 of
     /// `replica.rs`).
     fn try_ask(&mut self, ask: Ask) -> Option<Ask> {
@@ -178,17 +183,10 @@ impl Member {
         let mut replica = Replica::default();
         journal.lock(&directory, &mut replica, None)?;
         let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
-        for (&other, about) in &change.replica.members {
-            if let Some(watched) = directory.watch(other, about.lifeline)? {
-                if files::is_alive(&watched) {
-                    change.journal.check_seen(&directory, files::noted(&watched))?;
-                }
-            }
-        }
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
         change.add(Event::Join(about_this_process(inode)));
-        change.journal.commit(&directory, change.replica)?;
+        change.commit(&directory)?;
         drop(change);
         let member = Member {
             directory,
@@ -242,13 +240,9 @@ impl Member {
         let left_over = std::mem::take(&mut *self.left_over.lock());
         left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
         let result = change(&mut changed, requests);
-        match changed.journal.commit(&self.directory, changed.replica) {
-            Ok(true) => files::note(&self.lifeline, changed.journal.seen()),
-            Ok(false) => {}
-            Err(error) => {
-                self.left_over.lock().extend(left_over);
-                return Err(error);
-            }
+        if let Err(error) = changed.commit(&self.directory) {
+            self.left_over.lock().extend(left_over);
+            return Err(error);
         }
         let effects = std::mem::take(&mut changed.effects);
         drop(changed);

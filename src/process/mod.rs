@@ -15,8 +15,8 @@
 //!
 //! The paths, modes, plans, nodes and the search for deadlocks are those of the lock for threads. Every process keeps a
 //! replica of all that is held and awaited, and brings it up to date from one file of events before it changes
-//! anything. The kernel tells who is alive, and wakes who waits. There is no server and no `unsafe`, and no thread but for a request whose deadline passes while somebody
-//! is stopped with the table.
+//! anything. The kernel tells who is alive, and wakes who waits. There is no server and no `unsafe`, and no thread but for
+//! a request whose deadline passes while somebody is stopped with the table.
 //!
 //! | file | concept |
 //! |---|---|
@@ -89,11 +89,10 @@ use std::time::{Duration, Instant};
 /// users cannot replace each other's files. When the last process has closed the lock, what is left there means nothing,
 /// and the next one begins anew.
 ///
-/// Files that are removed, replaced, cut or written over while processes use them are noticed: they are put back, or all
-/// requests fail from then on; nobody is let in by that, with two exceptions. Whoever opens the lock when the directory itself
-/// is gone makes a new one, and knows nothing of those who have the old one open: keep it away from cleaners. And an older
-/// copy that is written into the table, as by restoring a backup, is believed by a process that has the lock open and had
-/// seen no more than that.
+/// Files that are removed, replaced, cut or written over while processes use them, by an older copy of themselves too, are
+/// noticed: they are put back, or all requests fail from then on; nobody is let in by that. The directory itself is
+/// another matter: whoever opens the lock when it is gone makes a new one, and knows nothing of those who have the old one
+/// open, whose requests fail from then on. Keep it away from cleaners.
 ///
 /// # Paths
 ///

@@ -5,7 +5,7 @@
 //! for `a` after that must not get it, whether it had the lock open or opens it now. When all have gone, the next one
 //! begins anew.
 
-use super::agent::{Agent, Home};
+use super::agent::{Agent, Home, wait_until};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -191,18 +191,37 @@ fn removed_lifeline_lets_nobody_in() {
 fn older_copy_written_over_the_table_lets_nobody_in() {
     let home = Home::new();
     let (holder, known, behind) = (home.open(), home.open(), home.open());
+    let taken_before: Vec<_> = (0..50).map(|number| behind.write(format!("b/{number}")).unwrap()).collect();
     let copy = fs::read(home.file("table")).unwrap();
     let held = holder.write("a").unwrap();
     assert_eq!(asks("nothing yet", &known, "a"), Said::Refused);
     fs::write(home.file("table"), &copy).unwrap();
     asks("it has seen more than stands there", &known, "a");
     asks("it has seen no more than stands there", &behind, "a");
-    asks("it has seen no more, and asks again", &behind, "a");
+    // Longer than what was held when the copy was made.
+    drop(taken_before);
+    asks("it has seen no more, and has written on", &behind, "a");
     if let Ok(late) = ProcessTreeLock::open(home.path()) {
         asks("it has seen nothing else", &late, "a");
     }
-    drop((held, holder, known, behind));
+    drop(held);
+    drop((holder, known, behind));
     drop(home.open().try_lock(&[], &["a"]).unwrap());
+}
+
+/// The same, where it is a release that would let one in who waits.
+#[test]
+fn older_copy_written_over_the_table_moves_nobody() {
+    let home = Home::new();
+    let (holder, behind) = (home.open(), home.open());
+    let mut waiter = Agent::new(&home);
+    let before = behind.write("a").unwrap();
+    waiter.waits("lock 1 w:a", &behind);
+    let copy = fs::read(home.file("table")).unwrap();
+    let _held = holder.write("b").unwrap();
+    fs::write(home.file("table"), &copy).unwrap();
+    assert!(before.release().is_err(), "it has let one in by a state that has passed");
+    asks("it has seen no more, and has let go", &behind, "b");
 }
 
 /// Nobody writes to what stands there now; that must not be taken for the death of the holder.
@@ -293,6 +312,18 @@ fn all_files_removed_lets_nobody_in() {
     if let Ok(late) = ProcessTreeLock::open(home.path()) {
         asks("rm dir/*, and it comes late", &late, "a/b");
     }
+}
+
+#[test]
+fn removed_directory_is_a_clear_error() {
+    let home = Home::new();
+    let lock = home.open();
+    let guard = lock.write("a").unwrap();
+    fs::remove_dir_all(home.path()).unwrap();
+    wait_until("it is noticed", || lock.try_lock(&[], &["b"]).is_err());
+    let error = lock.write("b").unwrap_err().to_string();
+    assert!(error.contains("removed") && error.contains(&*home.path().to_string_lossy()), "{error}");
+    assert!(guard.release().is_err());
 }
 
 /// The holder, who is all right, goes on; it and who came late agree.
