@@ -1,5 +1,5 @@
-//! The files of a lock between processes are written over, cut, removed and replaced while three members use it: whatever
-//! comes of it, nobody is let in beside one whom it excludes (G1, P4).
+//! The files of a lock between processes are written over, also by older copies of themselves, cut, removed and replaced
+//! while three members use it: whatever comes of it, nobody is let in beside one whom it excludes (G1, P4).
 //!
 //! ```sh
 //! cargo fuzz run -s none scribbles -- -max_total_time=25 -timeout=20
@@ -70,6 +70,7 @@ fuzz_target!(|bytes: &[u8]| {
     let directory = PathBuf::from(format!("{parent}/treelock-scribbles-{}-{run}", std::process::id()));
     let mut members: [Option<ProcessTreeLock>; 3] = [const { None }; 3];
     let mut held: Vec<Held> = Vec::new();
+    let mut backup = Vec::new();
     let mut bytes = bytes.iter().copied().take(300);
     while let Some(order) = bytes.next() {
         let (place, value) = (bytes.next().unwrap_or(0), order / 8);
@@ -91,6 +92,9 @@ fuzz_target!(|bytes: &[u8]| {
             }
             5 if !held.is_empty() => drop(held.swap_remove(usize::from(place) % held.len())),
             6 => scribble(&directory, value, place, bytes.next().unwrap_or(0)),
+            7 if value % 2 == 0 => backup = fs::read(directory.join("table")).unwrap_or_default(),
+            // Into the same file, as `cp` does.
+            7 if directory.join("table").exists() => drop(fs::write(directory.join("table"), &backup)),
             _ => {}
         }
     }

@@ -41,12 +41,13 @@ fn victim() {
     let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
     let lock = ProcessTreeLock::open(&directory).unwrap();
     let first = lock.write("a/b").unwrap();
-    let second = lock.lock(&["c"], &["d", "a/b/nested"]).unwrap();
+    let mut second = lock.lock(&["c"], &["d", "a/b/nested"]).unwrap();
     drop(first);
     // Waits, is moved on to its second root, waits again, gives up.
     std::thread::scope(|scope| {
         let queued = scope.spawn(|| lock.try_lock_for(&[], &["c", HELD], Duration::from_millis(20)).map(drop));
         while lock.snapshot().unwrap().waiters.is_empty() && !queued.is_finished() {}
+        second.downgrade().unwrap();
         drop(second);
         let _ = queued.join().unwrap();
     });

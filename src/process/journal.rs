@@ -525,9 +525,9 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     Ok(Journal { file, about, end, takings, space, long, looked: Instant::now(), staged: Staged::default() })
 }
 
-/// Whether it takes something, and not only lets go.
+/// Whether it takes something, and not only lets go. A downgrade counts too: it can wait for room (invariant 4).
 fn takes(event: &Event) -> bool {
-    matches!(event, Event::Join(_) | Event::Ask(_))
+    matches!(event, Event::Join(_) | Event::Ask(_) | Event::Downgrade(..))
 }
 
 /// From where a new file is worth it, if all there is takes so much.

@@ -28,7 +28,7 @@ use crate::request::Owner;
 use crate::sync::{self, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::Location;
 use std::path::Path;
 use std::sync::Arc;
@@ -558,6 +558,11 @@ impl Member {
         released.map(|_| ())
     }
 
+    /// Turns the writes of what was granted into reads.
+    pub(super) fn downgrade(&self, id: RequestId) -> Result<(), FileError> {
+        self.change(None, |change, _| change.add(Event::Downgrade(id, now()))).map(|_| ())
+    }
+
     pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
         self.bury_all()?;
         let snapshot = self.change(None, |change, _| report::snapshot(change.replica))?;
@@ -585,19 +590,14 @@ impl Member {
     {
         let mut plan = Plan::default();
         plan.build::<P, Q>(&self.seeds, reads, writes)?;
-        let mut roots = Vec::new();
+        let (mut roots, mut told) = (Vec::new(), HashSet::new());
         for path in reads.iter().chain(writes) {
             let (mut ids, mut names) = (Vec::new(), Vec::new());
             Segments::of::<P>(path.as_ref(), &self.seeds, &mut ids, Some(&mut names))?;
-            let way = ids.iter().enumerate().map_while(|(depth, &node)| plan.index(node, depth)).collect::<Vec<_>>();
-            // What lies in another root is not in the plan, or as an intention.
-            let mode = |index: &usize| plan.steps()[*index].mode;
-            let Some(mine) = way.get(ids.len() - 1).map(mode).filter(|mine| !mine.is_intention()) else { continue };
-            let covered = way[..ids.len() - 1].iter().map(mode).any(|above| above.covers(mine));
-            let way = way.into_iter().map(|index| index as u32).collect();
-            let root = ToldRoot { segments: names, way };
-            if !covered && !roots.contains(&root) {
-                roots.push(root);
+            let way = ids.iter().enumerate().map_while(|(depth, &node)| plan.index(node, depth));
+            let way: Vec<u32> = way.map(|index| index as u32).collect();
+            if way.len() == ids.len() && told.insert(ids[ids.len() - 1]) {
+                roots.push(ToldRoot { segments: names, way });
             }
         }
         let (id, thread) = sync::with_thread_info(|thread| (thread.id, thread.name.clone()));

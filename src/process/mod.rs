@@ -396,6 +396,15 @@ pub struct ArcProcessTreeLockGuard {
 }
 
 impl<P: ?Sized + TreePath> ProcessTreeLockGuard<'_, P> {
+    /// Turns the writes into reads, without letting go in between, and lets in whoever may come then.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`]. All is held as before then.
+    pub fn downgrade(&mut self) -> Result<(), FileError> {
+        self.request.map_or(Ok(()), |request| self.lock.member.downgrade(request))
+    }
+
     /// Releases what it holds, as dropping it does, and says whether that could be written down.
     ///
     /// # Errors
@@ -408,6 +417,15 @@ impl<P: ?Sized + TreePath> ProcessTreeLockGuard<'_, P> {
 }
 
 impl ArcProcessTreeLockGuard {
+    /// As [`ProcessTreeLockGuard::downgrade`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ProcessTreeLockGuard::downgrade`].
+    pub fn downgrade(&mut self) -> Result<(), FileError> {
+        self.request.map_or(Ok(()), |request| self.member.downgrade(request))
+    }
+
     /// As [`ProcessTreeLockGuard::release`].
     ///
     /// # Errors

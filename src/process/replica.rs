@@ -112,6 +112,8 @@ pub(super) enum Event {
     Ask(Ask),
     /// Releases a request, or gives it up. The time is that of those who are granted by it.
     Withdraw(RequestId, u64),
+    /// Turns the writes of a granted request into reads. The time is that of those who are granted by it.
+    Downgrade(RequestId, u64),
     /// All there is, instead of the events that led there.
     Begin(Box<Stored>),
 }
@@ -224,6 +226,7 @@ impl Replica {
                 self.walk(id);
             }
             Event::Withdraw(id, now) => drop(self.withdraw(id, now, effects)),
+            Event::Downgrade(id, now) => self.downgrade(id, now, effects),
             Event::Begin(stored) => *self = Self::restore(*stored),
         }
     }
@@ -271,13 +274,29 @@ impl Replica {
         for step in ask.steps[..progress.taken].iter().rev() {
             self.change(step.node, |node| node.release(step.mode, &mut due));
         }
+        self.move_on(due, now, effects);
+        Some(ask)
+    }
+
+    fn downgrade(&mut self, id: RequestId, now: u64, effects: &mut Effects) {
+        let Some(request) = self.requests.get_mut(&id).filter(|request| request.is_granted()) else { return };
+        let before = request.ask.steps.clone();
+        request.ask.steps.iter_mut().for_each(|step| step.mode = step.mode.downgraded());
+        let mut due = Vec::new();
+        for step in before.iter().rev().filter(|step| step.mode != step.mode.downgraded()) {
+            self.change(step.node, |node| node.downgrade(step.mode, step.mode.downgraded(), &mut due));
+        }
+        self.move_on(due, now, effects);
+    }
+
+    /// Those who have got the step they waited for take the next ones.
+    fn move_on(&mut self, due: Vec<RequestId>, now: u64, effects: &mut Effects) {
         for id in due {
             let Some(request) = self.requests.get_mut(&id) else { continue };
             request.progress = Progress { taken: request.progress.taken + 1, since: now };
             effects.moved.extend(request.ask.channel.map(|channel| (id.member, channel)));
             self.walk(id);
         }
-        Some(ask)
     }
 
     fn change<R>(&mut self, node: NodeId, change: impl FnOnce(&mut Node<RequestId>) -> R) {
@@ -403,6 +422,7 @@ mod tests {
         Ask(u64, u64, Owner, Vec<&'static str>, Vec<&'static str>),
         /// The one of those that are there.
         Withdraw(usize),
+        Downgrade(usize),
         Leave(u64),
         /// One of the replicas is stored and restored.
         Rewrite,
@@ -415,6 +435,7 @@ mod tests {
         let change = prop_oneof![
             6 => ask.prop_map(|(member, thread, owner, reads, writes)| Change::Ask(member, thread, owner, reads, writes)),
             5 => (0..20usize).prop_map(Change::Withdraw),
+            1 => (0..20usize).prop_map(Change::Downgrade),
             1 => (0..3u64).prop_map(Change::Leave),
             2 => Just(Change::Rewrite),
         ];
@@ -440,6 +461,12 @@ mod tests {
     fn seen(replica: &Replica) -> Vec<(RequestId, usize, bool)> {
         let seen = |(&id, request): (&RequestId, &Request)| (id, request.progress.taken, request.is_granted());
         replica.requests.iter().map(seen).collect()
+    }
+
+    /// Whether its thread waits for nothing.
+    fn is_of_one_who_runs(replica: &Replica, request: &Request) -> bool {
+        let thread = |request: &Request| (request.ask.id.member, request.ask.thread);
+        replica.requests.values().all(|other| other.is_granted() || thread(other) != thread(request))
     }
 
     proptest! {
@@ -473,15 +500,17 @@ mod tests {
                     }
                     Change::Withdraw(which) => {
                         // A thread that waits drops nothing; it may give up.
-                        let may = |(_, request): &(_, &Request)| {
-                            let its = |other: &&Request| {
-                                (other.ask.id.member, other.ask.thread) == (request.ask.id.member, request.ask.thread)
-                            };
-                            !request.is_granted() || restored.requests.values().filter(its).all(Request::is_granted)
-                        };
-                        let id = restored.requests.iter().filter(may).map(|(&id, _)| id).nth(which);
+                        let may = |request: &&Request| !request.is_granted() || is_of_one_who_runs(&restored, request);
+                        let id = restored.requests.values().filter(may).map(|request| request.ask.id).nth(which);
                         if let Some(id) = id {
                             apply(Event::Withdraw(id, 0), &mut restored);
+                        }
+                    }
+                    Change::Downgrade(which) => {
+                        let may = |request: &&Request| is_of_one_who_runs(&restored, request);
+                        let id = restored.requests.values().filter(may).map(|request| request.ask.id).nth(which);
+                        if let Some(id) = id {
+                            apply(Event::Downgrade(id, 0), &mut restored);
                         }
                     }
                     Change::Leave(member) => apply(Event::Leave(MemberId(member), 0), &mut restored),

@@ -95,7 +95,7 @@ pub(super) struct Told {
     pub(super) roots: Vec<ToldRoot>,
 }
 
-/// A root that lies in no other one of its request.
+/// A root that is in the plan, be it as an intention.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ToldRoot {
     pub(super) segments: Vec<String>,
@@ -113,11 +113,17 @@ impl Told {
         postcard::from_bytes(&request.ask.told).unwrap_or_default()
     }
 
+    /// The roots that lie in no other one, of those whose step is asked for.
     fn roots(&self, request: &Request, which: impl Fn(usize) -> bool) -> Vec<Root> {
-        let last = |root: &ToldRoot| root.way.last().map(|&last| last as usize);
-        let told = self.roots.iter().filter_map(|root| Some((root, last(root).filter(|&last| which(last))?)));
-        let mode = |step: usize| request.ask.steps.get(step).map(|step| step.mode);
-        told.filter_map(|(root, last)| Some(Root { segments: root.segments.clone(), mode: mode(last)? })).collect()
+        let mode = |step: &u32| request.ask.steps.get(*step as usize).map(|step| step.mode);
+        let told = |root: &ToldRoot| {
+            let (last, above) = root.way.split_last()?;
+            let mine = mode(last).filter(|mine| !mine.is_intention())?;
+            // Or equal to one above, since a downgrade.
+            let covered = above.iter().filter_map(mode).any(|above| above.covers(mine));
+            (!covered && which(*last as usize)).then(|| Root { segments: root.segments.clone(), mode: mine })
+        };
+        self.roots.iter().filter_map(told).collect()
     }
 
     /// The node of a step: it is on the way to one of the roots.

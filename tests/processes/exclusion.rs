@@ -113,6 +113,42 @@ fn upgrade_waits_for_readers_of_other_processes_and_passes_writers() {
     writer.is_done();
 }
 
+/// It reads on, readers come in, those who waited too, and writers do not.
+#[test]
+fn downgrade_lets_readers_of_other_processes_in() {
+    let home = Home::new();
+    let lock = home.open();
+    let (mut reader, mut writer) = (Agent::new(&home), Agent::new(&home));
+    let mut guard = lock.lock(&["a", "c"], &["a/b", "d"]).unwrap();
+    reader.waits("lock 1 r:a/b/x r:d", &lock);
+    guard.downgrade().unwrap();
+    reader.is_done();
+    writer.is_refused("try 1 w:a/b", "WouldBlock");
+    writer.is_refused("try 1 w:c", "WouldBlock");
+    let snapshot = lock.snapshot().unwrap();
+    let held = snapshot.holders.iter().find(|holder| holder.process.id == std::process::id()).unwrap();
+    let roots: Vec<_> = held.roots.iter().map(ToString::to_string).collect();
+    assert_eq!(roots, ["S a", "S c", "S d"], "a/b lies in a");
+    reader.does("drop 1");
+    writer.is_refused("try 1 w:a", "WouldBlock");
+    drop(guard);
+    writer.does("try 1 w:a w:c w:d");
+}
+
+#[test]
+fn downgraded_arc_guard_may_leave_its_thread() {
+    let home = Home::new();
+    let (lock, other) = (home.open(), home.open());
+    let mut guard = lock.write_arc("a").unwrap();
+    thread::spawn(move || {
+        guard.downgrade().unwrap();
+        assert!(admits(&other, &["a"], &[]) && !admits(&other, &[], &["a"]));
+    })
+    .join()
+    .unwrap();
+    assert!(admits(&lock, &[], &["."]), "it went with its thread");
+}
+
 /// Each guard protects what it asked for until it is dropped, in whatever order.
 #[test]
 fn guards_of_one_thread_are_dropped_in_any_order() {
