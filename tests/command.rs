@@ -3,6 +3,7 @@
 //! Each test has a lock of its own, and ends the process if it hangs. Locked commands end with their standard input, so that
 //! none outlives its test.
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
@@ -693,6 +694,7 @@ fn the_directory_given_goes_before_that_of_the_environment_and_both_before_the_d
     fs::create_dir(home("runtime")).unwrap();
     let run = |words: &[&str], environment: &str| {
         let mut command = place.command(&[&["run", "-w", "a"], words, &["true"]].concat());
+        let environment = if environment.is_empty() { "".into() } else { home(environment) };
         command.env("XDG_RUNTIME_DIR", home("runtime")).env("TREELOCK_DIR", environment);
         assert_eq!(code(&end(command.spawn().unwrap())), 0);
         let there = |name: &&str| home(name).exists();
@@ -703,6 +705,36 @@ fn the_directory_given_goes_before_that_of_the_environment_and_both_before_the_d
     assert_eq!(run(&[], "environment"), ["given", "environment"]);
     assert_eq!(run(&[], ""), ["given", "environment", "runtime/treelock"]);
     assert_eq!(fs::metadata(home("runtime/treelock")).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+/// Who does not see that it depends on the working directory has two locks.
+#[test]
+fn a_relative_directory_in_the_environment_is_refused() {
+    let place = Place::new();
+    for words in [&["run", "-w", "a", "echo", "ran"][..], &["status"]] {
+        let mut command = place.command(words);
+        let output = end(command.env("TREELOCK_DIR", "locks").spawn().unwrap());
+        assert_eq!((code(&output), text(&output.stdout)), (64, ""), "{words:?}");
+        assert!(complaint(&output).contains("TREELOCK_DIR"), "{output:?}");
+        assert!(!place.home().join("locks").exists());
+    }
+}
+
+/// As a process does that is stopped in the midst of a request.
+#[test]
+fn a_table_that_is_kept_holds_up_neither_status_nor_a_limit() {
+    let place = Place::new();
+    let mut holder = place.hold(&["-w", "a"]);
+    let table = fs::File::open(place.lock().join("table")).unwrap();
+    flock(&table, FlockOperation::LockExclusive).unwrap();
+    let drawn = place.treelock(&["status"]);
+    assert!(text(&drawn.stdout).contains("1 held, 0 waiting"), "{drawn:?}");
+    assert_eq!(place.run(&["-n", "-E", "9", "-w", "b", "true"]), 9);
+    assert_eq!(place.run(&["--timeout", "0.2", "-E", "9", "-w", "b", "true"]), 9);
+    flock(&table, FlockOperation::Unlock).unwrap();
+    assert_eq!(place.run(&["-n", "-w", "b", "true"]), 0);
+    drop(holder.stdin.take());
+    assert_eq!(code(&end(holder)), 0);
 }
 
 #[test]

@@ -84,7 +84,8 @@ pub enum FileProblem {
     Damaged,
     /// It was removed, or replaced by another, while processes use it.
     Removed,
-    /// Another program keeps an exclusive `flock` on the directory.
+    /// Somebody keeps an exclusive `flock` on it: another program on the directory, or a process that is stopped in the midst
+    /// of a request on the table.
     Flocked,
     /// The lock was opened by the process that this one was forked from.
     Forked,
@@ -97,7 +98,12 @@ impl FileError {
 
     /// Whether it tells that the file is not what it should be, and not that it could not be looked at.
     pub(super) fn is_of_the_table(&self) -> bool {
-        matches!(self.problem, FileProblem::Removed | FileProblem::NotATable | FileProblem::Damaged)
+        self.is_harm() || matches!(self.problem, FileProblem::NotATable)
+    }
+
+    /// Whether it tells of harm that means nothing where nobody uses the lock.
+    pub(super) fn is_harm(&self) -> bool {
+        matches!(self.problem, FileProblem::Removed | FileProblem::Damaged)
     }
 
     /// The file, or the directory.
@@ -140,7 +146,8 @@ impl Display for FileError {
             FileProblem::Flocked => {
                 write!(
                     f,
-                    "another program keeps an exclusive flock on {path:?}: give the lock a directory of its own"
+                    "an exclusive flock is kept on {path:?}: let go on or end the process that is stopped with it, or give \
+                     the lock a directory of its own if it is another program's"
                 )
             }
             FileProblem::Forked => {

@@ -62,31 +62,38 @@ const NETWORK_FILE_SYSTEMS: [(u32, &str); 14] = [
 ];
 
 impl Directory {
+    /// Opens a directory that is there, to look at it, and not as a member.
+    pub(super) fn look(path: &Path) -> Result<Self, FileError> {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(&path, flags, Mode::empty()).and_then(out_of_the_way);
+        let fd = fd.map_err(|errno| io(&path, "open", errno))?;
+        let stat = fs::fstat(&fd).map_err(|errno| io(&path, "look at", errno))?;
+        let rights = Mode::from_raw_mode(stat.st_mode) & Mode::from_raw_mode(0o666);
+        Ok(Directory { path, fd, rights })
+    }
+
     /// Opens a directory, or makes it; `begin` is run if nobody else has it open.
     pub(super) fn open(
         path: &Path,
         insist: bool,
+        deadline: Option<Instant>,
         begin: impl FnOnce(&Directory) -> Result<(), FileError>,
     ) -> Result<Self, FileError> {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        std::fs::create_dir_all(&path)
-            .map_err(|source| FileError::new(&path, FileProblem::Io { doing: "make the directory", source }))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = fs::open(&path, flags, Mode::empty()).and_then(out_of_the_way);
-        let fd = fd.map_err(|errno| io(&path, "open", errno))?;
-        let kind = fs::fstatfs(&fd).map_err(|errno| io(&path, "look at", errno))?.f_type as u32;
+        std::fs::create_dir_all(path)
+            .map_err(|source| FileError::new(path, FileProblem::Io { doing: "make the directory", source }))?;
+        let directory = Self::look(path)?;
+        let kind = fs::fstatfs(&directory.fd).map_err(|errno| io(&directory.path, "look at", errno))?.f_type as u32;
         if let (false, Some((_, kind))) = (insist, NETWORK_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == kind)) {
-            return Err(FileError::new(path, FileProblem::NetworkFileSystem(kind)));
+            return Err(FileError::new(directory.path, FileProblem::NetworkFileSystem(kind)));
         }
-        let stat = fs::fstat(&fd).map_err(|errno| io(&path, "look at", errno))?;
-        let rights = Mode::from_raw_mode(stat.st_mode) & Mode::from_raw_mode(0o666);
-        let directory = Directory { path, fd, rights };
         // A child that has inherited may have closed the directory, and not its lifeline.
         if directory.flock(FlockOperation::NonBlockingLockExclusive)? && !directory.has_living()? {
             begin(&directory)?;
         }
         // Who begins keeps others waiting for a moment; between the two locks another may come, and begin once more.
         let late = Instant::now() + PATIENCE;
+        let late = deadline.map_or(late, |deadline| deadline.min(late));
         while !directory.flock(FlockOperation::NonBlockingLockShared)? {
             if Instant::now() > late {
                 return Err(FileError::new(directory.path, FileProblem::Flocked));
@@ -105,7 +112,7 @@ impl Directory {
     }
 
     /// Whether any lifeline is kept by somebody.
-    fn has_living(&self) -> Result<bool, FileError> {
+    pub(super) fn has_living(&self) -> Result<bool, FileError> {
         for (member, _) in self.fifos()?.into_iter().filter(|(_, channel)| channel.is_none()) {
             if self.open_lifeline(member)?.is_some_and(|(lifeline, _)| is_alive(&lifeline)) {
                 return Ok(true);
@@ -122,9 +129,10 @@ impl Directory {
         self.path.join(name)
     }
 
-    /// Opens a file for reading and writing; `None` if there is none.
-    pub(super) fn open_file(&self, name: &str) -> Result<Option<OwnedFd>, FileError> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    /// Opens a file for reading, or for both; `None` if there is none.
+    pub(super) fn open_file(&self, name: &str, access: OFlags) -> Result<Option<OwnedFd>, FileError> {
+        // A FIFO or a device that stands there must not hold us up.
+        let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(file) => Ok(Some(file)),
             Err(Errno::NOENT) => Ok(None),

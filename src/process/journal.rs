@@ -38,7 +38,7 @@ use super::files::{self, Directory, io};
 use super::replica::{Effects, Event, Replica};
 use crate::path::{Seeds, Segments};
 use rustix::fd::OwnedFd;
-use rustix::fs::{self, FallocateFlags, FlockOperation};
+use rustix::fs::{self, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, pread, pwrite};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,9 @@ const NONE: u64 = 0;
 const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// For how long a file is taken to have its name.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// How often one who only looks looks again, if what it sees makes no sense.
+const LOOKS: u32 = 100;
 
 /// What one event may take that lets something go.
 const LETTING_GO: u64 = 64;
@@ -218,7 +221,7 @@ fn word(bytes: &[u8]) -> u64 {
 impl Journal {
     /// Begins anew, in a directory that nobody else has open.
     pub(super) fn begin(directory: &Directory, random: impl FnMut() -> u64) -> Result<(), FileError> {
-        if let Some(file) = directory.open_file(TABLE)? {
+        if let Some(file) = directory.open_file(TABLE, OFlags::RDWR)? {
             let bytes = read(directory, &file, 0, EVENTS)?;
             match About::of_bytes(&bytes) {
                 Ok(_) => {}
@@ -235,10 +238,39 @@ impl Journal {
         Ok(())
     }
 
+    /// What the table says now, for who only looks: neither locked nor waited for.
+    pub(super) fn look(directory: &Directory) -> Result<Replica, FileError> {
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            match Self::look_once(directory) {
+                Ok(Some(replica)) => return Ok(replica),
+                // It was read while it was written.
+                Err(error) if !error.is_of_the_table() || looks > LOOKS => return Err(error),
+                _ => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// `None` if it was replaced meanwhile.
+    fn look_once(directory: &Directory) -> Result<Option<Replica>, FileError> {
+        let mut journal = Self::open_for(directory, OFlags::RDONLY)?;
+        let mut replica = Replica::default();
+        let commit = journal.read_commit(directory)?;
+        let is_last =
+            commit.is_none_or(|(_, next)| next == NONE) || directory.inode(TABLE)? == Some(journal.about.inode);
+        journal.catch_up_to(directory, &mut replica, commit)?;
+        Ok(is_last.then_some(replica))
+    }
+
     /// Opens the table as it is.
     pub(super) fn open(directory: &Directory) -> Result<Self, FileError> {
+        Self::open_for(directory, OFlags::RDWR)
+    }
+
+    fn open_for(directory: &Directory, access: OFlags) -> Result<Self, FileError> {
         let removed = || FileError::new(directory.path_of(TABLE), FileProblem::Removed);
-        let file = directory.open_file(TABLE)?.ok_or_else(removed)?;
+        let file = directory.open_file(TABLE, access)?.ok_or_else(removed)?;
         let bytes = read(directory, &file, 0, EVENTS)?;
         let about = About::of_bytes(&bytes).map_err(|problem| FileError::new(directory.path_of(TABLE), problem))?;
         let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
@@ -283,6 +315,11 @@ impl Journal {
         }
     }
 
+    /// Why the table cannot be locked in time.
+    pub(super) fn is_kept(&self, directory: &Directory) -> FileError {
+        FileError::new(directory.path_of(TABLE), FileProblem::Flocked)
+    }
+
     pub(super) fn unlock(&self) {
         let _ = files::flock(&self.file, FlockOperation::Unlock);
     }
@@ -305,12 +342,12 @@ impl Journal {
             return files::flock(&self.file, FlockOperation::LockExclusive).map(|()| true).map_err(failed);
         };
         // Others have it for some microseconds; longer only if one is stopped there, so there is no need to be told.
-        for attempt in 0.. {
+        for attempt in 0_u32.. {
             match files::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(true),
-                Err(Errno::WOULDBLOCK) if attempt < 64 => std::thread::yield_now(),
                 Err(Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(false),
-                Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_micros(200)),
+                Err(Errno::WOULDBLOCK) if attempt < 64 => std::thread::yield_now(),
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_micros(10 << (attempt / 64).min(5))),
                 Err(errno) => return Err(failed(errno)),
             }
         }

@@ -176,12 +176,15 @@ enum Outcome {
 }
 
 impl Member {
-    pub(super) fn open(path: &Path, insist: bool) -> Result<Arc<Self>, FileError> {
-        let directory = Directory::open(path, insist, |directory| Journal::begin(directory, sync::random_seed))?;
+    pub(super) fn open(path: &Path, insist: bool, deadline: Option<Instant>) -> Result<Arc<Self>, FileError> {
+        let begin = |directory: &Directory| Journal::begin(directory, sync::random_seed);
+        let directory = Directory::open(path, insist, deadline, begin)?;
         let mut journal = Journal::open(&directory)?;
         let seeds = journal.seeds();
         let mut replica = Replica::default();
-        journal.lock(&directory, &mut replica, None)?;
+        if !journal.lock(&directory, &mut replica, deadline)? {
+            return Err(journal.is_kept(&directory));
+        }
         let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
@@ -199,7 +202,7 @@ impl Member {
             channels: Mutex::default(),
             left_over: Mutex::default(),
         };
-        member.bury_all()?;
+        member.bury_all(deadline)?;
         Ok(Arc::new(member))
     }
 
@@ -540,11 +543,11 @@ impl Member {
     }
 
     /// Lets go of what the dead have, whether anybody asks for it or not.
-    fn bury_all(&self) -> Result<(), FileError> {
-        let others = self.change(None, |change, _| change.all_others(self.id))?;
+    fn bury_all(&self, deadline: Option<Instant>) -> Result<(), FileError> {
+        let others = self.change(deadline, |change, _| change.all_others(self.id))?;
         for other in others.unwrap_or_default() {
             // Whose lifeline was removed cannot be asked, and stays.
-            let _ = self.bury(&[other], None);
+            let _ = self.bury(&[other], deadline);
         }
         Ok(())
     }
@@ -563,15 +566,10 @@ impl Member {
         self.change(None, |change, _| change.add(Event::Downgrade(id, now()))).map(|_| ())
     }
 
-    pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
-        self.bury_all()?;
-        let snapshot = self.change(None, |change, _| report::snapshot(change.replica))?;
-        Ok(snapshot.expect("without a deadline it waits"))
-    }
-
-    /// Leaves; what it still has is released.
-    fn leave(&self) -> Result<(), FileError> {
-        self.change(None, |change, _| change.add(Event::Leave(self.id, now()))).map(|_| ())
+    /// Leaves; what it still has is released. If that cannot be said now, the end of the lifeline says it.
+    fn leave(&self) {
+        let soon = Instant::now() + TRY;
+        let _ = self.change(Some(soon), |change, _| change.add(Event::Leave(self.id, now())));
     }
 
     fn make_channel(&self) -> Result<(Channel, OwnedFd), FileError> {
@@ -615,9 +613,23 @@ impl Member {
     }
 }
 
+/// What all members have and await, without those who are dead and not buried yet; nothing is changed, and nobody waited for.
+pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
+    let mut replica = match Journal::look(directory) {
+        Err(error) if error.is_harm() && !directory.has_living()? => Replica::default(),
+        looked => looked?,
+    };
+    for (member, lifeline) in replica.members.iter().map(|(&id, about)| (id, about.lifeline)).collect::<Vec<_>>() {
+        if directory.watch(member, lifeline)?.is_some_and(|lifeline| !files::is_alive(&lifeline)) {
+            replica.apply(Event::Leave(member, now()), &mut Effects::default());
+        }
+    }
+    Ok(report::snapshot(&replica))
+}
+
 impl Drop for Member {
     fn drop(&mut self) {
-        let _ = self.leave();
+        self.leave();
     }
 }
 

@@ -48,6 +48,7 @@ pub use report::{Deadlock, Holder, Party, Process, Snapshot, Waiter};
 use crate::acquire::Patience;
 use crate::path::TreePath;
 use crate::request::Owner;
+use files::Directory;
 use member::Member;
 use replica::RequestId;
 use std::fmt;
@@ -113,15 +114,17 @@ pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
 /// How a [`ProcessTreeLock`] is opened, where the defaults do not fit.
 ///
 /// ```no_run
+/// use std::time::Duration;
 /// use treelock::process::{Options, ProcessTreeLock};
 ///
 /// let lock: ProcessTreeLock = Options::new().network_file_system(true).open("/mnt/shared/lock")?;
-/// let keys: ProcessTreeLock<str> = Options::new().open("/run/lock/keys")?;
+/// let keys: ProcessTreeLock<str> = Options::new().timeout(Duration::from_secs(1)).open("/run/lock/keys")?;
 /// # Ok::<(), treelock::process::FileError>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     network_file_system: bool,
+    timeout: Option<Duration>,
 }
 
 impl Options {
@@ -138,13 +141,22 @@ impl Options {
         self
     }
 
+    /// For how long opening may wait for a process that is stopped in the midst of a request; without this, until that goes
+    /// on or is killed.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
     /// As [`ProcessTreeLock::open`].
     ///
     /// # Errors
     ///
-    /// As [`ProcessTreeLock::open`].
+    /// As [`ProcessTreeLock::open`], and [`FileProblem::Flocked`] after the timeout.
     pub fn open<P: ?Sized + TreePath>(&self, directory: impl AsRef<Path>) -> Result<ProcessTreeLock<P>, FileError> {
-        let member = Member::open(directory.as_ref(), self.network_file_system)?;
+        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let member = Member::open(directory.as_ref(), self.network_file_system, deadline)?;
         Ok(ProcessTreeLock { member, paths: PhantomData })
     }
 }
@@ -325,11 +337,13 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
 
     /// Who holds what and who waits for what in all processes, at one moment; prints as a drawing of the tree.
     ///
+    /// It holds up nobody and waits for nobody, also while a process is stopped in the midst of a request.
+    ///
     /// # Errors
     ///
     /// [`FileError`].
     pub fn snapshot(&self) -> Result<Snapshot, FileError> {
-        self.member.snapshot()
+        member::look(&self.member.directory)
     }
 
     /// Whether programs started by this process from now on inherit what is held by this lock: then it is held until the
@@ -371,6 +385,22 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         let request = self.member.acquire::<P, Q>(reads, writes, Owner::Itself, patience)?;
         Ok(ArcProcessTreeLockGuard { member: Arc::clone(&self.member), request: Some(request) })
+    }
+}
+
+impl Snapshot {
+    /// What [`ProcessTreeLock::snapshot`] tells, by one who has not opened the lock, and may have no right to.
+    ///
+    /// ```no_run
+    /// println!("{}", treelock::process::Snapshot::read("/run/lock/my-database")?);
+    /// # Ok::<(), treelock::process::FileError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
+    pub fn read(directory: impl AsRef<Path>) -> Result<Self, FileError> {
+        member::look(&Directory::look(directory.as_ref())?)
     }
 }
 

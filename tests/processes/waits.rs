@@ -5,7 +5,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
-use treelock::process::ProcessLockError;
+use treelock::process::{FileProblem, Options, ProcessLockError, Snapshot};
 
 fn print_and_check(what: &str, mut times: Vec<Duration>) {
     times.sort();
@@ -92,6 +92,29 @@ fn deadline_holds_while_a_stopped_process_has_the_table() {
     flock(&table, FlockOperation::Unlock).unwrap();
     wait_until("what timed out is withdrawn", || lock.snapshot().unwrap().waiters.is_empty());
     waiter.does("lock 1 w:b");
+}
+
+/// G10: who looks on, comes or goes then is not held up either.
+#[test]
+fn stopped_process_with_the_table_holds_up_neither_snapshots_nor_openings_with_a_timeout() {
+    let home = Home::new();
+    let lock = home.open();
+    let _guard = lock.write("a").unwrap();
+    let leaves = home.open();
+    let table = File::open(home.file("table")).unwrap();
+    flock(&table, FlockOperation::LockExclusive).unwrap();
+    for snapshot in [lock.snapshot(), Snapshot::read(home.path())] {
+        assert_eq!(snapshot.unwrap().holders[0].roots[0].to_string(), "X a");
+    }
+    let asked = Instant::now();
+    let opened = Options::new().timeout(Duration::from_millis(50)).open::<str>(home.path());
+    let error = opened.map(drop).unwrap_err();
+    assert!(matches!(error.problem(), FileProblem::Flocked) && error.path() == home.file("table"), "{error}");
+    drop(leaves);
+    eprintln!("to be refused and to leave took {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10));
+    flock(&table, FlockOperation::Unlock).unwrap();
+    drop(home.open().try_lock(&["b"], &[]).unwrap());
 }
 
 /// G10: the same where the waiter also has a dead holder to bury, for which it needs the table.

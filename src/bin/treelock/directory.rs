@@ -3,7 +3,7 @@
 //! Who may write to the directory may lock, and could hand us a lock of their own instead. So the directory that nobody
 //! has chosen must be a real one, ours, and closed to others; one that is given is taken as it is.
 
-use crate::exit::{CANNOT_CREATE, Failure};
+use crate::exit::{CANNOT_CREATE, Failure, USAGE};
 use rustix::process::geteuid;
 use std::env::var_os;
 use std::fs::{self, DirBuilder};
@@ -16,7 +16,7 @@ pub(crate) struct Place {
     /// The directory of the lock, on a file system of this host
     ///
     /// All who lock together must use the same one; it is made if it is not there. Who may write to it may lock. By default
-    /// it is $TREELOCK_DIR; else $XDG_RUNTIME_DIR/treelock, where that runtime directory is the user's; else
+    /// it is $TREELOCK_DIR, an absolute path; else $XDG_RUNTIME_DIR/treelock, where that runtime directory is the user's; else
     /// /tmp/treelock-UID. The latter two must be the user's alone (mode 0700, no symbolic link). A job of cron or a service
     /// may have no $XDG_RUNTIME_DIR, and so another default than a login: name the directory there.
     #[arg(long, value_name = "DIR")]
@@ -26,7 +26,7 @@ pub(crate) struct Place {
 impl Place {
     /// The directory, which is there afterwards or can be made by the lock.
     pub(crate) fn made(&self) -> Result<PathBuf, Failure> {
-        if let Some(given) = self.given() {
+        if let Some(given) = self.given()? {
             return Ok(given);
         }
         let path = default_directory();
@@ -43,7 +43,7 @@ impl Place {
 
     /// The directory, and whether it is there; nothing is made.
     pub(crate) fn looked_at(&self) -> Result<(PathBuf, bool), Failure> {
-        let given = self.given();
+        let given = self.given()?;
         let path = given.clone().unwrap_or_else(default_directory);
         match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok((path, false)),
@@ -56,9 +56,16 @@ impl Place {
         Ok((path, true))
     }
 
-    fn given(&self) -> Option<PathBuf> {
+    fn given(&self) -> Result<Option<PathBuf>, Failure> {
         let variable = || var_os("TREELOCK_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
-        self.dir.clone().or_else(variable)
+        match self.dir.clone().or_else(variable) {
+            // Nobody would see that programs in other working directories have another lock.
+            Some(path) if path.is_relative() && self.dir.is_none() => {
+                let message = format_args!("TREELOCK_DIR is {path:?}: make it absolute, or give --dir");
+                Err(Failure::new(USAGE, message))
+            }
+            given => Ok(given),
+        }
     }
 }
 

@@ -8,7 +8,10 @@ use std::ffi::OsString;
 use std::path::{self, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use treelock::process::{ProcessLockError, ProcessTreeLock};
+use treelock::process::{FileProblem, Options, ProcessLockError};
+
+/// What others may take in the midst of a request.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
@@ -24,7 +27,7 @@ pub(crate) struct Arguments {
     /// Give up if the lock cannot be had within so many seconds; 0.5 is half a second, 0 is -n
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
-    /// Give up if the lock cannot be had at once
+    /// Give up if the lock cannot be had at once, whatever --timeout says
     #[arg(short, long)]
     non_blocking: bool,
     /// What to exit with after giving up
@@ -76,22 +79,33 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 
 /// What to exit with.
 pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let deadline = arguments.timeout.map(|timeout| Instant::now().checked_add(timeout));
+    let non_blocking = arguments.non_blocking || arguments.timeout.is_some_and(|timeout| timeout.is_zero());
+    // A time beyond what the clock can tell is for ever.
+    let deadline = arguments.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let (reads, writes) = (absolute(&arguments.reads)?, absolute(&arguments.writes)?);
     if reads.is_empty() && writes.is_empty() {
         return Err(Failure::new(USAGE, "nothing to lock: give a path with --read or --write"));
     }
     let directory = arguments.place.made()?;
-    let lock = ProcessTreeLock::open(directory).map_err(|error| Failure::new(CANNOT_CREATE, error))?;
-    let lock = Arc::new(lock);
+    // For who is stopped with the lock's files.
+    let mut options = Options::new();
+    if let Some(limit) = if non_blocking { Some(AT_ONCE) } else { arguments.timeout } {
+        options = options.timeout(limit);
+    }
+    let lock = match options.open(directory) {
+        Ok(lock) => Arc::new(lock),
+        Err(error) if matches!(error.problem(), FileProblem::Flocked) && (non_blocking || deadline.is_some()) => {
+            return Ok(arguments.conflict_exit_code);
+        }
+        Err(error) => return Err(Failure::new(CANNOT_CREATE, error)),
+    };
 
-    let asked = if arguments.non_blocking || arguments.timeout.is_some_and(|timeout| timeout.is_zero()) {
+    let asked = if non_blocking {
         lock.try_lock(&reads, &writes)
     } else {
         let _telling = waiting::tell(&lock);
-        match deadline.flatten() {
+        match deadline {
             Some(deadline) => lock.try_lock_until(&reads, &writes, deadline),
-            // None is given, or one beyond what the clock can tell.
             None => lock.lock(&reads, &writes),
         }
     };

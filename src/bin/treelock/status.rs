@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use treelock::process::{Process, ProcessTreeLock, Snapshot};
+use treelock::process::{Process, Snapshot};
 
 #[derive(clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
@@ -44,7 +44,6 @@ JSON:
 Exit status:
   0   done, whether or not something is locked
   64  the arguments are wrong
-  71  the files of the lock fail
   73  the directory of the lock cannot be used
   74  the output cannot be written
 
@@ -64,8 +63,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let mut first = true;
     loop {
         let (directory, exists) = arguments.place.looked_at()?;
-        // Opened anew each time: the directory may be made or replaced meanwhile.
-        let snapshot = if exists { Some(look(&directory)?) } else { None };
+        // Anew each time: the directory may be made or replaced meanwhile.
+        let look = || Snapshot::read(&directory).map_err(|error| Failure::new(CANNOT_CREATE, error));
+        let snapshot = if exists { Some(look()?) } else { None };
         let text = if arguments.json { json(snapshot.as_ref())? } else { drawing(snapshot.as_ref(), &directory) };
         let before = match () {
             () if clear => "\x1b[H\x1b[2J",
@@ -82,11 +82,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         first = false;
         thread::sleep(interval);
     }
-}
-
-fn look(directory: &Path) -> Result<Snapshot, Failure> {
-    let lock = ProcessTreeLock::open(directory).map_err(|error| Failure::new(CANNOT_CREATE, error))?;
-    lock.snapshot().map_err(|error| Failure::new(OS_ERROR, error))
 }
 
 fn print(text: &str) -> io::Result<()> {
