@@ -84,6 +84,8 @@ pub enum FileProblem {
     Damaged,
     /// It was removed, or replaced by another, while processes use it.
     Removed,
+    /// The directory is another user's, and *sticky*: users cannot replace each other's files in it.
+    Sticky,
     /// Somebody keeps an exclusive `flock` on it: another program on the directory, or a process that is stopped in the midst
     /// of a request on the table.
     Flocked,
@@ -142,6 +144,11 @@ impl Display for FileError {
             FileProblem::Removed => write!(
                 f,
                 "{path:?} was removed or replaced while processes use it: end them all, and the next one begins anew"
+            ),
+            FileProblem::Sticky => write!(
+                f,
+                "{path:?} is a sticky directory of another user, where the lock's files cannot be replaced: choose another \
+                 one, or let its owner run chmod -t"
             ),
             FileProblem::Flocked => {
                 write!(

@@ -28,6 +28,7 @@ use nix::libc;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,11 @@ impl Directory {
         let kind = fs::fstatfs(&directory.fd).map_err(|errno| io(&directory.path, "look at", errno))?.f_type as u32;
         if let (false, Some((_, kind))) = (insist, NETWORK_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == kind)) {
             return Err(FileError::new(directory.path, FileProblem::NetworkFileSystem(kind)));
+        }
+        let stat = fs::fstat(&directory.fd).map_err(|errno| io(&directory.path, "look at", errno))?;
+        let user = geteuid();
+        if stat.st_mode & Mode::SVTX.as_raw_mode() != 0 && stat.st_uid != user.as_raw() && !user.is_root() {
+            return Err(FileError::new(directory.path, FileProblem::Sticky));
         }
         // A child that has inherited may have closed the directory, and not its lifeline.
         if directory.flock(FlockOperation::NonBlockingLockExclusive)? && !directory.has_living()? {

@@ -40,6 +40,9 @@ const TRY: Duration = Duration::from_millis(100);
 /// See the header.
 const LOST_WAKE: Duration = Duration::from_secs(1);
 
+/// How often one comes anew to a directory where nobody lives and nobody has begun.
+const ATTEMPTS: u32 = 100;
+
 /// An open lock.
 pub(super) struct Member {
     pub(super) directory: Directory,
@@ -178,8 +181,20 @@ enum Outcome {
 impl Member {
     pub(super) fn open(path: &Path, insist: bool, deadline: Option<Instant>) -> Result<Arc<Self>, FileError> {
         let begin = |directory: &Directory| Journal::begin(directory, sync::random_seed);
-        let directory = Directory::open(path, insist, deadline, begin)?;
-        let mut journal = Journal::open(&directory)?;
+        let mut attempts = 0;
+        let (directory, mut journal) = loop {
+            attempts += 1;
+            let directory = Directory::open(path, insist, deadline, begin)?;
+            match Journal::open(&directory) {
+                Ok(journal) => break (directory, journal),
+                // Whoever was to begin has died, or looked at the same moment as this one and others.
+                Err(error) if error.is_harm() && attempts < ATTEMPTS && !directory.has_living()? => {
+                    drop(directory);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let seeds = journal.seeds();
         let mut replica = Replica::default();
         if !journal.lock(&directory, &mut replica, deadline)? {

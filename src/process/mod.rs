@@ -86,7 +86,7 @@ use std::time::{Duration, Instant};
 /// # The directory
 ///
 /// On a file system of this host: one in memory, such as `/run` or `/tmp`, is the best. Who may write to the
-/// directory may lock, so its rights decide about other users; it should not be *sticky* (as `/tmp` itself is), or else
+/// directory may lock, so its rights decide about other users; it must not be *sticky* (as `/tmp` itself is), or else
 /// users cannot replace each other's files. When the last process has closed the lock, what is left there means nothing,
 /// and the next one begins anew.
 ///
@@ -168,7 +168,8 @@ impl ProcessTreeLock<Path> {
     ///
     /// # Errors
     ///
-    /// [`FileError`]: no rights, a network file system, files that are not of this lock or of another version of it.
+    /// [`FileError`]: no rights, a network file system, a sticky directory of another user, files that are not of this lock or
+    /// of another version of it.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, FileError> {
         Options::new().open(directory)
     }

@@ -6,6 +6,7 @@
 //! | `try N ...`, `for MS N ...` | the same without waiting, or for so many milliseconds |
 //! | `drop N`, `release N`, `forget N` | what one can do with a guard; `clear` drops them all |
 //! | `inherit`, `spawn` | makes guards inheritable; starts `sleep`, which outlives it, and tells its number |
+//! | `fork` | a child, without a program of its own: it tries the lock, drops all guards, says so and its number, and stays |
 //! | `stream MS r:a` | two threads that take this and let it go, again and again, until there is another line |
 //! | `snapshot`, `panic`, `exit` | |
 //!
@@ -205,6 +206,17 @@ impl Agent {
         });
     }
 
+    /// Has it fork, without a program of its own; the child's number, and what it says of the lock.
+    #[track_caller]
+    pub(crate) fn forks(&mut self) -> (u32, String) {
+        self.send("fork");
+        // Of both processes, in any order.
+        let answers = [self.answer(), self.answer()];
+        let of_child = answers.iter().find_map(|answer| answer.strip_prefix("child ")?.split_once(' '));
+        let (id, said) = of_child.unwrap_or_else(|| panic!("{answers:?}"));
+        (id.parse().unwrap(), said.to_owned())
+    }
+
     /// Ends it in order.
     #[track_caller]
     pub(crate) fn end(mut self) {
@@ -322,6 +334,17 @@ fn obey<'a>(
             let id = child.id();
             thread::spawn(move || child.wait());
             return Ok(Some(id.to_string()));
+        }
+        "fork" => {
+            if let Ok(fork::Fork::Child) = fork::fork() {
+                let refused = lock.try_lock(&[], &["of the child"]).map(drop);
+                guards.clear();
+                let refused = refused.map_or_else(|error| error.to_string(), |()| "granted".into());
+                println!("{MARK}child {} {refused}", std::process::id());
+                loop {
+                    thread::sleep(LIMIT);
+                }
+            }
         }
         "stream" => {
             let time = Duration::from_millis(number().into());

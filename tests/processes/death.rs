@@ -165,6 +165,29 @@ fn grant_by_a_death_is_told_with_its_time() {
     assert!(since < Duration::from_millis(400), "held for {since:?}");
 }
 
+/// P2: as with flock(2); it cannot use what it has of its parent.
+#[test]
+fn forked_child_keeps_what_is_held_alive_and_cannot_use_the_lock() {
+    let home = Home::new();
+    let lock = home.open();
+    let mut parent = Agent::new(&home);
+    parent.does("lock 1 w:a");
+    parent.does("lock 2 w:b");
+    let (child, said) = parent.forks();
+    assert!(said.contains("forked"), "{said}");
+    // What the child drops is its parent's.
+    assert!(matches!(lock.try_lock(&[], &["a"]), Err(ProcessLockError::WouldBlock)));
+    parent.does("drop 2");
+    drop(lock.try_lock(&[], &["b"]).unwrap());
+    parent.does("lock 3 w:c");
+    parent.kill();
+    for held in ["a", "c"] {
+        assert!(matches!(lock.try_lock(&[], &[held]), Err(ProcessLockError::WouldBlock)), "{held}");
+    }
+    kill(child);
+    drop(lock.try_lock_for(&[], &["a", "c"], SOON).unwrap());
+}
+
 /// P1: a stopped process keeps what it has, and nobody else stops for that.
 #[test]
 fn stopped_holder_keeps_its_locks_until_it_is_killed() {

@@ -1,7 +1,7 @@
 //! What excludes what between processes, owners, and requests that are refused (G1, G4, G7, G8).
 
 use super::agent::{Agent, Home, wait_until};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 use treelock::process::{ProcessLockError, ProcessTreeLock};
@@ -69,6 +69,29 @@ fn two_opens_in_one_process_exclude_each_other() {
     assert!(admits(&other, &[], &["b"]));
     drop(guard);
     assert!(admits(&other, &[], &["."]));
+}
+
+/// G1: those who come at one moment, where nobody was, are in one lock.
+#[test]
+fn first_openings_at_one_moment_open_one_lock() {
+    for round in 0..50 {
+        let home = Home::new();
+        let start = Barrier::new(6);
+        thread::scope(|scope| {
+            let open = || {
+                start.wait();
+                let lock = home.open();
+                // None leaves before all have come, or else those that come begin anew.
+                start.wait();
+                let granted = lock.try_lock_arc(&[], &["a"]);
+                start.wait();
+                granted.is_ok()
+            };
+            let opened: Vec<_> = (0..6).map(|_| scope.spawn(open)).collect();
+            let granted = opened.into_iter().map(|opened| opened.join().unwrap());
+            assert_eq!(granted.filter(|&granted| granted).count(), 1, "round {round}");
+        });
+    }
 }
 
 /// G4: a thread's own guards never block it, also past a writer of another process that waits.

@@ -8,7 +8,7 @@
 use super::agent::{Agent, Home, wait_until};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -416,6 +416,34 @@ fn directory_without_rights_is_a_clear_error() {
             assert!(error.contains("ermission denied") && error.contains("treelock-processes"), "{error}");
         }
     }
+}
+
+/// There users cannot replace each other's files; its owner can.
+#[test]
+fn sticky_directory_of_another_user_is_a_clear_error() {
+    let home = Home::new();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    drop(home.open().write("a").unwrap());
+    if let Some(opened) = Agent::of_nobody(&home) {
+        let error = opened.err().expect("it is another's");
+        assert!(error.contains("sticky") && error.contains(&*home.path().to_string_lossy()), "{error}");
+    }
+}
+
+/// As one leaves it that dies when it begins: nobody lives, and there is no table.
+#[test]
+fn directory_that_somebody_else_begins_is_waited_for() {
+    let home = Home::new();
+    let directory = fs::File::open(home.path()).unwrap();
+    flock(&directory, FlockOperation::LockShared).unwrap();
+    let home = &home;
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| ProcessTreeLock::open(home.path()));
+        let asked = Instant::now();
+        wait_until("it has seen that there is no table", || asked.elapsed() > Duration::from_millis(3));
+        flock(&directory, FlockOperation::Unlock).unwrap();
+        drop(opened.join().unwrap().unwrap().write("a").unwrap());
+    });
 }
 
 /// Who may write to the directory may lock, and is excluded as everybody.
