@@ -259,7 +259,7 @@ fn is_direction(char: char) -> bool {
 }
 
 /// Several roots in a sentence: the first few by name.
-pub(crate) struct FirstOf<'a>(pub(crate) &'a [Root]);
+struct FirstOf<'a>(&'a [Root]);
 
 impl Display for FirstOf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -279,32 +279,45 @@ impl Display for FirstOf<'_> {
 
 impl Display for Deadlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let length = self.parties.len();
-        if length == 1 {
-            f.write_str("deadlock of a thread with itself:")?;
-        } else {
-            write!(f, "deadlock of {length} threads:")?;
-        }
-        for (index, party) in self.parties.iter().enumerate() {
-            let waits = &party.waits;
-            write!(
-                f,
-                "\n  \"{}\" waits for {} (asked for {} at {})",
-                Plain(&waits.thread),
-                waits.at,
-                FirstOf(&waits.roots),
-                waits.location
-            )?;
-            for hold in &party.holds {
-                write!(f, "\n    and holds {} (taken at {})", FirstOf(&hold.roots), hold.location)?;
-            }
-            let next = &self.parties[(index + 1) % length];
-            if length > 1 {
-                write!(f, "\n    behind \"{}\"", Plain(&next.waits.thread))?;
-            }
-        }
-        Ok(())
+        let parties = self.parties.iter().map(|Party { waits, holds }| DrawnParty {
+            who: Plain(&waits.thread).quoted(),
+            at: &waits.at,
+            asked: Asked { roots: &waits.roots, location: &waits.location },
+            holds: holds.iter().map(|hold| Asked { roots: &hold.roots, location: &hold.location }).collect(),
+        });
+        write_cycle(f, &parties.collect::<Vec<_>>())
     }
+}
+
+/// One in a cycle, as it is written down.
+pub(crate) struct DrawnParty<'a> {
+    pub(crate) who: String,
+    pub(crate) at: &'a Root,
+    pub(crate) asked: Asked<'a>,
+    pub(crate) holds: Vec<Asked<'a>>,
+}
+
+/// What was asked for, and where in the source.
+pub(crate) struct Asked<'a> {
+    pub(crate) roots: &'a [Root],
+    pub(crate) location: &'a dyn Display,
+}
+
+pub(crate) fn write_cycle(f: &mut fmt::Formatter<'_>, parties: &[DrawnParty<'_>]) -> fmt::Result {
+    match parties.len() {
+        1 => f.write_str("deadlock of a thread with itself:")?,
+        length => write!(f, "deadlock of {length} threads:")?,
+    }
+    for (index, DrawnParty { who, at, asked, holds }) in parties.iter().enumerate() {
+        write!(f, "\n  {who} waits for {at} (asked for {} at {})", FirstOf(asked.roots), asked.location)?;
+        for hold in holds {
+            write!(f, "\n    and holds {} (taken at {})", FirstOf(hold.roots), hold.location)?;
+        }
+        if parties.len() > 1 {
+            write!(f, "\n    behind {}", parties[(index + 1) % parties.len()].who)?;
+        }
+    }
+    Ok(())
 }
 
 impl Display for Snapshot {

@@ -560,7 +560,7 @@ fn status_as_json_has_the_fields_that_the_help_tells() {
     assert!(roots.iter().all(|root| held["roots"].as_array().unwrap().contains(root)), "{held}");
     assert_eq!(held["roots"].as_array().unwrap().len(), 2);
     assert_eq!(held["thread"], "main");
-    assert!(held["location"].as_str().unwrap().contains(".rs:"));
+    assert_eq!(held["location"], Value::from(fs::canonicalize(place.home()).unwrap().to_str().unwrap()));
 
     assert_eq!(keys(waits), ["at", "location", "process", "roots", "since", "taken", "thread"]);
     assert_eq!(waits["process"]["id"], waiter.id());
@@ -718,6 +718,15 @@ fn a_relative_directory_in_the_environment_is_refused() {
         assert!(complaint(&output).contains("TREELOCK_DIR"), "{output:?}");
         assert!(!place.home().join("locks").exists());
     }
+}
+
+#[test]
+fn a_wait_for_the_command_that_it_is_a_part_of_says_so() {
+    let place = Place::new();
+    let nested = [TREELOCK, "run", "--timeout", "1.5", "-E", "9", "-r", "a/b", "true"];
+    let output = place.treelock(&[&["run", "-w", "a"], &nested[..]].concat());
+    assert_eq!(code(&output), 9);
+    assert!(complaint(&output).ends_with("a part of"), "{output:?}");
 }
 
 /// As a process does that is stopped in the midst of a request.

@@ -15,6 +15,7 @@
 //!
 //! Lock order: the member's mutex, the table's `flock`; the maps of open files on their own.
 
+use super::Options;
 use super::error::{FileError, ProcessLockError};
 use super::files::{self, Directory};
 use super::journal::Journal;
@@ -49,6 +50,8 @@ pub(super) struct Member {
     id: MemberId,
     process: u32,
     seeds: Seeds,
+    /// What is told instead of the place in the source.
+    location: Option<String>,
     lifeline: OwnedFd,
     shared: Mutex<Shared>,
     watched: Mutex<HashMap<MemberId, Arc<OwnedFd>>>,
@@ -179,12 +182,13 @@ enum Outcome {
 }
 
 impl Member {
-    pub(super) fn open(path: &Path, insist: bool, deadline: Option<Instant>) -> Result<Arc<Self>, FileError> {
+    pub(super) fn open(path: &Path, options: &Options) -> Result<Arc<Self>, FileError> {
+        let deadline = options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let begin = |directory: &Directory| Journal::begin(directory, sync::random_seed);
         let mut attempts = 0;
         let (directory, mut journal) = loop {
             attempts += 1;
-            let directory = Directory::open(path, insist, deadline, begin)?;
+            let directory = Directory::open(path, options.network_file_system, deadline, begin)?;
             match Journal::open(&directory) {
                 Ok(journal) => break (directory, journal),
                 // Whoever was to begin has died, or looked at the same moment as this one and others.
@@ -211,6 +215,7 @@ impl Member {
             id,
             process: std::process::id(),
             seeds,
+            location: options.location.clone(),
             lifeline,
             shared: Mutex::new(Shared { journal, replica, requests: 0 }),
             watched: Mutex::default(),
@@ -614,7 +619,7 @@ impl Member {
             }
         }
         let (id, thread) = sync::with_thread_info(|thread| (thread.id, thread.name.clone()));
-        let told = Told { thread, location: location.to_string(), roots };
+        let told = Told { thread, location: self.location.clone().unwrap_or_else(|| location.to_string()), roots };
         Ok(Ask {
             id: RequestId { member: self.id, number: 0 },
             thread: id,

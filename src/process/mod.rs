@@ -125,6 +125,7 @@ pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
 pub struct Options {
     network_file_system: bool,
     timeout: Option<Duration>,
+    location: Option<String>,
 }
 
 impl Options {
@@ -149,14 +150,21 @@ impl Options {
         self
     }
 
+    /// What reports tell instead of the place in the source where a request is made: for programs whose users do not know
+    /// their source. `treelock run` tells its working directory.
+    #[must_use]
+    pub fn location(mut self, location: impl Into<String>) -> Self {
+        self.location = Some(location.into());
+        self
+    }
+
     /// As [`ProcessTreeLock::open`].
     ///
     /// # Errors
     ///
     /// As [`ProcessTreeLock::open`], and [`FileProblem::Flocked`] after the timeout.
     pub fn open<P: ?Sized + TreePath>(&self, directory: impl AsRef<Path>) -> Result<ProcessTreeLock<P>, FileError> {
-        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let member = Member::open(directory.as_ref(), self.network_file_system, deadline)?;
+        let member = Member::open(directory.as_ref(), self)?;
         Ok(ProcessTreeLock { member, paths: PhantomData })
     }
 }

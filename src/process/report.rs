@@ -1,7 +1,7 @@
 //! Who holds what and who waits for what in all processes, as plain data and as a drawing.
 
 use super::replica::{InCycle, Replica, Request};
-use crate::inspect::{Drawing, FirstOf, Plain, Root};
+use crate::inspect::{Asked, Drawing, DrawnParty, Plain, Root, write_cycle};
 use crate::mode::Mode;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
@@ -41,7 +41,7 @@ pub struct Holder {
     pub process: Process,
     /// The name of the thread that asked.
     pub thread: String,
-    /// Where in its source it asked.
+    /// Where it asked: in its source, or what it tells instead ([`Options::location`](super::Options::location)).
     pub location: String,
     /// When it was granted.
     pub since: SystemTime,
@@ -57,7 +57,7 @@ pub struct Waiter {
     pub process: Process,
     /// The name of the thread that waits.
     pub thread: String,
-    /// Where in its source it asked.
+    /// Where it asked: in its source, or what it tells instead ([`Options::location`](super::Options::location)).
     pub location: String,
     /// When it began to wait where it waits now.
     pub since: SystemTime,
@@ -221,22 +221,12 @@ impl Display for Snapshot {
 
 impl Display for Deadlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "deadlock of {} threads:", self.parties.len())?;
-        for (index, Party { waits, holds }) in self.parties.iter().enumerate() {
-            let who = format!("{}, thread \"{}\"", waits.process, Plain(&waits.thread));
-            write!(
-                f,
-                "\n  {who} waits for {} (asked for {} at {})",
-                waits.at,
-                FirstOf(&waits.roots),
-                waits.location
-            )?;
-            for hold in holds {
-                write!(f, "\n    and holds {} (taken at {})", FirstOf(&hold.roots), hold.location)?;
-            }
-            let next = &self.parties[(index + 1) % self.parties.len()].waits;
-            write!(f, "\n    behind {}", next.process)?;
-        }
-        Ok(())
+        let parties = self.parties.iter().map(|Party { waits, holds }| DrawnParty {
+            who: format!("{}, thread {}", waits.process, Plain(&waits.thread).quoted()),
+            at: &waits.at,
+            asked: Asked { roots: &waits.roots, location: &waits.location },
+            holds: holds.iter().map(|hold| Asked { roots: &hold.roots, location: &hold.location }).collect(),
+        });
+        write_cycle(f, &parties.collect::<Vec<_>>())
     }
 }

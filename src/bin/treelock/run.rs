@@ -4,6 +4,7 @@ use crate::child;
 use crate::directory::Place;
 use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
 use crate::waiting::{self, eprint_line};
+use std::env::current_dir;
 use std::ffi::OsString;
 use std::path::{self, PathBuf};
 use std::sync::Arc;
@@ -87,8 +88,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         return Err(Failure::new(USAGE, "nothing to lock: give a path with --read or --write"));
     }
     let directory = arguments.place.made()?;
-    // For who is stopped with the lock's files.
     let mut options = Options::new();
+    if let Ok(directory) = current_dir() {
+        options = options.location(directory.to_string_lossy());
+    }
+    // For who is stopped with the lock's files.
     if let Some(limit) = if non_blocking { Some(AT_ONCE) } else { arguments.timeout } {
         options = options.timeout(limit);
     }

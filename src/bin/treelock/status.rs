@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use treelock::process::{Process, Snapshot};
+use treelock::process::{Holder, Process, Snapshot, Waiter};
 
 #[derive(clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
@@ -32,7 +32,8 @@ JSON:
   holders  the longest first, each with
     process   {id, command, user}
     thread    its name
-    location  where in the source of the program it asked
+    location  the working directory of a treelock run; of other programs,
+              where in the source it asked
     since     when it was granted
     roots     [{path, mode}]: path is a list of segments, mode one of S, X, SIX
   waiters  the longest first, each with the same and with
@@ -145,29 +146,28 @@ fn json(snapshot: Option<&Snapshot>) -> Result<String, Failure> {
 
 impl From<&Snapshot> for Status {
     fn from(snapshot: &Snapshot) -> Self {
-        let holders = snapshot.holders.iter().map(|holder| Request {
-            process: Program::from(&holder.process),
-            thread: holder.thread.clone(),
-            location: holder.location.clone(),
-            since: seconds(holder.since),
-            roots: roots(&holder.roots),
-            waits: None,
+        let holders = snapshot.holders.iter().map(|Holder { process, thread, location, since, roots, .. }| {
+            Request::new(process, thread, location, *since, roots)
         });
-        let waiters = snapshot.waiters.iter().map(|waiter| Request {
-            process: Program::from(&waiter.process),
-            thread: waiter.thread.clone(),
-            location: waiter.location.clone(),
-            since: seconds(waiter.since),
-            roots: roots(&waiter.roots),
-            waits: Some(Waits { at: Root::from(&waiter.at), taken: roots(&waiter.taken) }),
-        });
+        let waiters =
+            snapshot.waiters.iter().map(|Waiter { process, thread, location, since, roots, at, taken, .. }| {
+                let waits = Waits { at: Root::from(at), taken: taken.iter().map(Root::from).collect() };
+                Request { waits: Some(waits), ..Request::new(process, thread, location, *since, roots) }
+            });
         Status { time: seconds(snapshot.taken), holders: holders.collect(), waiters: waiters.collect() }
     }
 }
 
-impl From<&Process> for Program {
-    fn from(process: &Process) -> Self {
-        Program { id: process.id, command: process.command.clone(), user: process.user.clone() }
+impl Request {
+    fn new(process: &Process, thread: &str, location: &str, since: SystemTime, roots: &[treelock::Root]) -> Self {
+        Request {
+            process: Program { id: process.id, command: process.command.clone(), user: process.user.clone() },
+            thread: thread.into(),
+            location: location.into(),
+            since: seconds(since),
+            roots: roots.iter().map(Root::from).collect(),
+            waits: None,
+        }
     }
 }
 
@@ -175,10 +175,6 @@ impl From<&treelock::Root> for Root {
     fn from(root: &treelock::Root) -> Self {
         Root { path: root.segments.clone(), mode: root.mode.to_string() }
     }
-}
-
-fn roots(roots: &[treelock::Root]) -> Vec<Root> {
-    roots.iter().map(Root::from).collect()
 }
 
 /// Since 1970, to a millisecond.

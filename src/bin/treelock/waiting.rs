@@ -1,10 +1,12 @@
 //! For whom one waits, told on standard error when that lasts.
 
 use std::fmt::{self, Display};
+use std::iter::successors;
+use std::process::id;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
-use std::{io, thread};
+use std::{fs, io, thread};
 use treelock::process::{Process, ProcessTreeLock, Snapshot, Waiter};
 use treelock::{Mode, Root};
 
@@ -81,7 +83,7 @@ impl<'a> InTheWay<'a> {
 fn in_the_way(snapshot: &Snapshot) -> Vec<InTheWay<'_>> {
     let age = |since| snapshot.taken.duration_since(since).unwrap_or_default();
     let waiters = &snapshot.waiters;
-    let Some(place) = waiters.iter().position(|waiter| waiter.process.id == std::process::id()) else {
+    let Some(place) = waiters.iter().position(|waiter| waiter.process.id == id()) else {
         return Vec::new();
     };
     let own = &waiters[place];
@@ -125,8 +127,22 @@ impl Display for InTheWay<'_> {
         if let others @ 1.. = self.others {
             write!(f, " and {others} more")?;
         }
-        write!(f, " since {}", Age(self.age.as_secs()))
+        write!(f, " since {}", Age(self.age.as_secs()))?;
+        if self.state == State::Holds && is_ancestor(self.process.id) {
+            f.write_str(": for the very command that this one is a part of")?;
+        }
+        Ok(())
     }
+}
+
+/// Whether a process has started the one that has started this one, and so on. (`man 5 proc`)
+fn is_ancestor(process: u32) -> bool {
+    let parent = |id: &u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        // Behind the command, which may be anything, and the state.
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+    };
+    successors(Some(id()), parent).skip(1).take_while(|&id| id != 0).any(|id| id == process)
 }
 
 /// Seconds, or the largest unit that fits.
