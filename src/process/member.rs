@@ -13,7 +13,7 @@
 //! Who applies an event and dies before it wakes the others was in their way, or had buried somebody who was, and both
 //! they watch. So no wake is lost with a process (P1).
 //!
-//! Lock order: the member's mutex, the table's `flock`; the maps of open files on their own.
+//! Lock order: the member's mutex, the table's `flock`, the map of lifelines; the channels on their own.
 
 use super::Options;
 use super::error::{FileError, ProcessLockError};
@@ -98,8 +98,8 @@ impl Change<'_> {
     }
 
     /// Adds a request if it is granted at once; else it is given back, as if it had never been (invariant 2 of
-    /// `replica.rs`).
-    fn try_ask(&mut self, ask: Ask) -> Option<Ask> {
+    /// `replica.rs`), with those who are in its way.
+    fn try_ask(&mut self, ask: Ask) -> Option<(Ask, BTreeSet<MemberId>)> {
         let id = ask.id;
         let event = Event::Ask(ask);
         let before = self.journal.staged();
@@ -109,7 +109,8 @@ impl Change<'_> {
             return None;
         }
         self.journal.unstage(before);
-        self.replica.withdraw(id, 0, &mut self.effects)
+        let in_the_way = self.replica.in_the_way(id);
+        self.replica.withdraw(id, 0, &mut self.effects).map(|ask| (ask, in_the_way))
     }
 
     /// Whether its paths can be compared with those before (invariant 3 of `path.rs`).
@@ -121,19 +122,6 @@ impl Change<'_> {
     fn is_granted(&self, id: RequestId) -> bool {
         self.replica.requests.get(&id).is_some_and(|request| request.is_granted())
     }
-
-    /// The other members that have requests, and so may be in somebody's way.
-    fn others(&self, me: MemberId) -> Vec<Other> {
-        let members: BTreeSet<MemberId> = self.replica.requests.keys().map(|id| id.member).collect();
-        let others = members.into_iter().filter(|&member| member != me);
-        others.filter_map(|member| self.replica.members.get(&member).map(|about| Other::new(member, about))).collect()
-    }
-
-    /// The other members.
-    fn all_others(&self, me: MemberId) -> Vec<Other> {
-        let others = self.replica.members.iter().filter(|&(&member, _)| member != me);
-        others.map(|(&member, about)| Other::new(member, about)).collect()
-    }
 }
 
 /// Another member, and the inode of its lifeline.
@@ -141,12 +129,6 @@ impl Change<'_> {
 struct Other {
     member: MemberId,
     lifeline: u64,
-}
-
-impl Other {
-    fn new(member: MemberId, about: &About) -> Self {
-        Other { member, lifeline: about.lifeline }
-    }
 }
 
 /// Another member, and what tells whether it lives.
@@ -353,7 +335,7 @@ impl Member {
                 let id = self.number(&mut ask, requests);
                 match change.try_ask(ask) {
                     None => Tried::Granted(id),
-                    Some(ask) => Tried::Refused { ask, others: change.others(self.id) },
+                    Some((ask, in_the_way)) => Tried::Refused { ask, others: self.others(change, in_the_way) },
                 }
             })?;
             match (tried, patience) {
@@ -447,7 +429,19 @@ impl Member {
             change.add(Event::Withdraw(id, now()));
             return Outcome::Deadlock(Box::new(report));
         }
-        Outcome::Waits { others: change.others(self.id) }
+        Outcome::Waits { others: self.others(change, change.replica.in_the_way(id)) }
+    }
+
+    /// The lifelines of members, which are about to be watched.
+    fn others(&self, change: &Change<'_>, members: impl IntoIterator<Item = MemberId>) -> Vec<Other> {
+        let known = &change.replica.members;
+        let mut watched = self.watched.lock();
+        // Of those who have left, as seen by others, there is nothing more to see.
+        if watched.len() > 2 * known.len() {
+            watched.retain(|member, _| known.contains_key(member));
+        }
+        let other = |member| Some(Other { member, lifeline: known.get(&member)?.lifeline });
+        members.into_iter().filter_map(other).collect()
     }
 
     /// Withdraws a request that waits; if it was granted in the last moment, it is taken.
@@ -516,10 +510,6 @@ impl Member {
         let mut found = Vec::with_capacity(members.len());
         let mut missing = Vec::new();
         let mut watched = self.watched.lock();
-        // Of those who have left there is nothing more to see.
-        if watched.len() > 2 * members.len() + 16 {
-            watched.retain(|member, _| members.iter().any(|other| other.member == *member));
-        }
         for &member in members {
             if let Some(lifeline) = watched.get(&member.member) {
                 found.push(Watched { member, lifeline: Arc::clone(lifeline), is_new: false });
@@ -564,7 +554,10 @@ impl Member {
 
     /// Lets go of what the dead have, whether anybody asks for it or not.
     fn bury_all(&self, deadline: Option<Instant>) -> Result<(), FileError> {
-        let others = self.change(deadline, |change, _| change.all_others(self.id))?;
+        let others = self.change(deadline, |change, _| {
+            let members: Vec<MemberId> = change.replica.members.keys().copied().collect();
+            self.others(change, members.into_iter().filter(|&member| member != self.id))
+        })?;
         for other in others.unwrap_or_default() {
             // Whose lifeline was removed cannot be asked, and stays.
             let _ = self.bury(&[other], deadline);

@@ -11,8 +11,8 @@
 //! 2. A request that was tried and withdrawn leaves the replica as it was, but for the numbers of arrivals, of which only
 //!    the order counts. So a refused `try` is not written down.
 //! 3. Who is moved, to its grant or to another queue, is told to the one who applied the event, to be woken.
-//! 4. Whoever can ever hold up a waiting request has a request of its own since before that one came into the queue where
-//!    it is now. So a waiter watches those who have requests when it comes there, and need not be told of others.
+//! 4. Whoever can ever hold up a waiting request has the node where it waits, or waits there, since before it came into
+//!    that queue. So a waiter watches those whom it finds there, and need not be told of others.
 //!
 //! Pure: no files, no clocks. Not here: how events are kept (`journal.rs`), how one waits (`member.rs`).
 
@@ -25,7 +25,7 @@ use crate::request::Owner;
 use crate::table::IdHasher;
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 
 /// One who has opened the lock. Never given again in one directory.
@@ -80,7 +80,6 @@ mod packed {
     use super::{Mode, NodeId, Step};
     use serde::de::Error;
     use serde::{Deserializer, Serializer};
-    use serde_bytes::ByteBuf;
 
     const SIZE: usize = 17;
 
@@ -94,7 +93,7 @@ mod packed {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Step>, D::Error> {
-        let bytes: ByteBuf = serde_bytes::deserialize(deserializer)?;
+        let bytes: &[u8] = serde_bytes::deserialize(deserializer)?;
         let step = |bytes: &[u8]| {
             let (node, mode) = (bytes.get(..16)?.try_into().ok()?, *Mode::ALL.get(usize::from(*bytes.get(16)?))?);
             Some(Step { node: NodeId::of_bytes(node), mode })
@@ -174,8 +173,8 @@ pub(super) struct Replica {
     pub(super) members: BTreeMap<MemberId, About>,
     pub(super) requests: BTreeMap<RequestId, Request>,
     nodes: HashMap<NodeId, Node<RequestId>, BuildHasherDefault<IdHasher>>,
-    /// The granted requests of each thread's plain guards.
-    nested: HashMap<(MemberId, u64), Vec<RequestId>>,
+    /// The plain guards, by their threads: member, thread, number of the request.
+    nested: BTreeSet<(MemberId, u64, u64)>,
 }
 
 /// One in a cycle of waiting requests.
@@ -247,26 +246,19 @@ impl Replica {
             }
             taken += 1;
         }
-        let plain = request.ask.owner == Owner::Thread && ticket.is_none();
-        let owner = plain.then_some((id.member, request.ask.thread));
+        if request.ask.owner == Owner::Thread && ticket.is_none() {
+            self.nested.insert((id.member, request.ask.thread, id.number));
+        }
         if let Some(request) = self.requests.get_mut(&id) {
             request.progress.taken = taken;
             request.ticket = ticket;
-        }
-        if let Some(owner) = owner {
-            self.nested.entry(owner).or_default().push(id);
         }
     }
 
     /// Lets go of all that a request has and awaits, and moves on who is due by that.
     pub(super) fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) -> Option<Ask> {
         let Request { ask, progress, ticket } = self.requests.remove(&id)?;
-        if let Entry::Occupied(mut guards) = self.nested.entry((id.member, ask.thread)) {
-            guards.get_mut().retain(|&guard| guard != id);
-            if guards.get().is_empty() {
-                guards.remove();
-            }
-        }
+        self.nested.remove(&(id.member, ask.thread, id.number));
         let mut due = Vec::new();
         if let Some(ticket) = ticket {
             self.change(ask.steps[progress.taken].node, |node| node.cancel(ticket, &mut due));
@@ -315,17 +307,33 @@ impl Replica {
     /// What the owner of a request holds at a node by its other guards.
     fn held_by_owner(&self, ask: &Ask, node: NodeId) -> ModeCounts {
         let mut held = ModeCounts::NONE;
-        if let (Owner::Thread, Some(guards)) = (ask.owner, self.nested.get(&(ask.id.member, ask.thread))) {
-            let steps = guards.iter().flat_map(|guard| self.requests[guard].taken());
+        if ask.owner == Owner::Thread {
+            let steps = self.guards_of(ask.id.member, ask.thread).flat_map(|guard| self.requests[&guard].taken());
             steps.filter(|step| step.node == node).for_each(|step| held.add(step.mode));
         }
         held
     }
 
+    /// The plain guards of a thread.
+    fn guards_of(&self, member: MemberId, thread: u64) -> impl Iterator<Item = RequestId> {
+        let guards = self.nested.range((member, thread, 0)..=(member, thread, u64::MAX));
+        guards.map(|&(member, _, number)| RequestId { member, number })
+    }
+
+    /// The other members who may be in the way of a waiting request (invariant 4).
+    pub(super) fn in_the_way(&self, id: RequestId) -> BTreeSet<MemberId> {
+        let Some(at) = self.requests.get(&id).and_then(Request::waits_at) else { return BTreeSet::new() };
+        let is_there = |request: &&Request| {
+            let steps = request.taken().iter().copied().chain(request.waits_at());
+            request.ask.id.member != id.member && steps.into_iter().any(|step| step.node == at.node)
+        };
+        self.requests.values().filter(is_there).map(|request| request.ask.id.member).collect()
+    }
+
     /// Whether the thread that asks has plain guards: only such a one is ever told of a deadlock.
     pub(super) fn is_nested(&self, id: RequestId) -> bool {
         let Some(Request { ask, .. }) = self.requests.get(&id) else { return false };
-        self.nested.contains_key(&(id.member, ask.thread))
+        self.guards_of(id.member, ask.thread).next().is_some()
     }
 
     /// The cycle that a waiting request is in, itself first, if it is the one to report it.
@@ -337,7 +345,7 @@ impl Replica {
             let held = request.taken().iter().map(|step| (step.node, step.mode));
             held.filter(|(node, _)| awaited.contains(node)).collect::<Vec<_>>()
         };
-        let guards_of = |ask: &Ask| self.nested.get(&(ask.id.member, ask.thread)).into_iter().flatten().copied();
+        let guards_of = |ask: &Ask| self.guards_of(ask.id.member, ask.thread);
         let party = |request: &&Request| {
             let (step, ticket) = request.waits_at().zip(request.ticket)?;
             let mut party = Party::new(step.node, ticket, Temper::Refusable, request.ask.owner);
@@ -392,7 +400,7 @@ impl Replica {
             match place {
                 Some(place) => queued.push((place, ask.id)),
                 None if ask.owner == Owner::Thread => {
-                    replica.nested.entry((ask.id.member, ask.thread)).or_default().push(ask.id)
+                    replica.nested.insert((ask.id.member, ask.thread, ask.id.number));
                 }
                 None => {}
             }

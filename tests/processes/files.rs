@@ -69,7 +69,17 @@ fn scene(what: &str, harm: impl FnOnce(&Home)) -> [Said; 2] {
     }
     drop((held, read));
     drop((holder, reader));
-    match ProcessTreeLock::open(home.path()) {
+    let mut anew = ProcessTreeLock::open(home.path());
+    wait_until("nobody has it open", || {
+        // A child of another test keeps it for a moment, from its fork to its exec.
+        let is_open =
+            anew.as_ref().is_err_and(|error| matches!(error.problem(), FileProblem::Damaged | FileProblem::Removed));
+        if is_open {
+            anew = ProcessTreeLock::open(home.path());
+        }
+        !is_open
+    });
+    match anew {
         Ok(anew) => drop(anew.try_lock(&[], &["."]).unwrap_or_else(|error| panic!("{what}: afterwards: {error}"))),
         Err(error) => assert!(
             matches!(error.problem(), FileProblem::NotATable | FileProblem::OtherVersion(_) | FileProblem::Io { .. }),
