@@ -16,7 +16,7 @@
 //! 1. Only who has the exclusive `flock` on the last file writes, and decides. Who has it sees in the commit whether a next
 //!    file has been named, and now and then looks whether the file still has its name.
 //! 2. What stands before the end never changes. So whatever does not fit there was written over by others, and is an error
-//!    to everybody (P4): no replica is made of a part.
+//!    to everybody (P4): no replica goes on past it.
 //! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
 //!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
 //!    Nor is an older state of the same file: whoever takes something notes with the kernel how many *takings* there have been
@@ -64,6 +64,9 @@ const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// For how long a file is taken to have its name.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// How much of what was read last stays in memory.
+const BUFFER: usize = 64 << 10;
+
 /// How often one who only looks looks again, if what it sees makes no sense.
 const LOOKS: u32 = 100;
 
@@ -86,6 +89,8 @@ pub(super) struct Journal {
     /// When it was last seen that the file has its name.
     looked: Instant,
     staged: Staged,
+    /// For what is read; kept, since memory that comes and goes costs more than the reading.
+    buffer: Vec<u8>,
 }
 
 /// Events that are to be written behind the end.
@@ -195,22 +200,12 @@ impl About {
         events[head + 4..body].copy_from_slice(&sum.to_le_bytes());
     }
 
-    /// The events that stand from `start` on; `None` if these are none.
-    fn decode(&self, start: u64, bytes: &[u8]) -> Option<Vec<Event>> {
-        let mut events = Vec::new();
-        let mut at = 0;
-        while at < bytes.len() {
-            let head = bytes.get(at..at + 8)?;
-            let length = u32::from_le_bytes(head[..4].try_into().ok()?) as usize;
-            let sum = u32::from_le_bytes(head[4..].try_into().ok()?);
-            let event = bytes.get(at + 8..at + 8 + length)?;
-            if sum != self.sum(start + at as u64, event) {
-                return None;
-            }
-            events.push(postcard::from_bytes(event).ok()?);
-            at += 8 + length;
-        }
-        Some(events)
+    /// The event that stands at `place`, given the bytes from there on, and how many it takes; `None` if it is none.
+    fn decode(&self, place: u64, bytes: &[u8]) -> Option<(Event, usize)> {
+        let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+        let sum = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
+        let event = bytes.get(8..8 + length).filter(|event| sum == self.sum(place, event))?;
+        Some((postcard::from_bytes(event).ok()?, 8 + length))
     }
 }
 
@@ -286,6 +281,7 @@ impl Journal {
             long: SPACE,
             looked: Instant::now(),
             staged: Staged::default(),
+            buffer: Vec::new(),
         })
     }
 
@@ -418,23 +414,27 @@ impl Journal {
     ) -> Result<(), FileError> {
         let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
         let (end, _) = commit.filter(|&(end, _)| end >= self.end).ok_or_else(damaged)?;
-        if end > self.end {
-            let bytes = read(directory, &self.file, self.end, end - self.end)?;
-            if bytes.len() as u64 != end - self.end {
-                return Err(damaged());
-            }
-            let events = self.about.decode(self.end, &bytes).ok_or_else(damaged)?;
-            if let (EVENTS, Some(length)) = (self.end, bytes.get(..4)) {
-                // All there was when the file was made.
-                self.long = long(u64::from(u32::from_le_bytes(length.try_into().expect("four bytes"))));
-            }
-            for event in events {
-                self.takings += u64::from(takes(&event));
-                // Whoever wrote it tells those whom it concerns.
-                replica.apply(event, &mut Effects::default());
-            }
-            self.end = end;
+        if end == self.end {
+            return Ok(());
         }
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.resize((end - self.end) as usize, 0);
+        let length = read_into(directory, &self.file, self.end, &mut bytes)?;
+        let mut rest = &bytes[..length];
+        while self.end < end {
+            let (event, length) = self.about.decode(self.end, rest).ok_or_else(damaged)?;
+            if let Event::Begin(_) = event {
+                // All there was when the file was made.
+                self.long = long(length as u64);
+            }
+            self.takings += u64::from(takes(&event));
+            // Whoever wrote it tells those whom it concerns.
+            replica.apply(event, &mut Effects::default());
+            self.end += length as u64;
+            rest = &rest[length..];
+        }
+        self.buffer = bytes;
+        self.buffer.shrink_to(BUFFER);
         Ok(())
     }
 
@@ -559,7 +559,8 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     write(directory, &file, EVENTS, &events)?;
     write(directory, &file, COMMIT, &about.commit(end, NONE))?;
     let (takings, long) = (about.takings, long(end));
-    Ok(Journal { file, about, end, takings, space, long, looked: Instant::now(), staged: Staged::default() })
+    let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
+    Ok(Journal { file, about, end, takings, space, long, looked, staged, buffer })
 }
 
 /// Whether it takes something, and not only lets go. A downgrade counts too: it can wait for room (invariant 4).

@@ -98,7 +98,11 @@ mod packed {
             let (node, mode) = (bytes.get(..16)?.try_into().ok()?, *Mode::ALL.get(usize::from(*bytes.get(16)?))?);
             Some(Step { node: NodeId::of_bytes(node), mode })
         };
-        bytes.chunks(SIZE).map(|bytes| step(bytes).ok_or_else(|| D::Error::custom("no step"))).collect()
+        let mut steps = Vec::with_capacity(bytes.len() / SIZE);
+        for bytes in bytes.chunks(SIZE) {
+            steps.push(step(bytes).ok_or_else(|| D::Error::custom("no step"))?);
+        }
+        Ok(steps)
     }
 }
 
