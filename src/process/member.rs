@@ -113,12 +113,6 @@ impl Change<'_> {
         self.replica.withdraw(id, 0, &mut self.effects).map(|ask| (ask, in_the_way))
     }
 
-    /// Whether its paths can be compared with those before (invariant 3 of `path.rs`).
-    fn agrees_on_frame(&self, ask: &Ask) -> bool {
-        let agreed = self.replica.absolute;
-        agreed.is_none_or(|agreed| ask.absolute.is_none_or(|absolute| absolute == agreed))
-    }
-
     fn is_granted(&self, id: RequestId) -> bool {
         self.replica.requests.get(&id).is_some_and(|request| request.is_granted())
     }
@@ -329,10 +323,7 @@ impl Member {
         loop {
             let tried = self.change(deadline, |change, requests| {
                 let mut ask = ask.take().expect("who is refused gets it back");
-                if !change.agrees_on_frame(&ask) {
-                    return Tried::OddFrame;
-                }
-                let id = self.number(&mut ask, requests);
+                let Some(id) = self.number(change, &mut ask, requests) else { return Tried::OddFrame };
                 match change.try_ask(ask) {
                     None => Tried::Granted(id),
                     Some((ask, in_the_way)) => Tried::Refused { ask, others: self.others(change, in_the_way) },
@@ -352,12 +343,17 @@ impl Member {
         }
     }
 
-    /// Gives a request its number and its time.
-    fn number(&self, ask: &mut Ask, requests: &mut u64) -> RequestId {
+    /// Gives a request its number and its time; `None` if its paths cannot be compared with those before (invariant 3 of
+    /// `path.rs`).
+    fn number(&self, change: &Change<'_>, ask: &mut Ask, requests: &mut u64) -> Option<RequestId> {
+        let agreed = change.replica.absolute;
+        if agreed.is_some_and(|agreed| ask.absolute.is_some_and(|absolute| absolute != agreed)) {
+            return None;
+        }
         *requests += 1;
         ask.id = RequestId { member: self.id, number: *requests };
         ask.asked = now();
-        ask.id
+        Some(ask.id)
     }
 
     /// Takes a request, or queues and waits.
@@ -370,10 +366,7 @@ impl Member {
         odd_frame: impl FnOnce() -> ProcessLockError,
     ) -> Result<RequestId, ProcessLockError> {
         let queued = self.change(deadline, |change, requests| {
-            if !change.agrees_on_frame(&ask) {
-                return None;
-            }
-            let id = self.number(&mut ask, requests);
+            let id = self.number(change, &mut ask, requests)?;
             change.add(Event::Ask(ask));
             Some((id, change.replica.is_nested(id), self.outcome(change, id, false)))
         })?;
