@@ -1,6 +1,7 @@
 //! Processes that are killed, stopped, or survived by their children (P1, P2).
 
 use super::agent::{Agent, Home, kill, wait_until};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use treelock::process::ProcessLockError;
 
@@ -39,6 +40,33 @@ fn what_a_killed_process_held_is_free_for_a_try() {
     holder.kill();
     drop(lock.try_lock(&["a/x"], &["b"]).unwrap());
     assert!(lock.snapshot().unwrap().holders.is_empty());
+}
+
+/// P5: whoever buries them meanwhile.
+#[test]
+fn dead_processes_are_never_seen_to_hold() {
+    let home = Home::new();
+    let lock = home.open();
+    for round in 0..20 {
+        let mut agents: Vec<Agent> = (0..3).map(|_| Agent::new(&home)).collect();
+        agents.iter_mut().enumerate().for_each(|(place, agent)| drop(agent.does(&format!("lock 1 w:{place}"))));
+        let dead: Vec<u32> = agents.iter().map(Agent::id).collect();
+        agents.into_iter().for_each(|agent| drop(agent.kill()));
+        let (looks, buried) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !buried.load(Ordering::Relaxed) {
+                    let seen = lock.snapshot().unwrap();
+                    looks.store(true, Ordering::Relaxed);
+                    let holds = seen.holders.iter().find(|holder| dead.contains(&holder.process.id));
+                    assert!(holds.is_none(), "round {round}: {seen}");
+                }
+            });
+            wait_until("somebody looks", || looks.load(Ordering::Relaxed));
+            (0..3).for_each(|place| drop(lock.write(place.to_string()).unwrap()));
+            buried.store(true, Ordering::Relaxed);
+        });
+    }
 }
 
 /// P1: so that also ends a process which leaves without closing anything.

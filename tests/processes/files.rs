@@ -13,7 +13,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock};
+use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, Snapshot};
 
 fn make_fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
@@ -234,6 +234,70 @@ fn older_copy_written_over_the_table_moves_nobody() {
     asks("it has seen no more, and has let go", &behind, "b");
 }
 
+/// The same, where what came later is a grant to one who waited, which another member wrote.
+#[test]
+fn older_copy_written_over_the_table_takes_no_grant_back() {
+    // The order of roots is another one in each lock; in one of them `b` comes last.
+    for (first, last) in [("a", "b"), ("b", "a")] {
+        let home = Home::new();
+        let (holder, behind) = (home.open(), home.open());
+        let mut waiter = Agent::new(&home);
+        let before = holder.write(first).unwrap();
+        waiter.waits("lock 1 w:a w:b", &holder);
+        let copy = fs::read(home.file("table")).unwrap();
+        drop(before);
+        waiter.is_done();
+        fs::write(home.file("table"), copy).unwrap();
+        asks("it has seen no more than stands there", &behind, last);
+        if let Ok(late) = ProcessTreeLock::open(home.path()) {
+            asks("it has seen nothing else", &late, last);
+        }
+    }
+}
+
+/// The same, where what came later was lost with its member, and something else of the same length stands there now.
+#[test]
+fn older_copy_that_was_written_on_lets_nobody_in_who_had_read_more() {
+    let home = Home::new();
+    let behind = home.open();
+    let (mut lost, mut next) = (Agent::new(&home), Agent::new(&home));
+    let copy = fs::read(home.file("table")).unwrap();
+    lost.does("lock 1 w:a");
+    assert_eq!(asks("nothing yet", &behind, "a"), Said::Refused);
+    lost.kill();
+    fs::write(home.file("table"), copy).unwrap();
+    next.does("lock 1 w:a");
+    asks("it has read what is no more", &behind, "a");
+}
+
+/// The same, where what came later is a release: who would wait for it for ever is told.
+#[test]
+fn older_copy_written_over_the_table_makes_nobody_wait_for_what_is_released() {
+    let home = Home::new();
+    let (holder, behind) = (home.open(), home.open());
+    let held = holder.write("a").unwrap();
+    let copy = fs::read(home.file("table")).unwrap();
+    drop(held);
+    fs::write(home.file("table"), copy).unwrap();
+    let error = behind.try_lock_for(&[], &["a"], Duration::from_secs(5)).map(drop).unwrap_err();
+    assert!(matches!(error, ProcessLockError::File(_)), "{error}");
+}
+
+/// Who is refused when it comes leaves all as it was.
+#[test]
+fn older_copy_written_over_the_table_costs_nobody_its_lifeline() {
+    use std::os::unix::fs::MetadataExt;
+    let home = Home::new();
+    let _first = home.open();
+    let copy = fs::read(home.file("table")).unwrap();
+    let _second = home.open();
+    let inode = || fs::metadata(home.file("m1")).unwrap().ino();
+    let before = inode();
+    fs::write(home.file("table"), copy).unwrap();
+    assert!(ProcessTreeLock::open(home.path()).is_err());
+    assert_eq!(before, inode());
+}
+
 /// Nobody writes to what stands there now; that must not be taken for the death of the holder.
 #[test]
 fn replaced_lifeline_lets_nobody_in() {
@@ -322,6 +386,20 @@ fn all_files_removed_lets_nobody_in() {
     if let Ok(late) = ProcessTreeLock::open(home.path()) {
         asks("rm dir/*, and it comes late", &late, "a/b");
     }
+}
+
+/// It does no harm to look meanwhile, and tells what it told before.
+#[test]
+fn snapshot_survives_a_removed_table() {
+    let home = Home::new();
+    let lock = home.open();
+    let _held = lock.write("a").unwrap();
+    fs::remove_file(home.file("table")).unwrap();
+    assert_eq!(lock.snapshot().unwrap().holders.len(), 1);
+    drop(lock.write("b").unwrap());
+    home.files().iter().for_each(|name| fs::remove_file(home.file(name)).unwrap());
+    let error = Snapshot::read(home.path()).map(|seen| seen.to_string()).unwrap_err();
+    assert!(matches!(error.problem(), FileProblem::Removed), "somebody has the lock open: {error}");
 }
 
 #[test]

@@ -67,6 +67,17 @@ fn open_files_do_not_grow_with_those_who_came_and_went() {
     assert!(grown < 50, "{grown} more files are open");
 }
 
+/// Nor those among whom one has come.
+#[test]
+fn opening_keeps_no_files_of_others_open() {
+    let home = Home::new();
+    let others: Vec<_> = (0..40).map(|_| home.open()).collect();
+    let before = open_files(&home);
+    let _lock = home.open();
+    let grown = open_files(&home) - before;
+    assert!(grown < 10, "{grown} files among {} others", others.len());
+}
+
 /// Short-lived processes that open the lock, use it once and go, while one keeps it open and does nothing.
 #[test]
 fn table_does_not_grow_with_those_who_came_and_went() {

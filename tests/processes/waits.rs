@@ -279,3 +279,21 @@ fn hand_overs_between_processes_lose_no_wake() {
     let late = times.iter().filter(|&&time| time > Duration::from_millis(700)).count();
     assert!(late < 3, "{times:?}");
 }
+
+/// G2: the dead wait for nobody; nor where it is another one, who is stopped, that would have to bury them.
+#[test]
+fn cycle_with_a_dead_process_behind_a_stopped_one_is_not_reported() {
+    let home = Home::new();
+    let lock = home.open();
+    let (mut first, mut stopped, mut dead) = (Agent::new(&home), Agent::new(&home), Agent::new(&home));
+    first.does("lock 1 w:first");
+    stopped.does("lock 1 w:stopped");
+    dead.does("lock 1 w:dead");
+    dead.waits("lock 2 w:first", &lock);
+    stopped.waits("lock 2 w:dead", &lock);
+    stopped.stop();
+    dead.kill();
+    first.is_refused("for 300 2 w:stopped", "TimedOut");
+    stopped.go_on();
+    stopped.is_done();
+}
