@@ -3,7 +3,7 @@
 //! | | | |
 //! |---|---|---|
 //! | the directory | a shared `flock` by each member | who has it exclusively is alone, and may begin anew |
-//! | | locks of bytes by each member | how many takings it has seen; see below |
+//! | | locks of bytes by each member | up to where it has read the journal; see below |
 //! | `table` | an exclusive `flock` while it is used | the journal (`journal.rs`) |
 //! | `m7` | a FIFO that member 7 keeps open for writing | its end of file is the end of the member: *lifeline* |
 //! | `m7.2` | a FIFO that a waiter of member 7 reads | a byte in it wakes the waiter: *channel* |
@@ -17,7 +17,7 @@
 //!
 //! Nor must anybody believe an older copy of the table that was written over it, as a backup is restored: all that stands
 //! there is right, but for what came later. So each member keeps a lock on as many bytes of the directory, which has none,
-//! as there had been takings when it last took something. These locks bind nobody; they are words that no file holds, that others
+//! as it has read of the journal. These locks bind nobody; they are words that no file holds, that others
 //! can ask for in one call, and that the kernel takes back with the member.
 
 use super::crash;
@@ -275,16 +275,16 @@ impl Directory {
         }
     }
 
-    /// Leaves word of how many takings this member has seen.
-    pub(super) fn note_seen(&self, takings: u64) {
+    /// Leaves word of up to where this member has read the journal.
+    pub(super) fn note_seen(&self, position: u64) {
         crash::step();
         // It can fail where there is no memory; what has been noted before stays.
-        let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, takings)));
+        let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, position)));
     }
 
-    /// Whether another member that lives has seen more takings than that.
-    pub(super) fn is_seen_beyond(&self, takings: u64) -> Result<bool, FileError> {
-        let mut beyond = bytes(libc::F_WRLCK, takings, 0);
+    /// Whether another member that lives has read more than that.
+    pub(super) fn is_seen_beyond(&self, position: u64) -> Result<bool, FileError> {
+        let mut beyond = bytes(libc::F_WRLCK, position, 0);
         let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut beyond));
         asked.map_err(|errno| io(&self.path, "ask for locks of", Errno::from_raw_os_error(errno as i32)))?;
         Ok(i32::from(beyond.l_type) != libc::F_UNLCK)

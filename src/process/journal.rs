@@ -1,26 +1,28 @@
 //! The file `table`: the events of a lock in their order, and how a process keeps its replica up to date.
 //!
 //! ```text
-//!    0  what the file is: magic, format, inodes, epoch, takings before, secrets, sum         written once
-//!  128  up to where it holds: end, the inode of the next file if there is one, sum            the commit
+//!    0  what the file is: magic, format, inodes, base, the secrets of the node ids, sum       written once
+//!  128  up to where it holds: end, the inode of the next file if there is one, sums           the commit
 //!  256  events: length, sum, bytes; one after the other                                       appended
 //!   ... zeros up to the space that is kept ready
 //! ```
 //!
 //! A change is a few events behind the end, and then a new end. Before the end is written nothing has happened, and the next
 //! one writes over it; afterwards it has. So a process may die anywhere (P1): nothing is ever half done, and there is
-//! nothing to repair. A write of twenty bytes in one page is done or not.
+//! nothing to repair. A write of some bytes in one page is done or not.
 //!
 //! Invariants:
 //!
 //! 1. Only who has the exclusive `flock` on the last file writes, and decides. Who has it sees in the commit whether a next
 //!    file has been named, and now and then looks whether the file still has its name.
-//! 2. What stands before the end never changes. So whatever does not fit there was written over by others, and is an error
-//!    to everybody (P4): no replica goes on past it.
+//! 2. What stands before the end never changes, and the sum of each event follows from all those before it. So whatever does
+//!    not fit there was written over by others, and is an error to everybody (P4): no replica goes on past it, nor from
+//!    anything else than what it has read.
 //! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
 //!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
-//!    Nor is an older state of the same file: whoever takes something notes with the kernel how many *takings* there have been
-//!    (`files.rs`), and nobody is let in by a state that has fewer.
+//!    Nor is an older state of the same file: whoever writes, or is granted by others, notes with the kernel up to which
+//!    *position* it has read (`files.rs`), and nobody writes where a living member has read more. The position grows from
+//!    file to file: the base of each is where the one before ended.
 //! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
 //! When the events have become long against what they led to, all of it is written to a new file, which takes the
@@ -49,12 +51,12 @@ const MAGIC: &[u8; 8] = b"treelock";
 const FORMAT: u32 = 1;
 
 /// Where the parts of the file begin.
-const SUM: usize = 88;
+const SUM: usize = 80;
 const COMMIT: u64 = 128;
 const EVENTS: u64 = 256;
 
 /// The length of the commit.
-const COMMIT_LENGTH: usize = 20;
+const COMMIT_LENGTH: usize = 24;
 
 /// Of a file that has no next one.
 const NONE: u64 = 0;
@@ -80,8 +82,8 @@ pub(super) struct Journal {
     about: About,
     /// Up to where the replica has read.
     end: u64,
-    /// How many events there have been up to there that take something, in all tables.
-    takings: u64,
+    /// The sum of the last event there.
+    chain: u32,
     /// Up to where there is space.
     space: u64,
     /// From where it is worth a new file.
@@ -97,8 +99,29 @@ pub(super) struct Journal {
 #[derive(Debug, Default)]
 struct Staged {
     bytes: Vec<u8>,
-    /// How many of them take something.
-    takings: u64,
+    /// The sum of the last one.
+    chain: u32,
+    /// Whether one of them takes something.
+    takes: bool,
+}
+
+/// What stands at `COMMIT`.
+#[derive(Clone, Copy, Debug)]
+struct Commit {
+    /// Up to where the file holds.
+    end: u64,
+    /// The inode of the next file.
+    next: u64,
+    /// The sum of the last event before the end.
+    chain: u32,
+}
+
+/// How much is taken down.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    length: usize,
+    chain: u32,
+    takes: bool,
 }
 
 /// What a table says of itself.
@@ -106,9 +129,8 @@ struct Staged {
 struct About {
     inode: u64,
     directory: u64,
-    epoch: u64,
-    /// How many takings there were before it.
-    takings: u64,
+    /// The position where the file before ended.
+    base: u64,
     secrets: [u64; 4],
 }
 
@@ -129,10 +151,7 @@ impl About {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend([0; 4]);
-        let words = [self.inode, self.directory, self.epoch, self.takings]
-            .into_iter()
-            .chain(self.secrets)
-            .chain([self.probe()]);
+        let words = [self.inode, self.directory, self.base].into_iter().chain(self.secrets).chain([self.probe()]);
         words.for_each(|word| bytes.extend(word.to_le_bytes()));
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
@@ -152,8 +171,8 @@ impl About {
         }
         let mut words = bytes.get(16..SUM).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
         let mut next = || words.next().unwrap_or_default();
-        let [inode, directory, epoch, takings] = [next(), next(), next(), next()];
-        let about = About { inode, directory, epoch, takings, secrets: [next(), next(), next(), next()] };
+        let about =
+            About { inode: next(), directory: next(), base: next(), secrets: [next(), next(), next(), next()] };
         if bytes.get(SUM..SUM + 4) != Some(&crc32fast::hash(&bytes[..SUM]).to_le_bytes()) {
             return Err(FileProblem::Damaged);
         }
@@ -163,49 +182,54 @@ impl About {
         Ok(about)
     }
 
-    fn commit(&self, end: u64, next: u64) -> [u8; COMMIT_LENGTH] {
+    fn commit(&self, Commit { end, next, chain }: Commit) -> [u8; COMMIT_LENGTH] {
         let mut bytes = [0; COMMIT_LENGTH];
         bytes[..8].copy_from_slice(&end.to_le_bytes());
         bytes[8..16].copy_from_slice(&next.to_le_bytes());
-        let sum = self.sum(COMMIT, &bytes[..16]);
-        bytes[16..].copy_from_slice(&sum.to_le_bytes());
+        bytes[16..20].copy_from_slice(&chain.to_le_bytes());
+        let sum = self.sum(chain, COMMIT, &bytes[..20]);
+        bytes[20..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
-    /// The end, and the inode of the next file; `None` if the bytes are no commit.
-    fn commit_of(&self, bytes: &[u8]) -> Option<(u64, u64)> {
-        let (end, next) = (word(bytes.get(..8)?), word(bytes.get(8..16)?));
-        (bytes == self.commit(end, next)).then_some((end, next))
+    /// `None` if the bytes are no commit.
+    fn commit_of(&self, bytes: &[u8]) -> Option<Commit> {
+        let chain = u32::from_le_bytes(bytes.get(16..20)?.try_into().ok()?);
+        let commit = Commit { end: word(bytes.get(..8)?), next: word(bytes.get(8..16)?), chain };
+        (bytes == self.commit(commit)).then_some(commit)
     }
 
-    /// A sum that fits nowhere else.
-    fn sum(&self, place: u64, bytes: &[u8]) -> u32 {
+    /// A sum that fits nowhere else, and after nothing else.
+    fn sum(&self, chain: u32, place: u64, bytes: &[u8]) -> u32 {
         let mut sum = crc32fast::Hasher::new();
         sum.update(&self.secrets[0].to_le_bytes());
-        sum.update(&self.epoch.to_le_bytes());
+        sum.update(&self.base.to_le_bytes());
+        sum.update(&chain.to_le_bytes());
         sum.update(&place.to_le_bytes());
         sum.update(bytes);
         sum.finalize()
     }
 
-    /// Adds an event to those that are to stand from `start` on.
-    fn encode(&self, start: u64, events: &mut Vec<u8>, event: &Event) {
+    /// Adds an event to those that are to stand from `start` on; its sum, given the one before.
+    fn encode(&self, start: u64, chain: u32, events: &mut Vec<u8>, event: &Event) -> u32 {
         let head = events.len();
         events.extend([0; 8]);
         let body = events.len();
         postcard::to_io(event, &mut *events).expect("an event has no part that cannot be written");
         let length = u32::try_from(events.len() - body).expect("treelock: a request of 4 GiB");
-        let sum = self.sum(start + head as u64, &events[body..]);
+        let sum = self.sum(chain, start + head as u64, &events[body..]);
         events[head..head + 4].copy_from_slice(&length.to_le_bytes());
         events[head + 4..body].copy_from_slice(&sum.to_le_bytes());
+        sum
     }
 
-    /// The event that stands at `place`, given the bytes from there on, and how many it takes; `None` if it is none.
-    fn decode(&self, place: u64, bytes: &[u8]) -> Option<(Event, usize)> {
+    /// The event that stands at `place`, given the sum before it and the bytes from there on; how many of them it takes, and
+    /// its sum. `None` if it is none.
+    fn decode(&self, place: u64, chain: u32, bytes: &[u8]) -> Option<(Event, usize, u32)> {
         let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
         let sum = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
-        let event = bytes.get(8..8 + length).filter(|event| sum == self.sum(place, event))?;
-        Some((postcard::from_bytes(event).ok()?, 8 + length))
+        let event = bytes.get(8..8 + length).filter(|event| sum == self.sum(chain, place, event))?;
+        Some((postcard::from_bytes(event).ok()?, 8 + length, sum))
     }
 }
 
@@ -226,7 +250,7 @@ impl Journal {
         }
         let mut secrets = [0; 4];
         secrets.fill_with(random);
-        create(directory, About { inode: 0, directory: 0, epoch: 1, takings: 0, secrets }, &Replica::default())?;
+        create(directory, About { inode: 0, directory: 0, base: 0, secrets }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)?;
         // Afterwards: as long as the old table has the name, its dead must be seen to be dead.
         directory.remove_fifos(|_| true);
@@ -252,8 +276,9 @@ impl Journal {
         let mut journal = Self::open_for(directory, OFlags::RDONLY)?;
         let mut replica = Replica::default();
         let commit = journal.read_commit(directory)?;
-        let is_last =
-            commit.is_none_or(|(_, next)| next == NONE) || directory.inode(TABLE)? == Some(journal.about.inode);
+        let next = commit.map_or(NONE, |commit| commit.next);
+        let is_last = next == NONE
+            || (directory.inode(TABLE)? == Some(journal.about.inode) && directory.inode(NEXT_TABLE)? == Some(next));
         journal.catch_up_to(directory, &mut replica, commit)?;
         Ok(is_last.then_some(replica))
     }
@@ -276,7 +301,7 @@ impl Journal {
             file,
             about,
             end: EVENTS,
-            takings: about.takings,
+            chain: 0,
             space: stat.st_size as u64,
             long: SPACE,
             looked: Instant::now(),
@@ -355,19 +380,19 @@ impl Journal {
     fn check(&mut self, directory: &Directory, replica: &mut Replica) -> Result<bool, FileError> {
         let commit = self.read_commit(directory)?;
         // If a next one has been named, it may have had the name, and all that was agreed on since.
-        let is_last = commit.is_some_and(|(_, next)| next == NONE);
+        let is_last = commit.is_some_and(|commit| commit.next == NONE);
         // Should the name be gone by other means, nobody else can take it; so it is enough to look now and then.
         if is_last && self.looked.elapsed() < LOOK {
             self.catch_up_to(directory, replica, commit)?;
             return Ok(true);
         }
         if directory.inode(TABLE)? == Some(self.about.inode) {
-            if let Some((end, next)) = commit.filter(|_| !is_last) {
+            if let Some(commit) = commit.filter(|_| !is_last) {
                 // Whoever named it died before it took the name; or else this one was put back in its place.
-                if directory.inode(NEXT_TABLE)? != Some(next) {
+                if directory.inode(NEXT_TABLE)? != Some(commit.next) {
                     return Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed));
                 }
-                write(directory, &self.file, COMMIT, &self.about.commit(end, NONE))?;
+                write(directory, &self.file, COMMIT, &self.about.commit(Commit { next: NONE, ..commit }))?;
             }
             self.looked = Instant::now();
             self.catch_up_to(directory, replica, commit)?;
@@ -377,7 +402,7 @@ impl Journal {
             return Err(FileError::new(directory.path(), FileProblem::Removed));
         }
         match Journal::open(directory) {
-            Ok(next) if next.about.secrets == self.about.secrets && next.about.epoch > self.about.epoch => {
+            Ok(next) if next.about.secrets == self.about.secrets && next.about.base > self.about.base => {
                 // Closing it would not do: a forked child may have it too.
                 self.unlock();
                 *self = next;
@@ -386,7 +411,8 @@ impl Journal {
             Ok(_) => Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed)),
             // It was removed, or something else put in its place. All that was agreed on is still here.
             Err(error) if error.is_of_the_table() && is_last => {
-                self.catch_up(directory, replica)?;
+                self.catch_up_to(directory, replica, commit)?;
+                self.check_seen(directory)?;
                 self.rewrite(directory, replica)?;
                 Ok(true)
             }
@@ -399,8 +425,8 @@ impl Journal {
         self.catch_up_to(directory, replica, commit)
     }
 
-    /// The end, and the inode of the next file; `None` if what stands there is no commit.
-    fn read_commit(&self, directory: &Directory) -> Result<Option<(u64, u64)>, FileError> {
+    /// `None` if what stands there is no commit.
+    fn read_commit(&self, directory: &Directory) -> Result<Option<Commit>, FileError> {
         let mut bytes = [0; COMMIT_LENGTH];
         let length = read_into(directory, &self.file, COMMIT, &mut bytes)?;
         Ok(self.about.commit_of(&bytes[..length]))
@@ -410,103 +436,106 @@ impl Journal {
         &mut self,
         directory: &Directory,
         replica: &mut Replica,
-        commit: Option<(u64, u64)>,
+        commit: Option<Commit>,
     ) -> Result<(), FileError> {
         let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
-        let (end, _) = commit.filter(|&(end, _)| end >= self.end).ok_or_else(damaged)?;
+        let Commit { end, chain, .. } = commit.filter(|commit| commit.end >= self.end).ok_or_else(damaged)?;
         if end == self.end {
-            return Ok(());
+            return if chain == self.chain { Ok(()) } else { Err(damaged()) };
         }
         let mut bytes = std::mem::take(&mut self.buffer);
         bytes.resize((end - self.end) as usize, 0);
         let length = read_into(directory, &self.file, self.end, &mut bytes)?;
         let mut rest = &bytes[..length];
         while self.end < end {
-            let (event, length) = self.about.decode(self.end, rest).ok_or_else(damaged)?;
+            let (event, length, sum) = self.about.decode(self.end, self.chain, rest).ok_or_else(damaged)?;
             if let Event::Begin(_) = event {
                 // All there was when the file was made.
                 self.long = long(length as u64);
             }
-            self.takings += u64::from(takes(&event));
             // Whoever wrote it tells those whom it concerns.
             replica.apply(event, &mut Effects::default());
             self.end += length as u64;
+            self.chain = sum;
             rest = &rest[length..];
         }
-        self.buffer = bytes;
-        self.buffer.shrink_to(BUFFER);
+        if bytes.capacity() <= BUFFER {
+            self.buffer = bytes;
+        }
         Ok(())
     }
 
     /// Takes down an event, which is written with the next [`commit`](Journal::commit).
     pub(super) fn stage(&mut self, event: &Event) {
-        self.staged.takings += u64::from(takes(event));
-        self.about.encode(self.end, &mut self.staged.bytes, event);
+        let before = if self.staged.bytes.is_empty() { self.chain } else { self.staged.chain };
+        self.staged.chain = self.about.encode(self.end, before, &mut self.staged.bytes, event);
+        self.staged.takes |= takes(event);
     }
 
     /// How much is taken down.
-    pub(super) fn staged(&self) -> (usize, u64) {
-        (self.staged.bytes.len(), self.staged.takings)
+    pub(super) fn staged(&self) -> Mark {
+        Mark { length: self.staged.bytes.len(), chain: self.staged.chain, takes: self.staged.takes }
     }
 
     /// Goes back to when so much was taken down.
-    pub(super) fn unstage(&mut self, (length, takings): (usize, u64)) {
+    pub(super) fn unstage(&mut self, Mark { length, chain, takes }: Mark) {
         self.staged.bytes.truncate(length);
-        self.staged.takings = takings;
+        (self.staged.chain, self.staged.takes) = (chain, takes);
     }
 
     /// Drops what was taken down and not written, if there is anything: the replica is ahead of the file then, and begins
     /// again with the next lock.
     pub(super) fn abandon(&mut self) {
         if !self.staged.bytes.is_empty() {
-            self.unstage((0, 0));
-            self.end = EVENTS;
-            self.takings = self.about.takings;
+            self.unstage(Mark::default());
+            (self.end, self.chain) = (EVENTS, 0);
         }
     }
 
-    /// Writes what was taken down behind the end, and the new end. The replica has applied it, and `lets_in` says whether
-    /// others were moved by that.
-    pub(super) fn commit(
-        &mut self,
-        directory: &Directory,
-        replica: &Replica,
-        lets_in: bool,
-    ) -> Result<(), FileError> {
+    /// Writes what was taken down behind the end, and the new end. The replica has applied it.
+    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
         if self.staged.bytes.is_empty() {
             return Ok(());
         }
-        let takings = self.staged.takings;
-        let written = self.write(directory, replica, lets_in || takings > 0);
+        let written = self.write(directory, replica);
         if written.is_err() {
             self.abandon();
             return written;
         }
-        self.unstage((0, 0));
-        self.takings += takings;
+        self.unstage(Mark::default());
         if self.end > self.long {
             // If there is no room for a second file, the first goes on.
             if self.rewrite(directory, replica).is_err() {
                 self.long *= 2;
             }
         }
-        if takings > 0 {
-            directory.note_seen(self.takings);
-        }
+        self.note_seen(directory);
         Ok(())
     }
 
-    fn write(&mut self, directory: &Directory, replica: &Replica, lets_in: bool) -> Result<(), FileError> {
-        if lets_in && directory.is_seen_beyond(self.takings)? {
-            return Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged));
+    /// Leaves word of what was read (invariant 3).
+    pub(super) fn note_seen(&self, directory: &Directory) {
+        directory.note_seen(self.about.base + self.end);
+    }
+
+    /// Whether what was read is all that anybody who lives has read (invariant 3).
+    pub(super) fn check_seen(&self, directory: &Directory) -> Result<(), FileError> {
+        match directory.is_seen_beyond(self.about.base + self.end)? {
+            true => Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged)),
+            false => Ok(()),
         }
+    }
+
+    fn write(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+        self.check_seen(directory)?;
         let end = self.end + self.staged.bytes.len() as u64;
         // What only lets go has its room already (invariant 4).
         let room = self.make_room(directory, end + room_to_let_go(replica));
-        room.or_else(|error| if self.staged.takings > 0 || end > self.space { Err(error) } else { Ok(()) })?;
+        room.or_else(|error| if self.staged.takes || end > self.space { Err(error) } else { Ok(()) })?;
         write(directory, &self.file, self.end, &self.staged.bytes)?;
-        write(directory, &self.file, COMMIT, &self.about.commit(end, NONE))?;
-        self.end = end;
+        let chain = self.staged.chain;
+        write(directory, &self.file, COMMIT, &self.about.commit(Commit { end, next: NONE, chain }))?;
+        (self.end, self.chain) = (end, chain);
         Ok(())
     }
 
@@ -526,14 +555,15 @@ impl Journal {
 
     /// Writes all that the replica says to a new table, which takes the name, and is locked.
     fn rewrite(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        let about = About { epoch: self.about.epoch + 1, takings: self.takings, ..self.about };
+        let about = About { base: self.about.base + self.end, ..self.about };
         let next = create(directory, about, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
         // Before it is true, and taken back if it does not become so.
-        write(directory, &self.file, COMMIT, &self.about.commit(self.end, next.about.inode))?;
+        let commit = Commit { end: self.end, next: next.about.inode, chain: self.chain };
+        write(directory, &self.file, COMMIT, &self.about.commit(commit))?;
         if let Err(error) = directory.rename(NEXT_TABLE, TABLE) {
-            write(directory, &self.file, COMMIT, &self.about.commit(self.end, NONE))?;
+            write(directory, &self.file, COMMIT, &self.about.commit(Commit { next: NONE, ..commit }))?;
             return Err(error);
         }
         // Who waits there finds that there is a next one.
@@ -551,16 +581,16 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(NEXT_TABLE), "look at", errno))?;
     let about = About { inode: stat.st_ino, directory: directory.own_inode()?, ..about };
     let mut events = Vec::new();
-    about.encode(EVENTS, &mut events, &Event::Begin(Box::new(replica.store())));
+    let chain = about.encode(EVENTS, 0, &mut events, &Event::Begin(Box::new(replica.store())));
     let end = EVENTS + events.len() as u64;
     let space = (end + room_to_let_go(replica)).next_multiple_of(SPACE);
     allocate(directory, &file, 0, space)?;
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
-    write(directory, &file, COMMIT, &about.commit(end, NONE))?;
-    let (takings, long) = (about.takings, long(end));
+    write(directory, &file, COMMIT, &about.commit(Commit { end, next: NONE, chain }))?;
+    let long = long(end);
     let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
-    Ok(Journal { file, about, end, takings, space, long, looked, staged, buffer })
+    Ok(Journal { file, about, end, chain, space, long, looked, staged, buffer })
 }
 
 /// Whether it takes something, and not only lets go. A downgrade counts too: it can wait for room (invariant 4).

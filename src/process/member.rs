@@ -44,6 +44,9 @@ const LOST_WAKE: Duration = Duration::from_secs(1);
 /// How often one comes anew to a directory where nobody lives and nobody has begun.
 const ATTEMPTS: u32 = 100;
 
+/// How often one looks again at who was seen to live where a lifeline is missing.
+const LOOKS: u32 = 10;
+
 /// An open lock.
 pub(super) struct Member {
     pub(super) directory: Directory,
@@ -54,7 +57,7 @@ pub(super) struct Member {
     location: Option<String>,
     lifeline: OwnedFd,
     shared: Mutex<Shared>,
-    watched: Mutex<HashMap<MemberId, Arc<OwnedFd>>>,
+    watched: Mutex<HashMap<Other, Arc<OwnedFd>>>,
     channels: Mutex<Channels>,
     /// What could not be withdrawn when it should have been; the next change does it.
     left_over: Mutex<Vec<RequestId>>,
@@ -92,11 +95,6 @@ impl Change<'_> {
         self.replica.apply(event, &mut self.effects);
     }
 
-    /// Writes what was added.
-    fn commit(&mut self, directory: &Directory) -> Result<(), FileError> {
-        self.journal.commit(directory, self.replica, !self.effects.moved.is_empty())
-    }
-
     /// Adds a request if it is granted at once; else it is given back, as if it had never been (invariant 2 of
     /// `replica.rs`), with those who are in its way.
     fn try_ask(&mut self, ask: Ask) -> Option<(Ask, BTreeSet<MemberId>)> {
@@ -119,7 +117,7 @@ impl Change<'_> {
 }
 
 /// Another member, and the inode of its lifeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Other {
     member: MemberId,
     lifeline: u64,
@@ -181,10 +179,12 @@ impl Member {
             return Err(journal.is_kept(&directory));
         }
         let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
+        // Or else its lifeline would take the place of another's.
+        change.journal.check_seen(&directory)?;
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
         change.add(Event::Join(about_this_process(inode)));
-        change.commit(&directory)?;
+        change.journal.commit(&directory, change.replica)?;
         drop(change);
         let member = Member {
             directory,
@@ -239,7 +239,7 @@ impl Member {
         let left_over = std::mem::take(&mut *self.left_over.lock());
         left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
         let result = change(&mut changed, requests);
-        if let Err(error) = changed.commit(&self.directory) {
+        if let Err(error) = changed.journal.commit(&self.directory, changed.replica) {
             self.left_over.lock().extend(left_over);
             return Err(error);
         }
@@ -252,7 +252,7 @@ impl Member {
         }
         if !effects.left.is_empty() {
             let mut watched = self.watched.lock();
-            effects.left.iter().for_each(|left| drop(watched.remove(left)));
+            watched.retain(|watched, _| !effects.left.contains(&watched.member));
             drop(watched);
             self.directory.remove_fifos(|member| effects.left.contains(&member));
         }
@@ -414,13 +414,20 @@ impl Member {
     }
 
     fn outcome(&self, change: &mut Change<'_>, id: RequestId, look: bool) -> Outcome {
-        if change.is_granted(id) {
-            return Outcome::Granted;
+        while let Some(cycle) = look.then(|| change.replica.deadlock(id)).flatten() {
+            // The dead wait for nobody; and this one watches only those at its own node.
+            let dead = self.dead_among(change, cycle.iter().map(|party| party.waits.member));
+            if dead.is_empty() {
+                let report = report::deadlock(change.replica, &cycle);
+                change.add(Event::Withdraw(id, now()));
+                return Outcome::Deadlock(Box::new(report));
+            }
+            dead.into_iter().for_each(|member| change.add(Event::Leave(member, now())));
         }
-        if let Some(cycle) = look.then(|| change.replica.deadlock(id)).flatten() {
-            let report = report::deadlock(change.replica, &cycle);
-            change.add(Event::Withdraw(id, now()));
-            return Outcome::Deadlock(Box::new(report));
+        if change.is_granted(id) {
+            // By others, whose note of that may go with them.
+            change.journal.note_seen(&self.directory);
+            return Outcome::Granted;
         }
         Outcome::Waits { others: self.others(change, change.replica.in_the_way(id)) }
     }
@@ -431,7 +438,7 @@ impl Member {
         let mut watched = self.watched.lock();
         // Of those who have left, as seen by others, there is nothing more to see.
         if watched.len() > 2 * known.len() {
-            watched.retain(|member, _| known.contains_key(member));
+            watched.retain(|watched, _| known.contains_key(&watched.member));
         }
         let other = |member| Some(Other { member, lifeline: known.get(&member)?.lifeline });
         members.into_iter().filter_map(other).collect()
@@ -504,10 +511,10 @@ impl Member {
         let mut missing = Vec::new();
         let mut watched = self.watched.lock();
         for &member in members {
-            if let Some(lifeline) = watched.get(&member.member) {
+            if let Some(lifeline) = watched.get(&member) {
                 found.push(Watched { member, lifeline: Arc::clone(lifeline), is_new: false });
             } else if let Some(lifeline) = self.directory.watch(member.member, member.lifeline)?.map(Arc::new) {
-                watched.insert(member.member, Arc::clone(&lifeline));
+                watched.insert(member, Arc::clone(&lifeline));
                 found.push(Watched { member, lifeline, is_new: true });
             } else {
                 missing.push(member);
@@ -547,15 +554,34 @@ impl Member {
 
     /// Lets go of what the dead have, whether anybody asks for it or not.
     fn bury_all(&self, deadline: Option<Instant>) -> Result<(), FileError> {
-        let others = self.change(deadline, |change, _| {
+        self.change(deadline, |change, _| {
             let members: Vec<MemberId> = change.replica.members.keys().copied().collect();
-            self.others(change, members.into_iter().filter(|&member| member != self.id))
+            let dead = self.dead_among(change, members);
+            dead.into_iter().for_each(|member| change.add(Event::Leave(member, now())));
         })?;
-        for other in others.unwrap_or_default() {
-            // Whose lifeline was removed cannot be asked, and stays.
-            let _ = self.bury(&[other], deadline);
-        }
         Ok(())
+    }
+
+    /// Those members who are dead. Whose lifeline was removed cannot be asked, and lives.
+    fn dead_among(&self, change: &Change<'_>, members: impl IntoIterator<Item = MemberId>) -> BTreeSet<MemberId> {
+        let is_dead = |member: &MemberId| {
+            let about = change.replica.members.get(member).filter(|_| *member != self.id);
+            let lifeline = about.and_then(|about| self.directory.watch(*member, about.lifeline).ok().flatten());
+            lifeline.is_some_and(|lifeline| !files::is_alive(&lifeline))
+        };
+        members.into_iter().filter(is_dead).collect()
+    }
+
+    /// What all have and await.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
+        match look(&self.directory) {
+            // A change puts back what can be.
+            Err(error) if error.is_of_the_table() => {
+                let soon = Instant::now() + TRY;
+                self.change(Some(soon), |change, _| report::snapshot(change.replica))?.ok_or(error)
+            }
+            looked => looked,
+        }
     }
 
     /// Releases what was granted.
@@ -621,16 +647,30 @@ impl Member {
 
 /// What all members have and await, without those who are dead and not buried yet; nothing is changed, and nobody waited for.
 pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
-    let mut replica = match Journal::look(directory) {
-        Err(error) if error.is_harm() && !directory.has_living()? => Replica::default(),
-        looked => looked?,
-    };
-    for (member, lifeline) in replica.members.iter().map(|(&id, about)| (id, about.lifeline)).collect::<Vec<_>>() {
-        if directory.watch(member, lifeline)?.is_some_and(|lifeline| !files::is_alive(&lifeline)) {
-            replica.apply(Event::Leave(member, now()), &mut Effects::default());
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        let mut replica = match Journal::look(directory) {
+            // It means nothing, like any other that nobody uses. Who lives has noted something.
+            Err(error) if error.is_harm() && !directory.has_living()? && !directory.is_seen_beyond(0)? => {
+                Replica::default()
+            }
+            looked => looked?,
+        };
+        let mut are_all_there = true;
+        for (member, lifeline) in replica.members.iter().map(|(&id, about)| (id, about.lifeline)).collect::<Vec<_>>()
+        {
+            match directory.watch(member, lifeline)? {
+                Some(lifeline) if files::is_alive(&lifeline) => {}
+                Some(_) => replica.apply(Event::Leave(member, now()), &mut Effects::default()),
+                None => are_all_there = false,
+            }
+        }
+        // It has left since the table was read, or been buried; or else its lifeline was removed, and it stays.
+        if are_all_there || looks == LOOKS {
+            return Ok(report::snapshot(&replica));
         }
     }
-    Ok(report::snapshot(&replica))
 }
 
 impl Drop for Member {

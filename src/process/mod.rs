@@ -352,7 +352,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// [`FileError`].
     pub fn snapshot(&self) -> Result<Snapshot, FileError> {
-        member::look(&self.member.directory)
+        self.member.snapshot()
     }
 
     /// Whether programs started by this process from now on inherit what is held by this lock: then it is held until the

@@ -49,9 +49,13 @@ fn dead_processes_are_never_seen_to_hold() {
     let lock = home.open();
     for round in 0..20 {
         let mut agents: Vec<Agent> = (0..3).map(|_| Agent::new(&home)).collect();
-        agents.iter_mut().enumerate().for_each(|(place, agent)| drop(agent.does(&format!("lock 1 w:{place}"))));
+        for (place, agent) in agents.iter_mut().enumerate() {
+            agent.does(&format!("lock 1 w:{place}"));
+        }
         let dead: Vec<u32> = agents.iter().map(Agent::id).collect();
-        agents.into_iter().for_each(|agent| drop(agent.kill()));
+        for agent in agents {
+            agent.kill();
+        }
         let (looks, buried) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {
