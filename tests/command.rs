@@ -576,20 +576,20 @@ fn status_as_json_has_the_fields_that_the_help_tells() {
 #[test]
 fn status_where_nothing_is_locked_says_so_and_makes_nothing() {
     let place = Place::new();
-    let nothing = |place: &Place| {
+    let nothing = |place: &Place, how: &str| {
         let output = place.treelock(&["status"]);
-        let expected = format!("treelock: nothing is locked in {:?}\n", place.lock());
+        let expected = format!("treelock: nothing is locked{how} {:?}\n", place.lock());
         assert_eq!((code(&output), text(&output.stdout), text(&output.stderr)), (0, &*expected, ""));
         let output = place.treelock(&["status", "--json"]);
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&status["holders"], &status["waiters"]), (&serde_json::json!([]), &serde_json::json!([])));
         assert!(status["time"].as_f64().unwrap() > 1e9);
     };
-    nothing(&place);
+    nothing(&place, ", since there is no");
     assert!(!place.lock().exists());
     assert_eq!(place.run(&["-w", "a", "true"]), 0);
     assert!(place.lock().exists());
-    nothing(&place);
+    nothing(&place, " in");
 }
 
 #[test]
@@ -602,7 +602,7 @@ fn status_watches_until_nobody_reads_it() {
         let found = lines.find(|line| line.starts_with(start) || begun.elapsed() > LIMIT).unwrap();
         assert!(found.starts_with(start), "{found}");
     };
-    next("treelock: nothing is locked in ");
+    next("treelock: nothing is locked, since there is no ");
     let holder = place.hold(&["-w", "a"]);
     next("treelock: 1 held, 0 waiting");
     assert_eq!(code(&end(holder)), 0);
@@ -738,9 +738,18 @@ fn a_table_that_is_kept_holds_up_neither_status_nor_a_limit() {
     flock(&table, FlockOperation::LockExclusive).unwrap();
     let drawn = place.treelock(&["status"]);
     assert!(text(&drawn.stdout).contains("1 held, 0 waiting"), "{drawn:?}");
-    assert_eq!(place.run(&["-n", "-E", "9", "-w", "b", "true"]), 9);
-    assert_eq!(place.run(&["--timeout", "0.2", "-E", "9", "-w", "b", "true"]), 9);
+    let told = |words: &[&str]| {
+        let output = place.treelock(&[&["run", "-E", "9"], words, &["-w", "b", "true"]].concat());
+        assert_eq!(code(&output), 9, "{words:?}");
+        complaint(&output).to_owned()
+    };
+    assert!(told(&["-n"]).contains("flock is kept"));
+    assert!(told(&["--timeout", "0.2"]).contains("flock is kept"));
+    let mut waits = place.ask(&["-w", "b"]);
+    let told = line(waits.stderr.as_mut().unwrap());
+    assert!(told.starts_with(&format!("treelock: waiting for {}, which keeps ", std::process::id())), "{told}");
     flock(&table, FlockOperation::Unlock).unwrap();
+    assert_eq!(code(&end(waits)), 0);
     assert_eq!(place.run(&["-n", "-w", "b", "true"]), 0);
     drop(holder.stdin.take());
     assert_eq!(code(&end(holder)), 0);

@@ -1,7 +1,7 @@
 //! The file `table`: the events of a lock in their order, and how a process keeps its replica up to date.
 //!
 //! ```text
-//!    0  what the file is: magic, format, inodes, base, the secrets of the node ids, sum       written once
+//!    0  what the file is: magic, format, inodes, what was before, secrets, sum               written once
 //!  128  up to where it holds: end, the inode of the next file if there is one, sums           the commit
 //!  256  events: length, sum, bytes; one after the other                                       appended
 //!   ... zeros up to the space that is kept ready
@@ -20,9 +20,11 @@
 //!    anything else than what it has read.
 //! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
 //!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
-//!    Nor is an older state of the same file: whoever writes, or is granted by others, notes with the kernel up to which
-//!    *position* it has read (`files.rs`), and nobody writes where a living member has read more. The position grows from
-//!    file to file: the base of each is where the one before ended.
+//!    Nor is an older state of the same file. A *taking* is an event by which somebody gets something: that one, or those
+//!    who waited. Whoever writes one, or finds itself granted, notes with the kernel how many there have been (`files.rs`),
+//!    and nobody writes one where a living member has seen more. Who only lets go notes how many bytes there have been,
+//!    and nobody waits for what has been let go of. (Who lets go does not ask, which would be a call more for each pair;
+//!    so its bytes must not count for takings.)
 //! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
 //! When the events have become long against what they led to, all of it is written to a new file, which takes the
@@ -36,7 +38,7 @@
 
 use super::crash;
 use super::error::{FileError, FileProblem};
-use super::files::{self, Directory, io};
+use super::files::{self, Directory, Seen, io};
 use super::replica::{Effects, Event, Replica};
 use crate::path::{Seeds, Segments};
 use rustix::fd::OwnedFd;
@@ -51,7 +53,7 @@ const MAGIC: &[u8; 8] = b"treelock";
 const FORMAT: u32 = 1;
 
 /// Where the parts of the file begin.
-const SUM: usize = 80;
+const SUM: usize = 88;
 const COMMIT: u64 = 128;
 const EVENTS: u64 = 256;
 
@@ -84,6 +86,8 @@ pub(super) struct Journal {
     end: u64,
     /// The sum of the last event there.
     chain: u32,
+    /// How many takings there have been up to there, in all tables.
+    takings: u64,
     /// Up to where there is space.
     space: u64,
     /// From where it is worth a new file.
@@ -101,8 +105,8 @@ struct Staged {
     bytes: Vec<u8>,
     /// The sum of the last one.
     chain: u32,
-    /// Whether one of them takes something.
-    takes: bool,
+    /// Whether one of them needs room.
+    needs_room: bool,
 }
 
 /// What stands at `COMMIT`.
@@ -121,7 +125,7 @@ struct Commit {
 pub(super) struct Mark {
     length: usize,
     chain: u32,
-    takes: bool,
+    needs_room: bool,
 }
 
 /// What a table says of itself.
@@ -129,8 +133,10 @@ pub(super) struct Mark {
 struct About {
     inode: u64,
     directory: u64,
-    /// The position where the file before ended.
+    /// How many bytes there were before, in all tables.
     base: u64,
+    /// And how many takings.
+    takings: u64,
     secrets: [u64; 4],
 }
 
@@ -151,7 +157,10 @@ impl About {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend([0; 4]);
-        let words = [self.inode, self.directory, self.base].into_iter().chain(self.secrets).chain([self.probe()]);
+        let words = [self.inode, self.directory, self.base, self.takings]
+            .into_iter()
+            .chain(self.secrets)
+            .chain([self.probe()]);
         words.for_each(|word| bytes.extend(word.to_le_bytes()));
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
@@ -171,8 +180,8 @@ impl About {
         }
         let mut words = bytes.get(16..SUM).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
         let mut next = || words.next().unwrap_or_default();
-        let about =
-            About { inode: next(), directory: next(), base: next(), secrets: [next(), next(), next(), next()] };
+        let [inode, directory, base, takings] = [next(), next(), next(), next()];
+        let about = About { inode, directory, base, takings, secrets: [next(), next(), next(), next()] };
         if bytes.get(SUM..SUM + 4) != Some(&crc32fast::hash(&bytes[..SUM]).to_le_bytes()) {
             return Err(FileProblem::Damaged);
         }
@@ -201,11 +210,13 @@ impl About {
 
     /// A sum that fits nowhere else, and after nothing else.
     fn sum(&self, chain: u32, place: u64, bytes: &[u8]) -> u32 {
+        let mut head = [0; 28];
+        head[..8].copy_from_slice(&self.secrets[0].to_le_bytes());
+        head[8..16].copy_from_slice(&self.base.to_le_bytes());
+        head[16..24].copy_from_slice(&place.to_le_bytes());
+        head[24..].copy_from_slice(&chain.to_le_bytes());
         let mut sum = crc32fast::Hasher::new();
-        sum.update(&self.secrets[0].to_le_bytes());
-        sum.update(&self.base.to_le_bytes());
-        sum.update(&chain.to_le_bytes());
-        sum.update(&place.to_le_bytes());
+        sum.update(&head);
         sum.update(bytes);
         sum.finalize()
     }
@@ -240,7 +251,8 @@ fn word(bytes: &[u8]) -> u64 {
 impl Journal {
     /// Begins anew, in a directory that nobody else has open.
     pub(super) fn begin(directory: &Directory, random: impl FnMut() -> u64) -> Result<(), FileError> {
-        if let Some(file) = directory.open_file(TABLE, OFlags::RDWR)? {
+        // Which others may have made when the directory had other rights.
+        if let Some(file) = directory.open_file(TABLE, OFlags::RDONLY)? {
             let bytes = read(directory, &file, 0, EVENTS)?;
             match About::of_bytes(&bytes) {
                 Ok(_) => {}
@@ -250,7 +262,7 @@ impl Journal {
         }
         let mut secrets = [0; 4];
         secrets.fill_with(random);
-        create(directory, About { inode: 0, directory: 0, base: 0, secrets }, &Replica::default())?;
+        create(directory, About { inode: 0, directory: 0, base: 0, takings: 0, secrets }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)?;
         // Afterwards: as long as the old table has the name, its dead must be seen to be dead.
         directory.remove_fifos(|_| true);
@@ -302,6 +314,7 @@ impl Journal {
             about,
             end: EVENTS,
             chain: 0,
+            takings: about.takings,
             space: stat.st_size as u64,
             long: SPACE,
             looked: Instant::now(),
@@ -412,7 +425,7 @@ impl Journal {
             // It was removed, or something else put in its place. All that was agreed on is still here.
             Err(error) if error.is_of_the_table() && is_last => {
                 self.catch_up_to(directory, replica, commit)?;
-                self.check_seen(directory)?;
+                self.check_all(directory)?;
                 self.rewrite(directory, replica)?;
                 Ok(true)
             }
@@ -454,7 +467,9 @@ impl Journal {
                 self.long = long(length as u64);
             }
             // Whoever wrote it tells those whom it concerns.
-            replica.apply(event, &mut Effects::default());
+            let mut effects = Effects::default();
+            replica.apply(event, &mut effects);
+            self.takings += effects.takings;
             self.end += length as u64;
             self.chain = sum;
             rest = &rest[length..];
@@ -469,18 +484,18 @@ impl Journal {
     pub(super) fn stage(&mut self, event: &Event) {
         let before = if self.staged.bytes.is_empty() { self.chain } else { self.staged.chain };
         self.staged.chain = self.about.encode(self.end, before, &mut self.staged.bytes, event);
-        self.staged.takes |= takes(event);
+        self.staged.needs_room |= needs_room(event);
     }
 
     /// How much is taken down.
     pub(super) fn staged(&self) -> Mark {
-        Mark { length: self.staged.bytes.len(), chain: self.staged.chain, takes: self.staged.takes }
+        Mark { length: self.staged.bytes.len(), chain: self.staged.chain, needs_room: self.staged.needs_room }
     }
 
     /// Goes back to when so much was taken down.
-    pub(super) fn unstage(&mut self, Mark { length, chain, takes }: Mark) {
+    pub(super) fn unstage(&mut self, Mark { length, chain, needs_room }: Mark) {
         self.staged.bytes.truncate(length);
-        (self.staged.chain, self.staged.takes) = (chain, takes);
+        (self.staged.chain, self.staged.needs_room) = (chain, needs_room);
     }
 
     /// Drops what was taken down and not written, if there is anything: the replica is ahead of the file then, and begins
@@ -488,50 +503,67 @@ impl Journal {
     pub(super) fn abandon(&mut self) {
         if !self.staged.bytes.is_empty() {
             self.unstage(Mark::default());
-            (self.end, self.chain) = (EVENTS, 0);
+            (self.end, self.chain, self.takings) = (EVENTS, 0, self.about.takings);
         }
     }
 
-    /// Writes what was taken down behind the end, and the new end. The replica has applied it.
-    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+    /// Writes what was taken down behind the end, and the new end. The replica has applied it, with so many takings.
+    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica, takings: u64) -> Result<(), FileError> {
         if self.staged.bytes.is_empty() {
             return Ok(());
         }
-        let written = self.write(directory, replica);
+        let checked = if takings > 0 { self.check_takings(directory) } else { Ok(()) };
+        let written = checked.and_then(|()| self.write(directory, replica));
         if written.is_err() {
             self.abandon();
             return written;
         }
         self.unstage(Mark::default());
+        self.takings += takings;
         if self.end > self.long {
             // If there is no room for a second file, the first goes on.
             if self.rewrite(directory, replica).is_err() {
                 self.long *= 2;
             }
         }
-        self.note_seen(directory);
+        match takings {
+            0 => directory.note_seen(self.bytes()),
+            _ => self.note_takings(directory),
+        }
         Ok(())
     }
 
-    /// Leaves word of what was read (invariant 3).
-    pub(super) fn note_seen(&self, directory: &Directory) {
-        directory.note_seen(self.about.base + self.end);
+    fn bytes(&self) -> Seen {
+        Seen::Bytes(self.about.base + self.end)
     }
 
-    /// Whether what was read is all that anybody who lives has read (invariant 3).
-    pub(super) fn check_seen(&self, directory: &Directory) -> Result<(), FileError> {
-        match directory.is_seen_beyond(self.about.base + self.end)? {
+    /// Leaves word of all takings (invariant 3).
+    pub(super) fn note_takings(&self, directory: &Directory) {
+        directory.note_seen(Seen::Takings(self.takings));
+    }
+
+    /// Whether these are all takings that anybody who lives has seen (invariant 3).
+    pub(super) fn check_takings(&self, directory: &Directory) -> Result<(), FileError> {
+        self.check_seen(directory, Seen::Takings(self.takings))
+    }
+
+    /// Whether this is all that anybody who lives has written (invariant 3); of what is taken down nothing is.
+    pub(super) fn check_all(&self, directory: &Directory) -> Result<(), FileError> {
+        self.check_takings(directory).and_then(|()| self.check_seen(directory, self.bytes()))
+    }
+
+    fn check_seen(&self, directory: &Directory, seen: Seen) -> Result<(), FileError> {
+        match directory.is_seen_beyond(seen)? {
             true => Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged)),
             false => Ok(()),
         }
     }
 
     fn write(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        self.check_seen(directory)?;
         let end = self.end + self.staged.bytes.len() as u64;
         // What only lets go has its room already (invariant 4).
         let room = self.make_room(directory, end + room_to_let_go(replica));
-        room.or_else(|error| if self.staged.takes || end > self.space { Err(error) } else { Ok(()) })?;
+        room.or_else(|error| if self.staged.needs_room || end > self.space { Err(error) } else { Ok(()) })?;
         write(directory, &self.file, self.end, &self.staged.bytes)?;
         let chain = self.staged.chain;
         write(directory, &self.file, COMMIT, &self.about.commit(Commit { end, next: NONE, chain }))?;
@@ -555,7 +587,7 @@ impl Journal {
 
     /// Writes all that the replica says to a new table, which takes the name, and is locked.
     fn rewrite(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        let about = About { base: self.about.base + self.end, ..self.about };
+        let about = About { base: self.about.base + self.end, takings: self.takings, ..self.about };
         let next = create(directory, about, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
@@ -588,13 +620,13 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
     write(directory, &file, COMMIT, &about.commit(Commit { end, next: NONE, chain }))?;
-    let long = long(end);
+    let (takings, long) = (about.takings, long(end));
     let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
-    Ok(Journal { file, about, end, chain, space, long, looked, staged, buffer })
+    Ok(Journal { file, about, end, chain, takings, space, long, looked, staged, buffer })
 }
 
-/// Whether it takes something, and not only lets go. A downgrade counts too: it can wait for room (invariant 4).
-fn takes(event: &Event) -> bool {
+/// Whether it needs room, and does not only let go (invariant 4). A downgrade can wait.
+fn needs_room(event: &Event) -> bool {
     matches!(event, Event::Join(_) | Event::Ask(_) | Event::Downgrade(..))
 }
 

@@ -8,7 +8,7 @@
 //! - the lifeline of one who could be in its way has ended: it *buries* that member, for everybody;
 //! - its deadline has passed, or it is time to look for a deadlock;
 //! - a second has passed, in case that a wake was lost: with a file that somebody removed, or because who owes it is
-//!   stopped.
+//!   stopped, or dead while a child of it lives.
 //!
 //! Who applies an event and dies before it wakes the others was in their way, or had buried somebody who was, and both
 //! they watch. So no wake is lost with a process (P1).
@@ -17,7 +17,7 @@
 
 use super::Options;
 use super::error::{FileError, ProcessLockError};
-use super::files::{self, Directory};
+use super::files::{self, Directory, Seen};
 use super::journal::Journal;
 use super::replica::{About, Ask, Channel, Effects, Event, MemberId, Replica, RequestId, Step};
 use super::report::{self, Deadlock, Snapshot, Told, ToldRoot};
@@ -100,15 +100,17 @@ impl Change<'_> {
     fn try_ask(&mut self, ask: Ask) -> Option<(Ask, BTreeSet<MemberId>)> {
         let id = ask.id;
         let event = Event::Ask(ask);
-        let before = self.journal.staged();
+        let before = (self.journal.staged(), self.effects.takings);
         self.journal.stage(&event);
         self.replica.apply(event, &mut self.effects);
         if self.is_granted(id) {
             return None;
         }
-        self.journal.unstage(before);
         let in_the_way = self.replica.in_the_way(id);
-        self.replica.withdraw(id, 0, &mut self.effects).map(|ask| (ask, in_the_way))
+        let back = self.replica.withdraw(id, 0, &mut self.effects);
+        self.journal.unstage(before.0);
+        self.effects.takings = before.1;
+        back.map(|ask| (ask, in_the_way))
     }
 
     fn is_granted(&self, id: RequestId) -> bool {
@@ -151,8 +153,12 @@ enum Tried {
 /// What became of a waiting request.
 enum Outcome {
     Granted,
-    Waits { others: Vec<Other> },
+    Waits {
+        others: Vec<Other>,
+    },
     Deadlock(Box<Deadlock>),
+    /// The table says less than others have written.
+    Failed(FileError),
 }
 
 impl Member {
@@ -180,11 +186,11 @@ impl Member {
         }
         let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
         // Or else its lifeline would take the place of another's.
-        change.journal.check_seen(&directory)?;
+        change.journal.check_takings(&directory)?;
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
         change.add(Event::Join(about_this_process(inode)));
-        change.journal.commit(&directory, change.replica)?;
+        change.journal.commit(&directory, change.replica, change.effects.takings)?;
         drop(change);
         let member = Member {
             directory,
@@ -239,7 +245,7 @@ impl Member {
         let left_over = std::mem::take(&mut *self.left_over.lock());
         left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
         let result = change(&mut changed, requests);
-        if let Err(error) = changed.journal.commit(&self.directory, changed.replica) {
+        if let Err(error) = changed.journal.commit(&self.directory, changed.replica, changed.effects.takings) {
             self.left_over.lock().extend(left_over);
             return Err(error);
         }
@@ -385,6 +391,7 @@ impl Member {
                     return Ok(id);
                 }
                 Outcome::Deadlock(deadlock) => return Err(ProcessLockError::Deadlock(deadlock)),
+                Outcome::Failed(error) => return Err(error.into()),
                 Outcome::Waits { others } => others,
             };
             let polled = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
@@ -425,9 +432,15 @@ impl Member {
             dead.into_iter().for_each(|member| change.add(Event::Leave(member, now())));
         }
         if change.is_granted(id) {
-            // By others, whose note of that may go with them.
-            change.journal.note_seen(&self.directory);
+            if change.effects.takings == 0 {
+                // By others, whose note of that may go with them.
+                change.journal.note_takings(&self.directory);
+            }
             return Outcome::Granted;
+        }
+        if let Err(error) = change.journal.check_all(&self.directory) {
+            change.add(Event::Withdraw(id, now()));
+            return Outcome::Failed(error);
         }
         Outcome::Waits { others: self.others(change, change.replica.in_the_way(id)) }
     }
@@ -652,7 +665,9 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
         looks += 1;
         let mut replica = match Journal::look(directory) {
             // It means nothing, like any other that nobody uses. Who lives has noted something.
-            Err(error) if error.is_harm() && !directory.has_living()? && !directory.is_seen_beyond(0)? => {
+            Err(error)
+                if error.is_harm() && !directory.has_living()? && !directory.is_seen_beyond(Seen::Takings(0))? =>
+            {
                 Replica::default()
             }
             looked => looked?,

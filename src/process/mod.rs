@@ -79,7 +79,8 @@ use std::time::{Duration, Instant};
 /// # Processes that end
 ///
 /// Whatever ends a process, also a SIGKILL at any moment, frees all it held and awaited, at once for who waits. A process
-/// that is stopped keeps what it has. A child made by `fork` alone keeps the guards of its parent alive until it ends
+/// that is stopped keeps what it has; should it be stopped in the midst of a request, which takes microseconds, all others
+/// wait until it goes on or ends, their deadlines aside. A child made by `fork` alone keeps the guards of its parent alive until it ends
 /// too, as with `flock(2)`, and cannot use the lock: it opens its own. A program started in a child inherits
 /// nothing, unless [`set_inheritable`](ProcessTreeLock::set_inheritable) says so.
 ///
@@ -224,7 +225,8 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// # Errors
     ///
-    /// [`ProcessLockError::WouldBlock`], [`ProcessLockError::Path`], [`ProcessLockError::File`].
+    /// [`ProcessLockError::WouldBlock`], also where somebody is stopped in the midst of a request;
+    /// [`ProcessLockError::Path`], [`ProcessLockError::File`].
     #[track_caller]
     pub fn try_lock<Q: AsRef<P>>(
         &self,

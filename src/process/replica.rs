@@ -193,6 +193,8 @@ pub(super) struct InCycle {
 /// What others are to be told after an event.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
+    /// How many of the events have given somebody something: the one who asked, or those who waited.
+    pub(super) takings: u64,
     pub(super) moved: Vec<(MemberId, Channel)>,
     pub(super) left: Vec<MemberId>,
 }
@@ -204,6 +206,7 @@ impl Replica {
     }
 
     pub(super) fn apply(&mut self, event: Event, effects: &mut Effects) {
+        effects.takings += u64::from(matches!(event, Event::Join(_) | Event::Ask(_)));
         match event {
             Event::Join(about) => {
                 self.members.insert(MemberId(self.next_member), about);
@@ -287,6 +290,7 @@ impl Replica {
 
     /// Those who have got the step they waited for take the next ones.
     fn move_on(&mut self, due: Vec<RequestId>, now: u64, effects: &mut Effects) {
+        effects.takings += due.len() as u64;
         for id in due {
             let Some(request) = self.requests.get_mut(&id) else { continue };
             request.progress = Progress { taken: request.progress.taken + 1, since: now };

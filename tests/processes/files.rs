@@ -247,6 +247,8 @@ fn older_copy_written_over_the_table_takes_no_grant_back() {
         let copy = fs::read(home.file("table")).unwrap();
         drop(before);
         waiter.is_done();
+        // Only who was granted knows of it.
+        drop(holder);
         fs::write(home.file("table"), copy).unwrap();
         asks("it has seen no more than stands there", &behind, last);
         if let Ok(late) = ProcessTreeLock::open(home.path()) {

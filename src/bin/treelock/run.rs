@@ -7,9 +7,8 @@ use crate::waiting::{self, eprint_line};
 use std::env::current_dir;
 use std::ffi::OsString;
 use std::path::{self, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError};
+use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock};
 
 /// What others may take in the midst of a request.
 const AT_ONCE: Duration = Duration::from_millis(100);
@@ -49,8 +48,8 @@ The lock:
   All of it is taken, or nothing. It is released when COMMAND has ended,
   whatever that has left in the background; if treelock is killed, when COMMAND
   and all that it has started have ended. A `treelock run` inside of COMMAND is
-  somebody else, and waits for ever if it asks for the same.
-  After a second of waiting, standard error tells for whom.
+  somebody else, and waits for ever if it asks for the same; so do two of them
+  that cross. After a second of waiting, standard error tells for whom.
 
 Signals:
   HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to treelock go
@@ -60,7 +59,8 @@ Signals:
 Exit status:
   that of COMMAND
   128+N  signal N has ended COMMAND
-  1      given up, by -n or --timeout; -E sets another; nothing is printed then
+  1      given up, by -n or --timeout; -E sets another; nothing is printed then,
+         but if it was for a process that is stopped in the midst of a request
   64     the arguments are wrong
   71     the system or the files of the lock fail
   73     the directory of the lock cannot be used
@@ -96,9 +96,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     if let Some(limit) = if non_blocking { Some(AT_ONCE) } else { arguments.timeout } {
         options = options.timeout(limit);
     }
-    let lock = match options.open(directory) {
-        Ok(lock) => Arc::new(lock),
+    let telling = (!non_blocking).then(|| waiting::tell(&directory));
+    let lock: ProcessTreeLock = match options.open(&directory) {
+        Ok(lock) => lock,
         Err(error) if matches!(error.problem(), FileProblem::Flocked) && (non_blocking || deadline.is_some()) => {
+            eprint_line(error);
             return Ok(arguments.conflict_exit_code);
         }
         Err(error) => return Err(Failure::new(CANNOT_CREATE, error)),
@@ -107,12 +109,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let asked = if non_blocking {
         lock.try_lock(&reads, &writes)
     } else {
-        let _telling = waiting::tell(&lock);
         match deadline {
             Some(deadline) => lock.try_lock_until(&reads, &writes, deadline),
             None => lock.lock(&reads, &writes),
         }
     };
+    drop(telling);
     let guard = match asked {
         Ok(guard) => guard,
         Err(ProcessLockError::WouldBlock | ProcessLockError::TimedOut) => return Ok(arguments.conflict_exit_code),
@@ -123,7 +125,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let ended = child::run(&arguments.command);
     // What the command has left in the background has inherited the lock, and must not keep it.
     if let Err(error) = guard.release() {
-        eprint_line(format_args!("the lock may be held still: {error}"));
+        let harm = match error.problem() {
+            FileProblem::Removed => "others may have been let in",
+            _ => "the lock may be held still",
+        };
+        eprint_line(format_args!("{harm}: {error}"));
     }
     ended
 }

@@ -4,7 +4,6 @@ use crate::directory::Place;
 use crate::exit::{CANNOT_CREATE, Failure, IO_ERROR, OS_ERROR};
 use serde::Serialize;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use treelock::process::{Holder, Process, Snapshot, Waiter};
@@ -25,7 +24,8 @@ pub(crate) struct Arguments {
 const AFTER_HELP: &str = "\
 The drawing has a line at each sub-tree that is held or awaited: S reads it, X
 writes it, SIX reads it and writes a part of it. IS and IX, on the way to such a
-sub-tree, are shown where a request waits for them.
+sub-tree, are shown where a request waits for them. A holder may have ended: what
+it has started keeps the lock then, and fuser(1) tells who has the FIFOs in DIR.
 
 JSON:
   time     when this was seen; all times are seconds since 1970, with a fraction
@@ -67,7 +67,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         // Anew each time: the directory may be made or replaced meanwhile.
         let look = || Snapshot::read(&directory).map_err(|error| Failure::new(CANNOT_CREATE, error));
         let snapshot = if exists { Some(look()?) } else { None };
-        let text = if arguments.json { json(snapshot.as_ref())? } else { drawing(snapshot.as_ref(), &directory) };
+        let text = match &snapshot {
+            _ if arguments.json => json(snapshot.as_ref())?,
+            None => format!("treelock: nothing is locked, since there is no {directory:?}"),
+            Some(snapshot) if snapshot.holders.is_empty() && snapshot.waiters.is_empty() => {
+                format!("treelock: nothing is locked in {directory:?}")
+            }
+            Some(snapshot) => snapshot.to_string(),
+        };
         let before = match () {
             () if clear => "\x1b[H\x1b[2J",
             () if !first && !arguments.json => "\n",
@@ -89,13 +96,6 @@ fn print(text: &str) -> io::Result<()> {
     let mut output = io::stdout().lock();
     output.write_all(text.as_bytes())?;
     output.flush()
-}
-
-fn drawing(snapshot: Option<&Snapshot>, directory: &Path) -> String {
-    match snapshot {
-        Some(snapshot) if !(snapshot.holders.is_empty() && snapshot.waiters.is_empty()) => snapshot.to_string(),
-        _ => format!("treelock: nothing is locked in {directory:?}"),
-    }
 }
 
 /// What `--json` prints; documented in the help.

@@ -2,32 +2,50 @@
 
 use std::fmt::{self, Display};
 use std::iter::successors;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::id;
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 use std::{fs, io, thread};
-use treelock::process::{Process, ProcessTreeLock, Snapshot, Waiter};
+use treelock::process::{Process, Snapshot, Waiter};
 use treelock::{Mode, Root};
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const MOST_TOLD: usize = 5;
+/// For how long nobody has the table who is not stopped.
+const KEPT: Duration = Duration::from_millis(200);
+const TABLE: &str = "table";
 
 /// Ends the messages when it is dropped.
 pub(crate) struct Telling(#[expect(dead_code, reason = "to be dropped")] Option<Sender<()>>);
 
-/// Tells who is in the way of this process's request, from another thread, until the result is dropped.
-pub(crate) fn tell(lock: &Arc<ProcessTreeLock>) -> Telling {
+/// Tells who is in the way of this process, from another thread, until the result is dropped.
+pub(crate) fn tell(directory: &Path) -> Telling {
     let (sender, ended) = mpsc::channel();
-    let lock = Arc::clone(lock);
+    let directory = directory.to_owned();
     let watch = move || {
         let mut told = Vec::new();
+        let mut told_keeper = None;
         let mut rest = PATIENCE;
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(rest) {
             rest = LOOK_AGAIN;
             // Should it fail, the request itself will fail, and say so.
-            let Ok(snapshot) = lock.snapshot() else { continue };
+            let Ok(snapshot) = Snapshot::read(&directory) else { continue };
+            if !snapshot.waiters.iter().any(|waiter| waiter.process.id == id()) {
+                // It has not come so far.
+                let before = keeper(&directory);
+                if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(KEPT) {
+                    let kept = keeper(&directory).filter(|&process| before == Some(process));
+                    if let Some(process) = kept.filter(|_| kept != told_keeper) {
+                        let table = directory.join(TABLE);
+                        eprint_line(format_args!("waiting for {process}, which keeps {table:?}: is it stopped?"));
+                        told_keeper = kept;
+                    }
+                }
+                continue;
+            }
             let ahead = in_the_way(&snapshot);
             let who: Vec<_> = ahead.iter().map(InTheWay::identity).collect();
             if !ahead.is_empty() && who != told {
@@ -44,6 +62,18 @@ pub(crate) fn tell(lock: &Arc<ProcessTreeLock>) -> Telling {
     // Without a thread for them there are no messages.
     let watching = thread::Builder::new().name("messages".into()).spawn(watch);
     Telling(watching.is_ok().then_some(sender))
+}
+
+/// Who has the table, which one has for microseconds if it is not stopped. (`man 5 proc`)
+fn keeper(directory: &Path) -> Option<u32> {
+    let table = fs::metadata(directory.join(TABLE)).ok()?;
+    let (major, minor) = (rustix::fs::major(table.dev()), rustix::fs::minor(table.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", table.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| match *line.split_whitespace().collect::<Vec<_>>() {
+        [_, "FLOCK", _, "WRITE", process, locked, ..] if locked == file => process.parse().ok(),
+        _ => None,
+    })
 }
 
 /// A line on standard error; that nobody can read it is no reason to fail.
