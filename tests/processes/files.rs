@@ -237,12 +237,12 @@ fn older_copy_written_over_the_table_moves_nobody() {
 /// The same, where what came later is a grant to one who waited, which another member wrote.
 #[test]
 fn older_copy_written_over_the_table_takes_no_grant_back() {
-    // The order of roots is another one in each lock; in one of them `b` comes last.
-    for (first, last) in [("a", "b"), ("b", "a")] {
+    // The order of roots is a matter of chance in each lock.
+    for _ in 0..10 {
         let home = Home::new();
         let (holder, behind) = (home.open(), home.open());
         let mut waiter = Agent::new(&home);
-        let before = holder.write(first).unwrap();
+        let before = holder.write("a").unwrap();
         waiter.waits("lock 1 w:a w:b", &holder);
         let copy = fs::read(home.file("table")).unwrap();
         drop(before);
@@ -250,9 +250,9 @@ fn older_copy_written_over_the_table_takes_no_grant_back() {
         // Only who was granted knows of it.
         drop(holder);
         fs::write(home.file("table"), copy).unwrap();
-        asks("it has seen no more than stands there", &behind, last);
+        asks("it has seen no more than stands there", &behind, "b");
         if let Ok(late) = ProcessTreeLock::open(home.path()) {
-            asks("it has seen nothing else", &late, last);
+            asks("it has seen nothing else", &late, "b");
         }
     }
 }
