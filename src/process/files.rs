@@ -17,8 +17,8 @@
 //!
 //! Nor must anybody believe an older copy of the table that was written over it, as a backup is restored: all that stands
 //! there is right, but for what came later. So each member keeps a lock on as many bytes of the directory, which has none,
-//! as it has seen of the journal. These locks bind nobody; they are words that no file holds, that others
-//! can ask for in one call, and that the kernel takes back with the member.
+//! as the journal had when it last wrote, or was granted something. These locks bind nobody; they are words that no file
+//! holds, that others can ask for in one call, and that the kernel takes back with the member.
 
 use super::crash;
 use super::error::{FileError, FileProblem};
@@ -275,18 +275,16 @@ impl Directory {
         }
     }
 
-    /// Leaves word of what this member has seen.
-    pub(super) fn note_seen(&self, seen: Seen) {
+    /// Leaves word of up to where this member has seen the journal.
+    pub(super) fn note_seen(&self, position: u64) {
         crash::step();
-        let (shelf, count) = seen.place();
-        // It can fail where there is no memory; what has been noted before stays.
-        let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, shelf, count)));
+        // It can fail where there is no memory; then this is not noted, and what was before stays.
+        let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, position)));
     }
 
     /// Whether another member that lives has seen more than that.
-    pub(super) fn is_seen_beyond(&self, seen: Seen) -> Result<bool, FileError> {
-        let (shelf, count) = seen.place();
-        let mut beyond = bytes(libc::F_WRLCK, shelf + count, SHELF - count);
+    pub(super) fn is_seen_beyond(&self, position: u64) -> Result<bool, FileError> {
+        let mut beyond = bytes(libc::F_WRLCK, position, 0);
         let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut beyond));
         asked.map_err(|errno| io(&self.path, "ask for locks of", Errno::from_raw_os_error(errno as i32)))?;
         Ok(i32::from(beyond.l_type) != libc::F_UNLCK)
@@ -304,32 +302,11 @@ impl Directory {
     }
 }
 
-/// How much of the journal somebody has seen; each kind has a shelf of bytes for its notes.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Seen {
-    /// How many takings there were.
-    Takings(u64),
-    /// How many bytes there were, in all tables.
-    Bytes(u64),
-}
-
-/// How many bytes a shelf has.
-const SHELF: libc::off_t = libc::off_t::MAX / 2 + 1;
-
-impl Seen {
-    /// The shelf, and how much of it.
-    fn place(self) -> (libc::off_t, libc::off_t) {
-        let (shelf, count) = match self {
-            Seen::Takings(count) => (0, count),
-            Seen::Bytes(count) => (SHELF, count),
-        };
-        (shelf, libc::off_t::try_from(count).unwrap_or(libc::off_t::MAX).min(SHELF - 1))
-    }
-}
-
-/// A lock of bytes.
-fn bytes(kind: i32, start: libc::off_t, length: libc::off_t) -> libc::flock {
-    libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: start, l_len: length, l_pid: 0 }
+/// A lock of bytes; of all there could be, if the length is 0.
+fn bytes(kind: i32, start: u64, length: u64) -> libc::flock {
+    let place = |place| libc::off_t::try_from(place).unwrap_or(libc::off_t::MAX);
+    let (l_start, l_len) = (place(start), place(length));
+    libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start, l_len, l_pid: 0 }
 }
 
 /// The name of a lifeline, `m7`, or of a channel, `m7.2`.

@@ -1,7 +1,7 @@
 //! The file `table`: the events of a lock in their order, and how a process keeps its replica up to date.
 //!
 //! ```text
-//!    0  what the file is: magic, format, inodes, what was before, secrets, sum               written once
+//!    0  what the file is: magic, format, inodes, base, the secrets of the node ids, sum       written once
 //!  128  up to where it holds: end, the inode of the next file if there is one, sums           the commit
 //!  256  events: length, sum, bytes; one after the other                                       appended
 //!   ... zeros up to the space that is kept ready
@@ -20,11 +20,9 @@
 //!    anything else than what it has read.
 //! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
 //!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
-//!    Nor is an older state of the same file. A *taking* is an event by which somebody gets something: that one, or those
-//!    who waited. Whoever writes one, or finds itself granted, notes with the kernel how many there have been (`files.rs`),
-//!    and nobody writes one where a living member has seen more. Who only lets go notes how many bytes there have been,
-//!    and nobody waits for what has been let go of. (Who lets go does not ask, which would be a call more for each pair;
-//!    so its bytes must not count for takings.)
+//!    Nor is an older state of the same file: whoever writes, or finds itself granted, notes with the kernel up to which
+//!    *position* it has seen the journal (`files.rs`); and nobody writes, is refused or waits where a living member, itself
+//!    included, has noted more. The position grows from file to file: the base of each is where the one before ended.
 //! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
 //! When the events have become long against what they led to, all of it is written to a new file, which takes the
@@ -38,7 +36,7 @@
 
 use super::crash;
 use super::error::{FileError, FileProblem};
-use super::files::{self, Directory, Seen, io};
+use super::files::{self, Directory, io};
 use super::replica::{Effects, Event, Replica};
 use crate::path::{Seeds, Segments};
 use rustix::fd::OwnedFd;
@@ -53,7 +51,7 @@ const MAGIC: &[u8; 8] = b"treelock";
 const FORMAT: u32 = 1;
 
 /// Where the parts of the file begin.
-const SUM: usize = 88;
+const SUM: usize = 80;
 const COMMIT: u64 = 128;
 const EVENTS: u64 = 256;
 
@@ -86,8 +84,8 @@ pub(super) struct Journal {
     end: u64,
     /// The sum of the last event there.
     chain: u32,
-    /// How many takings there have been up to there, in all tables.
-    takings: u64,
+    /// What this member has noted, which `is_seen_beyond` does not tell to itself.
+    noted: u64,
     /// Up to where there is space.
     space: u64,
     /// From where it is worth a new file.
@@ -133,10 +131,8 @@ pub(super) struct Mark {
 struct About {
     inode: u64,
     directory: u64,
-    /// How many bytes there were before, in all tables.
+    /// The position where the file before ended.
     base: u64,
-    /// And how many takings.
-    takings: u64,
     secrets: [u64; 4],
 }
 
@@ -157,10 +153,7 @@ impl About {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend([0; 4]);
-        let words = [self.inode, self.directory, self.base, self.takings]
-            .into_iter()
-            .chain(self.secrets)
-            .chain([self.probe()]);
+        let words = [self.inode, self.directory, self.base].into_iter().chain(self.secrets).chain([self.probe()]);
         words.for_each(|word| bytes.extend(word.to_le_bytes()));
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
@@ -180,8 +173,8 @@ impl About {
         }
         let mut words = bytes.get(16..SUM).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
         let mut next = || words.next().unwrap_or_default();
-        let [inode, directory, base, takings] = [next(), next(), next(), next()];
-        let about = About { inode, directory, base, takings, secrets: [next(), next(), next(), next()] };
+        let about =
+            About { inode: next(), directory: next(), base: next(), secrets: [next(), next(), next(), next()] };
         if bytes.get(SUM..SUM + 4) != Some(&crc32fast::hash(&bytes[..SUM]).to_le_bytes()) {
             return Err(FileProblem::Damaged);
         }
@@ -262,7 +255,7 @@ impl Journal {
         }
         let mut secrets = [0; 4];
         secrets.fill_with(random);
-        create(directory, About { inode: 0, directory: 0, base: 0, takings: 0, secrets }, &Replica::default())?;
+        create(directory, About { inode: 0, directory: 0, base: 0, secrets }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)?;
         // Afterwards: as long as the old table has the name, its dead must be seen to be dead.
         directory.remove_fifos(|_| true);
@@ -314,7 +307,7 @@ impl Journal {
             about,
             end: EVENTS,
             chain: 0,
-            takings: about.takings,
+            noted: 0,
             space: stat.st_size as u64,
             long: SPACE,
             looked: Instant::now(),
@@ -418,14 +411,14 @@ impl Journal {
             Ok(next) if next.about.secrets == self.about.secrets && next.about.base > self.about.base => {
                 // Closing it would not do: a forked child may have it too.
                 self.unlock();
-                *self = next;
+                *self = Journal { noted: self.noted, ..next };
                 Ok(false)
             }
             Ok(_) => Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed)),
             // It was removed, or something else put in its place. All that was agreed on is still here.
             Err(error) if error.is_of_the_table() && is_last => {
                 self.catch_up_to(directory, replica, commit)?;
-                self.check_all(directory)?;
+                self.check_seen(directory)?;
                 self.rewrite(directory, replica)?;
                 Ok(true)
             }
@@ -467,9 +460,7 @@ impl Journal {
                 self.long = long(length as u64);
             }
             // Whoever wrote it tells those whom it concerns.
-            let mut effects = Effects::default();
-            replica.apply(event, &mut effects);
-            self.takings += effects.takings;
+            replica.apply(event, &mut Effects::default());
             self.end += length as u64;
             self.chain = sum;
             rest = &rest[length..];
@@ -477,7 +468,7 @@ impl Journal {
         if bytes.capacity() <= BUFFER {
             self.buffer = bytes;
         }
-        Ok(())
+        if chain == self.chain { Ok(()) } else { Err(damaged()) }
     }
 
     /// Takes down an event, which is written with the next [`commit`](Journal::commit).
@@ -485,6 +476,11 @@ impl Journal {
         let before = if self.staged.bytes.is_empty() { self.chain } else { self.staged.chain };
         self.staged.chain = self.about.encode(self.end, before, &mut self.staged.bytes, event);
         self.staged.needs_room |= needs_room(event);
+    }
+
+    /// Whether nothing is taken down.
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.staged.bytes.is_empty()
     }
 
     /// How much is taken down.
@@ -503,63 +499,51 @@ impl Journal {
     pub(super) fn abandon(&mut self) {
         if !self.staged.bytes.is_empty() {
             self.unstage(Mark::default());
-            (self.end, self.chain, self.takings) = (EVENTS, 0, self.about.takings);
+            (self.end, self.chain) = (EVENTS, 0);
         }
     }
 
-    /// Writes what was taken down behind the end, and the new end. The replica has applied it, with so many takings.
-    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica, takings: u64) -> Result<(), FileError> {
+    /// Writes what was taken down behind the end, and the new end. The replica has applied it.
+    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
         if self.staged.bytes.is_empty() {
             return Ok(());
         }
-        let checked = if takings > 0 { self.check_takings(directory) } else { Ok(()) };
-        let written = checked.and_then(|()| self.write(directory, replica));
+        let written = self.write(directory, replica);
         if written.is_err() {
             self.abandon();
             return written;
         }
         self.unstage(Mark::default());
-        self.takings += takings;
         if self.end > self.long {
             // If there is no room for a second file, the first goes on.
             if self.rewrite(directory, replica).is_err() {
                 self.long *= 2;
             }
         }
-        match takings {
-            0 => directory.note_seen(self.bytes()),
-            _ => self.note_takings(directory),
-        }
+        self.note_seen(directory);
         Ok(())
     }
 
-    fn bytes(&self) -> Seen {
-        Seen::Bytes(self.about.base + self.end)
+    fn position(&self) -> u64 {
+        self.about.base + self.end
     }
 
-    /// Leaves word of all takings (invariant 3).
-    pub(super) fn note_takings(&self, directory: &Directory) {
-        directory.note_seen(Seen::Takings(self.takings));
+    /// Leaves word of what was read (invariant 3).
+    pub(super) fn note_seen(&mut self, directory: &Directory) {
+        self.noted = self.position();
+        directory.note_seen(self.noted);
     }
 
-    /// Whether these are all takings that anybody who lives has seen (invariant 3).
-    pub(super) fn check_takings(&self, directory: &Directory) -> Result<(), FileError> {
-        self.check_seen(directory, Seen::Takings(self.takings))
-    }
-
-    /// Whether this is all that anybody who lives has written (invariant 3); of what is taken down nothing is.
-    pub(super) fn check_all(&self, directory: &Directory) -> Result<(), FileError> {
-        self.check_takings(directory).and_then(|()| self.check_seen(directory, self.bytes()))
-    }
-
-    fn check_seen(&self, directory: &Directory, seen: Seen) -> Result<(), FileError> {
-        match directory.is_seen_beyond(seen)? {
+    /// Whether nobody who lives has noted more than was read (invariant 3).
+    pub(super) fn check_seen(&self, directory: &Directory) -> Result<(), FileError> {
+        match self.position() < self.noted || directory.is_seen_beyond(self.position())? {
             true => Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged)),
             false => Ok(()),
         }
     }
 
     fn write(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+        self.check_seen(directory)?;
         let end = self.end + self.staged.bytes.len() as u64;
         // What only lets go has its room already (invariant 4).
         let room = self.make_room(directory, end + room_to_let_go(replica));
@@ -587,7 +571,7 @@ impl Journal {
 
     /// Writes all that the replica says to a new table, which takes the name, and is locked.
     fn rewrite(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        let about = About { base: self.about.base + self.end, takings: self.takings, ..self.about };
+        let about = About { base: self.position(), ..self.about };
         let next = create(directory, about, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
@@ -600,7 +584,7 @@ impl Journal {
         }
         // Who waits there finds that there is a next one.
         self.unlock();
-        *self = next;
+        *self = Journal { noted: self.noted, ..next };
         // Of those who died when they had left, and had no time to clear up.
         directory.remove_fifos(|member| member < replica.next_member() && !replica.members.contains_key(&member));
         Ok(())
@@ -620,9 +604,9 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
     write(directory, &file, COMMIT, &about.commit(Commit { end, next: NONE, chain }))?;
-    let (takings, long) = (about.takings, long(end));
+    let (noted, long) = (0, long(end));
     let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
-    Ok(Journal { file, about, end, chain, takings, space, long, looked, staged, buffer })
+    Ok(Journal { file, about, end, chain, noted, space, long, looked, staged, buffer })
 }
 
 /// Whether it needs room, and does not only let go (invariant 4). A downgrade can wait.

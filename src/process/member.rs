@@ -17,7 +17,7 @@
 
 use super::Options;
 use super::error::{FileError, ProcessLockError};
-use super::files::{self, Directory, Seen};
+use super::files::{self, Directory};
 use super::journal::Journal;
 use super::replica::{About, Ask, Channel, Effects, Event, MemberId, Replica, RequestId, Step};
 use super::report::{self, Deadlock, Snapshot, Told, ToldRoot};
@@ -100,7 +100,7 @@ impl Change<'_> {
     fn try_ask(&mut self, ask: Ask) -> Option<(Ask, BTreeSet<MemberId>)> {
         let id = ask.id;
         let event = Event::Ask(ask);
-        let before = (self.journal.staged(), self.effects.takings);
+        let before = self.journal.staged();
         self.journal.stage(&event);
         self.replica.apply(event, &mut self.effects);
         if self.is_granted(id) {
@@ -108,8 +108,7 @@ impl Change<'_> {
         }
         let in_the_way = self.replica.in_the_way(id);
         let back = self.replica.withdraw(id, 0, &mut self.effects);
-        self.journal.unstage(before.0);
-        self.effects.takings = before.1;
+        self.journal.unstage(before);
         back.map(|ask| (ask, in_the_way))
     }
 
@@ -146,6 +145,8 @@ enum Tried {
     Refused {
         ask: Ask,
         others: Vec<Other>,
+        /// Whether the table says all that others have noted.
+        seen: Result<(), FileError>,
     },
     OddFrame,
 }
@@ -186,11 +187,11 @@ impl Member {
         }
         let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
         // Or else its lifeline would take the place of another's.
-        change.journal.check_takings(&directory)?;
+        change.journal.check_seen(&directory)?;
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
         change.add(Event::Join(about_this_process(inode)));
-        change.journal.commit(&directory, change.replica, change.effects.takings)?;
+        change.journal.commit(&directory, change.replica)?;
         drop(change);
         let member = Member {
             directory,
@@ -245,7 +246,7 @@ impl Member {
         let left_over = std::mem::take(&mut *self.left_over.lock());
         left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
         let result = change(&mut changed, requests);
-        if let Err(error) = changed.journal.commit(&self.directory, changed.replica, changed.effects.takings) {
+        if let Err(error) = changed.journal.commit(&self.directory, changed.replica) {
             self.left_over.lock().extend(left_over);
             return Err(error);
         }
@@ -332,11 +333,15 @@ impl Member {
                 let Some(id) = self.number(change, &mut ask, requests) else { return Tried::OddFrame };
                 match change.try_ask(ask) {
                     None => Tried::Granted(id),
-                    Some((ask, in_the_way)) => Tried::Refused { ask, others: self.others(change, in_the_way) },
+                    Some((ask, in_the_way)) => {
+                        let seen = change.journal.check_seen(&self.directory);
+                        Tried::Refused { ask, others: self.others(change, in_the_way), seen }
+                    }
                 }
             })?;
             match (tried, patience) {
-                (Some(Tried::Refused { ask: back, others }), Patience::None) => {
+                (Some(Tried::Refused { seen: Err(error), .. }), _) => return Err(error.into()),
+                (Some(Tried::Refused { ask: back, others, .. }), Patience::None) => {
                     if !self.bury(&others, deadline)? {
                         return Err(ProcessLockError::WouldBlock);
                     }
@@ -391,7 +396,7 @@ impl Member {
                     return Ok(id);
                 }
                 Outcome::Deadlock(deadlock) => return Err(ProcessLockError::Deadlock(deadlock)),
-                Outcome::Failed(error) => return Err(error.into()),
+                Outcome::Failed(error) => return self.give_up(id, error.into()),
                 Outcome::Waits { others } => others,
             };
             let polled = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
@@ -432,17 +437,21 @@ impl Member {
             dead.into_iter().for_each(|member| change.add(Event::Leave(member, now())));
         }
         if change.is_granted(id) {
-            if change.effects.takings == 0 {
-                // By others, whose note of that may go with them.
-                change.journal.note_takings(&self.directory);
-            }
+            self.note_grant(change);
             return Outcome::Granted;
         }
-        if let Err(error) = change.journal.check_all(&self.directory) {
-            change.add(Event::Withdraw(id, now()));
+        // What is written is checked then.
+        if let (true, Err(error)) = (change.journal.is_unchanged(), change.journal.check_seen(&self.directory)) {
             return Outcome::Failed(error);
         }
         Outcome::Waits { others: self.others(change, change.replica.in_the_way(id)) }
+    }
+
+    /// A grant by others, whose own note of that may go with them.
+    fn note_grant(&self, change: &mut Change<'_>) {
+        if change.journal.is_unchanged() {
+            change.journal.note_seen(&self.directory);
+        }
     }
 
     /// The lifelines of members, which are about to be watched.
@@ -463,8 +472,9 @@ impl Member {
         let soon = Instant::now() + Duration::from_millis(5);
         let given_up = self.change(Some(soon), |change, _| {
             let granted = change.is_granted(id);
-            if !granted {
-                change.add(Event::Withdraw(id, now()));
+            match granted {
+                true => self.note_grant(change),
+                false => change.add(Event::Withdraw(id, now())),
             }
             granted
         });
@@ -665,9 +675,7 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
         looks += 1;
         let mut replica = match Journal::look(directory) {
             // It means nothing, like any other that nobody uses. Who lives has noted something.
-            Err(error)
-                if error.is_harm() && !directory.has_living()? && !directory.is_seen_beyond(Seen::Takings(0))? =>
-            {
+            Err(error) if error.is_harm() && !directory.has_living()? && !directory.is_seen_beyond(0)? => {
                 Replica::default()
             }
             looked => looked?,

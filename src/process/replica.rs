@@ -175,7 +175,8 @@ pub(super) struct Replica {
     pub(super) absolute: Option<bool>,
     next_member: u64,
     pub(super) members: BTreeMap<MemberId, About>,
-    pub(super) requests: BTreeMap<RequestId, Request>,
+    /// In boxes: else the first of them, and the last, would cost an allocation of some KiB.
+    pub(super) requests: BTreeMap<RequestId, Box<Request>>,
     nodes: HashMap<NodeId, Node<RequestId>, BuildHasherDefault<IdHasher>>,
     /// The plain guards, by their threads: member, thread, number of the request.
     nested: BTreeSet<(MemberId, u64, u64)>,
@@ -193,8 +194,6 @@ pub(super) struct InCycle {
 /// What others are to be told after an event.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
-    /// How many of the events have given somebody something: the one who asked, or those who waited.
-    pub(super) takings: u64,
     pub(super) moved: Vec<(MemberId, Channel)>,
     pub(super) left: Vec<MemberId>,
 }
@@ -206,7 +205,6 @@ impl Replica {
     }
 
     pub(super) fn apply(&mut self, event: Event, effects: &mut Effects) {
-        effects.takings += u64::from(matches!(event, Event::Join(_) | Event::Ask(_)));
         match event {
             Event::Join(about) => {
                 self.members.insert(MemberId(self.next_member), about);
@@ -228,7 +226,7 @@ impl Replica {
                 let id = ask.id;
                 self.absolute = self.absolute.or(ask.absolute);
                 let progress = Progress { taken: 0, since: ask.asked };
-                self.requests.insert(id, Request { ask, progress, ticket: None });
+                self.requests.insert(id, Box::new(Request { ask, progress, ticket: None }));
                 self.walk(id);
             }
             Event::Withdraw(id, now) => drop(self.withdraw(id, now, effects)),
@@ -264,7 +262,7 @@ impl Replica {
 
     /// Lets go of all that a request has and awaits, and moves on who is due by that.
     pub(super) fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) -> Option<Ask> {
-        let Request { ask, progress, ticket } = self.requests.remove(&id)?;
+        let Request { ask, progress, ticket } = *self.requests.remove(&id)?;
         self.nested.remove(&(id.member, ask.thread, id.number));
         let mut due = Vec::new();
         if let Some(ticket) = ticket {
@@ -290,7 +288,6 @@ impl Replica {
 
     /// Those who have got the step they waited for take the next ones.
     fn move_on(&mut self, due: Vec<RequestId>, now: u64, effects: &mut Effects) {
-        effects.takings += due.len() as u64;
         for id in due {
             let Some(request) = self.requests.get_mut(&id) else { continue };
             request.progress = Progress { taken: request.progress.taken + 1, since: now };
@@ -330,23 +327,24 @@ impl Replica {
 
     /// The other members who may be in the way of a waiting request (invariant 4).
     pub(super) fn in_the_way(&self, id: RequestId) -> BTreeSet<MemberId> {
-        let Some(at) = self.requests.get(&id).and_then(Request::waits_at) else { return BTreeSet::new() };
+        let Some(at) = self.requests.get(&id).and_then(|request| request.waits_at()) else { return BTreeSet::new() };
         let is_there = |request: &&Request| {
             let steps = request.taken().iter().copied().chain(request.waits_at());
             request.ask.id.member != id.member && steps.into_iter().any(|step| step.node == at.node)
         };
-        self.requests.values().filter(is_there).map(|request| request.ask.id.member).collect()
+        self.requests.values().map(Box::as_ref).filter(is_there).map(|request| request.ask.id.member).collect()
     }
 
     /// Whether the thread that asks has plain guards: only such a one is ever told of a deadlock.
     pub(super) fn is_nested(&self, id: RequestId) -> bool {
-        let Some(Request { ask, .. }) = self.requests.get(&id) else { return false };
+        let Some(Request { ask, .. }) = self.requests.get(&id).map(Box::as_ref) else { return false };
         self.guards_of(id.member, ask.thread).next().is_some()
     }
 
     /// The cycle that a waiting request is in, itself first, if it is the one to report it.
     pub(super) fn deadlock(&self, me: RequestId) -> Option<Vec<InCycle>> {
-        let waiting: Vec<&Request> = self.requests.values().filter(|request| !request.is_granted()).collect();
+        let waiting: Vec<&Request> =
+            self.requests.values().map(Box::as_ref).filter(|request| !request.is_granted()).collect();
         let awaited: HashSet<NodeId> =
             waiting.iter().filter_map(|request| request.waits_at()).map(|at| at.node).collect();
         let of_awaited = |request: &Request| {
@@ -389,7 +387,7 @@ impl Replica {
             absolute: self.absolute,
             next_member: self.next_member,
             members: self.members.iter().map(|(&id, about)| (id, about.clone())).collect(),
-            requests: self.requests.values().map(stored).collect(),
+            requests: self.requests.values().map(Box::as_ref).map(stored).collect(),
         }
     }
 
@@ -412,7 +410,7 @@ impl Replica {
                 }
                 None => {}
             }
-            replica.requests.insert(ask.id, Request { ask, progress, ticket: None });
+            replica.requests.insert(ask.id, Box::new(Request { ask, progress, ticket: None }));
         }
         queued.sort_by_key(|(place, id)| (place.arrival, *id));
         for (place, id) in queued {
@@ -475,14 +473,14 @@ mod tests {
 
     /// What can be seen of a replica.
     fn seen(replica: &Replica) -> Vec<(RequestId, usize, bool)> {
-        let seen = |(&id, request): (&RequestId, &Request)| (id, request.progress.taken, request.is_granted());
-        replica.requests.iter().map(seen).collect()
+        let seen = |request: &Request| (request.ask.id, request.progress.taken, request.is_granted());
+        replica.requests.values().map(Box::as_ref).map(seen).collect()
     }
 
     /// Whether its thread waits for nothing.
     fn is_of_one_who_runs(replica: &Replica, request: &Request) -> bool {
         let thread = |request: &Request| (request.ask.id.member, request.ask.thread);
-        replica.requests.values().all(|other| other.is_granted() || thread(other) != thread(request))
+        replica.requests.values().map(Box::as_ref).all(|other| other.is_granted() || thread(other) != thread(request))
     }
 
     proptest! {
@@ -509,7 +507,7 @@ mod tests {
                     Change::Ask(member, thread, owner, reads, writes) => {
                         // A thread that waits asks for nothing.
                         let is_its = |request: &&Request| request.ask.id.member.0 == member && request.ask.thread == thread;
-                        if restored.requests.values().filter(is_its).all(Request::is_granted) {
+                        if restored.requests.values().map(Box::as_ref).filter(is_its).all(Request::is_granted) {
                             numbers += 1;
                             apply(Event::Ask(ask(numbers, member, thread, owner, &reads, &writes)), &mut restored);
                         }
@@ -517,14 +515,14 @@ mod tests {
                     Change::Withdraw(which) => {
                         // A thread that waits drops nothing; it may give up.
                         let may = |request: &&Request| !request.is_granted() || is_of_one_who_runs(&restored, request);
-                        let id = restored.requests.values().filter(may).map(|request| request.ask.id).nth(which);
+                        let id = restored.requests.values().map(Box::as_ref).filter(may).map(|request| request.ask.id).nth(which);
                         if let Some(id) = id {
                             apply(Event::Withdraw(id, 0), &mut restored);
                         }
                     }
                     Change::Downgrade(which) => {
                         let may = |request: &&Request| is_of_one_who_runs(&restored, request);
-                        let id = restored.requests.values().filter(may).map(|request| request.ask.id).nth(which);
+                        let id = restored.requests.values().map(Box::as_ref).filter(may).map(|request| request.ask.id).nth(which);
                         if let Some(id) = id {
                             apply(Event::Downgrade(id, 0), &mut restored);
                         }

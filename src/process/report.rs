@@ -105,7 +105,7 @@ pub(super) struct ToldRoot {
 
 impl Told {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).expect("it has no part that cannot be written")
+        postcard::to_extend(self, Vec::with_capacity(256)).expect("it has no part that cannot be written")
     }
 
     /// As another program may tell more, or less, what cannot be read is left out.

@@ -281,8 +281,15 @@ fn older_copy_written_over_the_table_makes_nobody_wait_for_what_is_released() {
     let copy = fs::read(home.file("table")).unwrap();
     drop(held);
     fs::write(home.file("table"), copy).unwrap();
-    let error = behind.try_lock_for(&[], &["a"], Duration::from_secs(5)).map(drop).unwrap_err();
-    assert!(matches!(error, ProcessLockError::File(_)), "{error}");
+    // Whatever was to be written meanwhile would hide it.
+    assert!(behind.try_lock(&[], &["something long that is written over what is missing"]).is_err());
+    assert!(ProcessTreeLock::open(home.path()).is_err());
+    for _ in 0..2 {
+        let error = behind.try_lock_for(&[], &["a"], Duration::from_secs(5)).map(drop).unwrap_err();
+        assert!(matches!(error, ProcessLockError::File(_)), "{error}");
+        let error = behind.try_lock(&[], &["a"]).map(drop).unwrap_err();
+        assert!(matches!(error, ProcessLockError::File(_)), "{error}");
+    }
 }
 
 /// Who is refused when it comes leaves all as it was.
