@@ -23,6 +23,8 @@
 //!    Nor is an older state of the same file: whoever writes, or finds itself granted, notes with the kernel up to which
 //!    *position* it has seen the journal (`files.rs`); and nobody writes, is refused or waits where a living member, itself
 //!    included, has noted more. The position grows from file to file: the base of each is where the one before ended.
+//!    Asking costs a call, so who finds the file as it has left it lets go once without: that is shorter than any event by
+//!    which somebody gets something, so it hides none of these from the next one who asks.
 //! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
 //! When the events have become long against what they led to, all of it is written to a new file, which takes the
@@ -66,6 +68,9 @@ const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// For how long a file is taken to have its name.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// Shorter than any event by which somebody gets something (invariant 3); a withdrawal takes up to 39.
+const SHORT: usize = 40;
+
 /// How much of what was read last stays in memory.
 const BUFFER: usize = 64 << 10;
 
@@ -84,6 +89,8 @@ pub(super) struct Journal {
     end: u64,
     /// The sum of the last event there.
     chain: u32,
+    /// Whether the last events are this member's, which had asked before (invariant 3).
+    is_fresh: bool,
     /// What this member has noted, which `is_seen_beyond` does not tell to itself.
     noted: u64,
     /// Up to where there is space.
@@ -307,6 +314,7 @@ impl Journal {
             about,
             end: EVENTS,
             chain: 0,
+            is_fresh: false,
             noted: 0,
             space: stat.st_size as u64,
             long: SPACE,
@@ -449,6 +457,7 @@ impl Journal {
         if end == self.end {
             return if chain == self.chain { Ok(()) } else { Err(damaged()) };
         }
+        self.is_fresh = false;
         let mut bytes = std::mem::take(&mut self.buffer);
         bytes.resize((end - self.end) as usize, 0);
         let length = read_into(directory, &self.file, self.end, &mut bytes)?;
@@ -499,21 +508,25 @@ impl Journal {
     pub(super) fn abandon(&mut self) {
         if !self.staged.bytes.is_empty() {
             self.unstage(Mark::default());
-            (self.end, self.chain) = (EVENTS, 0);
+            (self.end, self.chain, self.is_fresh) = (EVENTS, 0, false);
         }
     }
 
-    /// Writes what was taken down behind the end, and the new end. The replica has applied it.
-    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+    /// Writes what was taken down behind the end, and the new end. The replica has applied it, and `moves` says whether
+    /// somebody who waited gets something by that.
+    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica, moves: bool) -> Result<(), FileError> {
         if self.staged.bytes.is_empty() {
             return Ok(());
         }
-        let written = self.write(directory, replica);
+        let asks = moves || self.staged.needs_room || !self.is_fresh || self.staged.bytes.len() > SHORT;
+        let asked = if asks { self.check_seen(directory) } else { Ok(()) };
+        let written = asked.and_then(|()| self.write(directory, replica));
         if written.is_err() {
             self.abandon();
             return written;
         }
         self.unstage(Mark::default());
+        self.is_fresh = asks;
         if self.end > self.long {
             // If there is no room for a second file, the first goes on.
             if self.rewrite(directory, replica).is_err() {
@@ -543,7 +556,6 @@ impl Journal {
     }
 
     fn write(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        self.check_seen(directory)?;
         let end = self.end + self.staged.bytes.len() as u64;
         // What only lets go has its room already (invariant 4).
         let room = self.make_room(directory, end + room_to_let_go(replica));
@@ -604,9 +616,9 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, EVENTS, &events)?;
     write(directory, &file, COMMIT, &about.commit(Commit { end, next: NONE, chain }))?;
-    let (noted, long) = (0, long(end));
+    let (is_fresh, noted, long) = (false, 0, long(end));
     let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
-    Ok(Journal { file, about, end, chain, noted, space, long, looked, staged, buffer })
+    Ok(Journal { file, about, end, chain, is_fresh, noted, space, long, looked, staged, buffer })
 }
 
 /// Whether it needs room, and does not only let go (invariant 4). A downgrade can wait.

@@ -95,6 +95,11 @@ impl Change<'_> {
         self.replica.apply(event, &mut self.effects);
     }
 
+    /// Writes what was added.
+    fn commit(&mut self, directory: &Directory) -> Result<(), FileError> {
+        self.journal.commit(directory, self.replica, !self.effects.moved.is_empty())
+    }
+
     /// Adds a request if it is granted at once; else it is given back, as if it had never been (invariant 2 of
     /// `replica.rs`), with those who are in its way.
     fn try_ask(&mut self, ask: Ask) -> Option<(Ask, BTreeSet<MemberId>)> {
@@ -191,7 +196,7 @@ impl Member {
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
         change.add(Event::Join(about_this_process(inode)));
-        change.journal.commit(&directory, change.replica)?;
+        change.commit(&directory)?;
         drop(change);
         let member = Member {
             directory,
@@ -246,7 +251,7 @@ impl Member {
         let left_over = std::mem::take(&mut *self.left_over.lock());
         left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
         let result = change(&mut changed, requests);
-        if let Err(error) = changed.journal.commit(&self.directory, changed.replica) {
+        if let Err(error) = changed.commit(&self.directory) {
             self.left_over.lock().extend(left_over);
             return Err(error);
         }

@@ -227,6 +227,7 @@ fn older_copy_written_over_the_table_moves_nobody() {
     let mut waiter = Agent::new(&home);
     let before = behind.write("a").unwrap();
     waiter.waits("lock 1 w:a", &behind);
+    let _more = behind.write("c").unwrap();
     let copy = fs::read(home.file("table")).unwrap();
     let _held = holder.write("b").unwrap();
     fs::write(home.file("table"), &copy).unwrap();
