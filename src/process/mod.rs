@@ -105,7 +105,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Cost
 ///
-/// An uncontended request takes some microseconds, most of them in thirteen calls of the kernel; whatever else is held. Each
+/// An uncontended request takes some microseconds, most of them in fifteen calls of the kernel; whatever else is held. Each
 /// process also reads what the others have done since its last request. See `benches/README.md`.
 pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
     member: Arc<Member>,
