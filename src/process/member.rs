@@ -42,7 +42,7 @@ const TRY: Duration = Duration::from_millis(100);
 const LOST_WAKE: Duration = Duration::from_secs(1);
 
 /// How often one comes anew to a directory where nobody lives and nobody has begun.
-const ATTEMPTS: u32 = 100;
+const ATTEMPTS: u32 = 10;
 
 /// How often one looks again at who was seen to live where a lifeline is missing.
 const LOOKS: u32 = 10;
