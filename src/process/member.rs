@@ -117,6 +117,15 @@ impl Change<'_> {
         back.map(|ask| (ask, in_the_way))
     }
 
+    /// Lets go of all that these have who are dead, if nobody has done so before.
+    fn bury(&mut self, dead: impl IntoIterator<Item = MemberId>) {
+        for member in dead {
+            if self.replica.members.contains_key(&member) {
+                self.add(Event::Leave(member, now()));
+            }
+        }
+    }
+
     fn is_granted(&self, id: RequestId) -> bool {
         self.replica.requests.get(&id).is_some_and(|request| request.is_granted())
     }
@@ -439,7 +448,7 @@ impl Member {
                 change.add(Event::Withdraw(id, now()));
                 return Outcome::Deadlock(Box::new(report));
             }
-            dead.into_iter().for_each(|member| change.add(Event::Leave(member, now())));
+            change.bury(dead);
         }
         if change.is_granted(id) {
             self.note_grant(change);
@@ -566,17 +575,11 @@ impl Member {
     fn bury(&self, members: &[Other], deadline: Option<Instant>) -> Result<bool, FileError> {
         let watched = self.watch(members, deadline)?;
         let dead = watched.iter().filter(|watched| !files::is_alive(&watched.lifeline));
-        let dead: Vec<Other> = dead.map(|watched| watched.member).collect();
+        let dead: Vec<MemberId> = dead.map(|watched| watched.member.member).collect();
         if dead.is_empty() {
             return Ok(false);
         }
-        self.change(deadline, |change, _| {
-            for Other { member, .. } in dead {
-                if change.replica.members.contains_key(&member) {
-                    change.add(Event::Leave(member, now()));
-                }
-            }
-        })?;
+        self.change(deadline, |change, _| change.bury(dead))?;
         Ok(true)
     }
 
@@ -585,7 +588,7 @@ impl Member {
         self.change(deadline, |change, _| {
             let members: Vec<MemberId> = change.replica.members.keys().copied().collect();
             let dead = self.dead_among(change, members);
-            dead.into_iter().for_each(|member| change.add(Event::Leave(member, now())));
+            change.bury(dead);
         })?;
         Ok(())
     }

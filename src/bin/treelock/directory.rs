@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Place {
     /// The directory of the lock, on a file system of this host
     ///
-    /// All who lock together must use the same one; it is made if it is not there. Who may write to it may lock; who
-    /// may read it may see the commands of all. By default
-    /// it is $TREELOCK_DIR, an absolute path; else $XDG_RUNTIME_DIR/treelock, where that runtime directory is the user's; else
-    /// /tmp/treelock-UID. The latter two must be the user's alone (mode 0700, no symbolic link). A job of cron or a service
-    /// may have no $XDG_RUNTIME_DIR, and so another default than a login: name the directory there.
+    /// All who lock together must use the same one; it is made if it is not there. Who may write to it may lock; who may
+    /// read it may see the commands of all. By default it is $TREELOCK_DIR, an absolute path; else
+    /// $XDG_RUNTIME_DIR/treelock, where that runtime directory is the user's; else /tmp/treelock-UID. The latter two must be
+    /// the user's alone (mode 0700, no symbolic link). A job of cron or a service may have no $XDG_RUNTIME_DIR, and so
+    /// another default than a login: name the directory there.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

@@ -65,8 +65,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     loop {
         let (directory, exists) = arguments.place.looked_at()?;
         // Anew each time: the directory may be made or replaced meanwhile.
-        let look = || Snapshot::read(&directory).map_err(|error| Failure::new(CANNOT_CREATE, error));
-        let snapshot = if exists { Some(look()?) } else { None };
+        let snapshot = exists.then(|| Snapshot::read(&directory)).transpose();
+        let snapshot = snapshot.map_err(|error| Failure::new(CANNOT_CREATE, error))?;
         let text = match &snapshot {
             _ if arguments.json => json(snapshot.as_ref())?,
             None => format!("treelock: nothing is locked, since there is no {directory:?}"),

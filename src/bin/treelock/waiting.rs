@@ -33,7 +33,7 @@ pub(crate) fn tell(directory: &Path) -> Telling {
             rest = LOOK_AGAIN;
             // Should it fail, the request itself will fail, and say so.
             let Ok(snapshot) = Snapshot::read(&directory) else { continue };
-            if !snapshot.waiters.iter().any(|waiter| waiter.process.id == id()) {
+            let Some(ahead) = in_the_way(&snapshot) else {
                 // It has not come so far.
                 let before = keeper(&directory);
                 if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(KEPT) {
@@ -45,8 +45,7 @@ pub(crate) fn tell(directory: &Path) -> Telling {
                     }
                 }
                 continue;
-            }
-            let ahead = in_the_way(&snapshot);
+            };
             let who: Vec<_> = ahead.iter().map(InTheWay::identity).collect();
             if !ahead.is_empty() && who != told {
                 for one in ahead.iter().take(MOST_TOLD) {
@@ -110,18 +109,17 @@ impl<'a> InTheWay<'a> {
     }
 }
 
-fn in_the_way(snapshot: &Snapshot) -> Vec<InTheWay<'_>> {
+/// Those in the way of this process's request; `None` if that does not wait.
+fn in_the_way(snapshot: &Snapshot) -> Option<Vec<InTheWay<'_>>> {
     let age = |since| snapshot.taken.duration_since(since).unwrap_or_default();
     let waiters = &snapshot.waiters;
-    let Some(place) = waiters.iter().position(|waiter| waiter.process.id == id()) else {
-        return Vec::new();
-    };
+    let place = waiters.iter().position(|waiter| waiter.process.id == id())?;
     let own = &waiters[place];
     let holders = snapshot.holders.iter();
     let holders = holders.filter_map(|it| InTheWay::new(State::Holds, &it.process, age(it.since), &it.roots, own));
     let ahead = waiters.iter().enumerate().filter(|&(other, waiter)| is_ahead(waiter, own, other < place));
     let ahead = ahead.filter_map(|(_, it)| InTheWay::new(State::Waits, &it.process, age(it.since), &it.roots, own));
-    holders.chain(ahead).collect()
+    Some(holders.chain(ahead).collect())
 }
 
 /// Whether a waiter came earlier into the queue where we are, or has passed it: it waits below, or has what lies there.
