@@ -62,7 +62,7 @@ impl Place {
         match self.dir.clone().or_else(variable) {
             // Nobody would see that programs in other working directories have another lock.
             Some(path) if path.is_relative() && self.dir.is_none() => {
-                let message = format_args!("TREELOCK_DIR is {path:?}: make it absolute, or give --dir");
+                let message = format!("TREELOCK_DIR is {path:?}: make it absolute, or give --dir");
                 Err(Failure::new(USAGE, message))
             }
             given => Ok(given),
