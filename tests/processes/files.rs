@@ -208,9 +208,10 @@ fn older_copy_written_over_the_table_lets_nobody_in() {
     fs::write(home.file("table"), &copy).unwrap();
     asks("it has seen more than stands there", &known, "a");
     asks("it has seen no more than stands there", &behind, "a");
-    // Longer than what was held when the copy was made.
-    drop(taken_before);
-    asks("it has seen no more, and has written on", &behind, "a");
+    for (number, taken) in taken_before.into_iter().enumerate() {
+        assert!(taken.release().is_err(), "{number} has let go where nobody reads it");
+    }
+    asks("it has seen no more, and would have let go", &behind, "a");
     if let Ok(late) = ProcessTreeLock::open(home.path()) {
         asks("it has seen nothing else", &late, "a");
     }
@@ -290,6 +291,33 @@ fn older_copy_written_over_the_table_makes_nobody_wait_for_what_is_released() {
         assert!(matches!(error, ProcessLockError::File(_)), "{error}");
         let error = behind.try_lock(&[], &["a"]).map(drop).unwrap_err();
         assert!(matches!(error, ProcessLockError::File(_)), "{error}");
+    }
+}
+
+/// The same, for one who has written last, and lets go.
+#[test]
+fn older_copy_written_over_the_table_takes_no_release() {
+    let home = Home::new();
+    let (holder, behind) = (home.open(), home.open());
+    let before = behind.write("b").unwrap();
+    let copy = fs::read(home.file("table")).unwrap();
+    let _held = holder.write("a").unwrap();
+    fs::write(home.file("table"), copy).unwrap();
+    assert!(before.release().is_err(), "it has let go where nobody reads it");
+}
+
+/// The same, for who only looks.
+#[test]
+fn older_copy_written_over_the_table_is_shown_to_nobody() {
+    let home = Home::new();
+    let (holder, behind) = (home.open(), home.open());
+    let copy = fs::read(home.file("table")).unwrap();
+    let _held = holder.write("a").unwrap();
+    assert_eq!(behind.snapshot().unwrap().holders.len(), 1);
+    fs::write(home.file("table"), copy).unwrap();
+    for looked in [behind.snapshot(), holder.snapshot(), Snapshot::read(home.path())] {
+        let error = looked.map(|snapshot| snapshot.to_string()).unwrap_err();
+        assert!(matches!(error.problem(), FileProblem::Damaged), "{error}");
     }
 }
 
