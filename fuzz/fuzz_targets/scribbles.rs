@@ -45,11 +45,14 @@ fn overlap(one: &str, other: &str) -> bool {
 fn scribble(directory: &Path, what: u8, place: u8, value: u8) {
     let table = directory.join("table");
     let Ok(file) = OpenOptions::new().read(true).write(true).open(&table) else { return };
-    // The head, the commit, and the events as far as they reach in a short history.
+    // The head, the changes as far as they reach in a short history, and the last ones.
     let place = match place {
         0..64 => u64::from(place) * 2,
-        64..96 => 128 + u64::from(place) % 16,
-        _ => 256 + (u64::from(place) - 96) * 13,
+        64..160 => 84 + (u64::from(place) - 64) * 23,
+        _ => {
+            let end = fs::read(&table).unwrap_or_default().iter().rposition(|&byte| byte != 0).unwrap_or(0);
+            (end as u64 + 10).saturating_sub(u64::from(place) - 160)
+        }
     };
     let _ = match what % 8 {
         0 => file.write_all_at(&[value], place),

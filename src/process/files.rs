@@ -74,6 +74,13 @@ impl Directory {
         Ok(Directory { path, fd, rights })
     }
 
+    /// Opens it once more, to look at it as others do: nobody is told of its own locks.
+    pub(super) fn as_others(&self) -> Result<Self, FileError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::openat(&self.fd, ".", flags, Mode::empty()).map_err(|errno| io(&self.path, "open", errno))?;
+        Ok(Directory { path: self.path.clone(), fd, rights: self.rights })
+    }
+
     /// Opens a directory, or makes it; `begin` is run if nobody else has it open.
     pub(super) fn open(
         path: &Path,

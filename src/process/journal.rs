@@ -2,34 +2,31 @@
 //!
 //! ```text
 //!    0  what the file is: magic, format, inodes, base, the secrets of the node ids, sum       written once
-//!  128  up to where it holds: end, the inode of the next file if there is one, sums           the commit
-//!  256  events: length, sum, bytes; one after the other                                       appended
+//!   84  changes: length, events, sum; one after the other                                     appended
 //!   ... zeros up to the space that is kept ready
 //! ```
 //!
-//! A change is a few events behind the end, and then a new end. Before the end is written nothing has happened, and the next
-//! one writes over it; afterwards it has. So a process may die anywhere (P1): nothing is ever half done, and there is
-//! nothing to repair. A write of some bytes in one page is done or not.
+//! A change is written behind the last one in one call, and its sum stands at its end: it has happened when that is right.
+//! What a process leaves that dies in the middle is no change, and the next one writes over it. So a process may die
+//! anywhere (P1): nothing is ever half done, and there is nothing to repair.
 //!
 //! Invariants:
 //!
-//! 1. Only who has the exclusive `flock` on the last file writes, and decides. Who has it sees in the commit whether a next
-//!    file has been named, and now and then looks whether the file still has its name.
-//! 2. What stands before the end never changes, and the sum of each event follows from all those before it. So whatever does
-//!    not fit there was written over by others, and is an error to everybody (P4): no replica goes on past it, nor from
-//!    anything else than what it has read.
-//! 3. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
+//! 1. Only who has the exclusive `flock` on the last file writes, and decides. The last change in a file tells if there is a
+//!    next one; and now and then its writer looks whether it still has its name.
+//! 2. A change never changes, and its sum is one of all up to there. So no replica goes on past what was written over by
+//!    others, nor from anything else than what it has read (P4); what it read last is compared each time.
+//! 3. Nobody writes, is refused or waits where a living member has read more: whoever writes, or finds itself granted, notes
+//!    with the kernel up to which *position* it knows the journal (`files.rs`), and the others ask. So changes that were
+//!    written over, or that an older copy of the file does not have, are an error, and not what has not happened yet.
+//!    The position grows from file to file: the base of each is where the one before ended.
+//! 4. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
 //!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
-//!    Nor is an older state of the same file: whoever writes, or finds itself granted, notes with the kernel up to which
-//!    *position* it has seen the journal (`files.rs`); and nobody writes, is refused or waits where a living member, itself
-//!    included, has noted more. The position grows from file to file: the base of each is where the one before ended.
-//!    Asking costs a call, so who finds the file as it has left it lets go once without: that is shorter than any event by
-//!    which somebody gets something, so it hides none of these from the next one who asks.
-//! 4. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
+//! 5. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
-//! When the events have become long against what they led to, all of it is written to a new file, which takes the
+//! When the changes have become long against what they led to, all of it is written to a new file, which takes the
 //! name; that is also how a file comes back that somebody has removed. Cost: a change reads what others wrote since the
-//! last one, and writes some hundred bytes; the rewriting is paid by the events before it.
+//! last one, and writes some hundred bytes; the rewriting is paid by the changes before it.
 //!
 //! Considered and rejected: a mapped table under a robust mutex (a file that is cut under it kills every process by a
 //! signal, and each of its changes takes many stores, any of which may be the last); byte-range locks (linear in
@@ -52,32 +49,31 @@ const NEXT_TABLE: &str = "table.new";
 const MAGIC: &[u8; 8] = b"treelock";
 const FORMAT: u32 = 1;
 
-/// Where the parts of the file begin.
+/// Where the sum of what the file is stands, and the first change.
 const SUM: usize = 80;
-const COMMIT: u64 = 128;
-const EVENTS: u64 = 256;
+const CHANGES: u64 = 84;
 
-/// The length of the commit.
-const COMMIT_LENGTH: usize = 24;
+/// What a change takes beside its events: the length before, the sum behind.
+const LENGTH: usize = 4;
+const FRAME: usize = 8;
 
 /// Of a file that has no next one.
 const NONE: u64 = 0;
 
-/// How much space is kept ready at a time, and how long the events may be before a new file is worth it.
+/// How much space is kept ready at a time, and how long the changes may be before a new file is worth it.
 const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// For how long a file is taken to have its name.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Shorter than any event by which somebody gets something (invariant 3); a withdrawal takes up to 39.
-const SHORT: usize = 40;
-
+/// How much is read at first; who has been away for longer reads once more.
+const WINDOW: usize = 1 << 10;
 /// How much of what was read last stays in memory.
 const BUFFER: usize = 64 << 10;
 
 /// How often one who only looks looks again, if what it sees makes no sense.
 const LOOKS: u32 = 100;
 
-/// What one event may take that lets something go.
+/// What one change may take that lets something go.
 const LETTING_GO: u64 = 64;
 
 /// The open table of one member.
@@ -87,10 +83,10 @@ pub(super) struct Journal {
     about: About,
     /// Up to where the replica has read.
     end: u64,
-    /// The sum of the last event there.
+    /// The sum that stands there.
     chain: u32,
-    /// Whether the last events are this member's, which had asked before (invariant 3).
-    is_fresh: bool,
+    /// The inode of the next file, if this one has named it.
+    next: u64,
     /// What this member has noted, which `is_seen_beyond` does not tell to itself.
     noted: u64,
     /// Up to where there is space.
@@ -104,32 +100,19 @@ pub(super) struct Journal {
     buffer: Vec<u8>,
 }
 
-/// Events that are to be written behind the end.
+/// A change that is to be written.
 #[derive(Debug, Default)]
 struct Staged {
+    /// Nothing, or room for the length, and events.
     bytes: Vec<u8>,
-    /// The sum of the last one.
-    chain: u32,
     /// Whether one of them needs room.
     needs_room: bool,
-}
-
-/// What stands at `COMMIT`.
-#[derive(Clone, Copy, Debug)]
-struct Commit {
-    /// Up to where the file holds.
-    end: u64,
-    /// The inode of the next file.
-    next: u64,
-    /// The sum of the last event before the end.
-    chain: u32,
 }
 
 /// How much is taken down.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark {
     length: usize,
-    chain: u32,
     needs_room: bool,
 }
 
@@ -191,57 +174,47 @@ impl About {
         Ok(about)
     }
 
-    fn commit(&self, Commit { end, next, chain }: Commit) -> [u8; COMMIT_LENGTH] {
-        let mut bytes = [0; COMMIT_LENGTH];
-        bytes[..8].copy_from_slice(&end.to_le_bytes());
-        bytes[8..16].copy_from_slice(&next.to_le_bytes());
-        bytes[16..20].copy_from_slice(&chain.to_le_bytes());
-        let sum = self.sum(chain, COMMIT, &bytes[..20]);
-        bytes[20..].copy_from_slice(&sum.to_le_bytes());
-        bytes
+    /// The sum of it, which is the first of those that follow.
+    fn sum(&self) -> u32 {
+        crc32fast::hash(&self.to_bytes()[..SUM])
     }
+}
 
-    /// `None` if the bytes are no commit.
-    fn commit_of(&self, bytes: &[u8]) -> Option<Commit> {
-        let chain = u32::from_le_bytes(bytes.get(16..20)?.try_into().ok()?);
-        let commit = Commit { end: word(bytes.get(..8)?), next: word(bytes.get(8..16)?), chain };
-        (bytes == self.commit(commit)).then_some(commit)
+/// Adds an event to a change.
+fn add(change: &mut Vec<u8>, event: &Event) {
+    if change.is_empty() {
+        change.extend([0; LENGTH]);
     }
+    postcard::to_io(event, change).expect("an event has no part that cannot be written");
+}
 
-    /// A sum that fits nowhere else, and after nothing else.
-    fn sum(&self, chain: u32, place: u64, bytes: &[u8]) -> u32 {
-        let mut head = [0; 28];
-        head[..8].copy_from_slice(&self.secrets[0].to_le_bytes());
-        head[8..16].copy_from_slice(&self.base.to_le_bytes());
-        head[16..24].copy_from_slice(&place.to_le_bytes());
-        head[24..].copy_from_slice(&chain.to_le_bytes());
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(&head);
-        sum.update(bytes);
-        sum.finalize()
-    }
+/// Makes a change complete, that is to stand behind what has that sum; returns its own.
+fn seal(chain: u32, change: &mut Vec<u8>) -> u32 {
+    let length = u32::try_from(change.len() - LENGTH).expect("treelock: a request of 4 GiB");
+    change[..LENGTH].copy_from_slice(&length.to_le_bytes());
+    let sum = sum(chain, change);
+    change.extend(sum.to_le_bytes());
+    sum
+}
 
-    /// Adds an event to those that are to stand from `start` on; its sum, given the one before.
-    fn encode(&self, start: u64, chain: u32, events: &mut Vec<u8>, event: &Event) -> u32 {
-        let head = events.len();
-        events.extend([0; 8]);
-        let body = events.len();
-        postcard::to_io(event, &mut *events).expect("an event has no part that cannot be written");
-        let length = u32::try_from(events.len() - body).expect("treelock: a request of 4 GiB");
-        let sum = self.sum(chain, start + head as u64, &events[body..]);
-        events[head..head + 4].copy_from_slice(&length.to_le_bytes());
-        events[head + 4..body].copy_from_slice(&sum.to_le_bytes());
-        sum
-    }
+/// The sum of all up to the end of these bytes, given the one of all before.
+fn sum(chain: u32, bytes: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new_with_initial(chain);
+    sum.update(bytes);
+    sum.finalize()
+}
 
-    /// The event that stands at `place`, given the sum before it and the bytes from there on; how many of them it takes, and
-    /// its sum. `None` if it is none.
-    fn decode(&self, place: u64, chain: u32, bytes: &[u8]) -> Option<(Event, usize, u32)> {
-        let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-        let sum = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
-        let event = bytes.get(8..8 + length).filter(|event| sum == self.sum(chain, place, event))?;
-        Some((postcard::from_bytes(event).ok()?, 8 + length, sum))
-    }
+/// The change that begins these bytes, if it is one behind what has that sum: its events, and its own sum.
+fn change(chain: u32, bytes: &[u8]) -> Option<(&[u8], u32)> {
+    let (change, rest) = bytes.split_at_checked(length(bytes)?.saturating_add(LENGTH))?;
+    let sum = Some(sum(chain, change)).filter(|sum| rest.starts_with(&sum.to_le_bytes()))?;
+    Some((&change[LENGTH..], sum))
+}
+
+/// How long the events are of the change that begins these bytes; `None` if there is none yet.
+fn length(bytes: &[u8]) -> Option<usize> {
+    let length = bytes.first_chunk().map(|&length| u32::from_le_bytes(length))?;
+    (length > 0).then_some(length as usize)
 }
 
 fn word(bytes: &[u8]) -> u64 {
@@ -253,7 +226,7 @@ impl Journal {
     pub(super) fn begin(directory: &Directory, random: impl FnMut() -> u64) -> Result<(), FileError> {
         // Which others may have made when the directory had other rights.
         if let Some(file) = directory.open_file(TABLE, OFlags::RDONLY)? {
-            let bytes = read(directory, &file, 0, EVENTS)?;
+            let bytes = read(directory, &file)?;
             match About::of_bytes(&bytes) {
                 Ok(_) => {}
                 Err(FileProblem::Damaged) => {}
@@ -276,7 +249,7 @@ impl Journal {
             looks += 1;
             match Self::look_once(directory) {
                 Ok(Some(replica)) => return Ok(replica),
-                // It was read while it was written.
+                // A new one has taken the name since this one was opened.
                 Err(error) if !error.is_of_the_table() || looks > LOOKS => return Err(error),
                 _ => std::thread::yield_now(),
             }
@@ -287,12 +260,20 @@ impl Journal {
     fn look_once(directory: &Directory) -> Result<Option<Replica>, FileError> {
         let mut journal = Self::open_for(directory, OFlags::RDONLY)?;
         let mut replica = Replica::default();
-        let commit = journal.read_commit(directory)?;
-        let next = commit.map_or(NONE, |commit| commit.next);
-        let is_last = next == NONE
-            || (directory.inode(TABLE)? == Some(journal.about.inode) && directory.inode(NEXT_TABLE)? == Some(next));
-        journal.catch_up_to(directory, &mut replica, commit)?;
-        Ok(is_last.then_some(replica))
+        for _ in 0..LOOKS {
+            journal.catch_up(directory, &mut replica)?;
+            let is_last = journal.next == NONE
+                || (directory.inode(TABLE)? == Some(journal.about.inode)
+                    && directory.inode(NEXT_TABLE)? == Some(journal.next));
+            if !is_last {
+                return Ok(None);
+            }
+            // Or else more was written since it was read.
+            if !directory.is_seen_beyond(journal.position())? {
+                return Ok(Some(replica));
+            }
+        }
+        Err(journal.is_damaged(directory))
     }
 
     /// Opens the table as it is.
@@ -303,7 +284,7 @@ impl Journal {
     fn open_for(directory: &Directory, access: OFlags) -> Result<Self, FileError> {
         let removed = || FileError::new(directory.path_of(TABLE), FileProblem::Removed);
         let file = directory.open_file(TABLE, access)?.ok_or_else(removed)?;
-        let bytes = read(directory, &file, 0, EVENTS)?;
+        let bytes = read(directory, &file)?;
         let about = About::of_bytes(&bytes).map_err(|problem| FileError::new(directory.path_of(TABLE), problem))?;
         let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
         if stat.st_ino != about.inode || directory.own_inode()? != about.directory {
@@ -312,9 +293,9 @@ impl Journal {
         Ok(Journal {
             file,
             about,
-            end: EVENTS,
-            chain: 0,
-            is_fresh: false,
+            end: CHANGES,
+            chain: about.sum(),
+            next: NONE,
             noted: 0,
             space: stat.st_size as u64,
             long: SPACE,
@@ -392,24 +373,24 @@ impl Journal {
     /// Whether the table that is locked still is the last, if so with the replica up to date; else the one that is is open
     /// now, and not locked.
     fn check(&mut self, directory: &Directory, replica: &mut Replica) -> Result<bool, FileError> {
-        let commit = self.read_commit(directory)?;
+        let caught_up = self.catch_up(directory, replica);
         // If a next one has been named, it may have had the name, and all that was agreed on since.
-        let is_last = commit.is_some_and(|commit| commit.next == NONE);
+        let is_last = self.next == NONE;
         // Should the name be gone by other means, nobody else can take it; so it is enough to look now and then.
-        if is_last && self.looked.elapsed() < LOOK {
-            self.catch_up_to(directory, replica, commit)?;
+        if caught_up.is_ok() && is_last && self.looked.elapsed() < LOOK {
             return Ok(true);
         }
         if directory.inode(TABLE)? == Some(self.about.inode) {
-            if let Some(commit) = commit.filter(|_| !is_last) {
+            caught_up?;
+            if !is_last {
                 // Whoever named it died before it took the name; or else this one was put back in its place.
-                if directory.inode(NEXT_TABLE)? != Some(commit.next) {
+                if directory.inode(NEXT_TABLE)? != Some(self.next) {
                     return Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed));
                 }
-                write(directory, &self.file, COMMIT, &self.about.commit(Commit { next: NONE, ..commit }))?;
+                self.check_seen(directory)?;
+                self.name_next(directory, NONE)?;
             }
             self.looked = Instant::now();
-            self.catch_up_to(directory, replica, commit)?;
             return Ok(true);
         }
         if directory.is_removed()? {
@@ -425,7 +406,7 @@ impl Journal {
             Ok(_) => Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed)),
             // It was removed, or something else put in its place. All that was agreed on is still here.
             Err(error) if error.is_of_the_table() && is_last => {
-                self.catch_up_to(directory, replica, commit)?;
+                caught_up?;
                 self.check_seen(directory)?;
                 self.rewrite(directory, replica)?;
                 Ok(true)
@@ -434,56 +415,81 @@ impl Journal {
         }
     }
 
+    /// Reads what was written since the last time.
     fn catch_up(&mut self, directory: &Directory, replica: &mut Replica) -> Result<(), FileError> {
-        let commit = self.read_commit(directory)?;
-        self.catch_up_to(directory, replica, commit)
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let caught_up = self.catch_up_by(&mut buffer, directory, replica);
+        if buffer.capacity() <= BUFFER {
+            self.buffer = buffer;
+        }
+        // A table begins with all there was when it was made.
+        caught_up.and_then(|()| if self.end > CHANGES { Ok(()) } else { Err(self.is_damaged(directory)) })
     }
 
-    /// `None` if what stands there is no commit.
-    fn read_commit(&self, directory: &Directory) -> Result<Option<Commit>, FileError> {
-        let mut bytes = [0; COMMIT_LENGTH];
-        let length = read_into(directory, &self.file, COMMIT, &mut bytes)?;
-        Ok(self.about.commit_of(&bytes[..length]))
-    }
-
-    fn catch_up_to(
+    fn catch_up_by(
         &mut self,
+        buffer: &mut Vec<u8>,
         directory: &Directory,
         replica: &mut Replica,
-        commit: Option<Commit>,
     ) -> Result<(), FileError> {
-        let damaged = || FileError::new(directory.path_of(TABLE), FileProblem::Damaged);
-        let Commit { end, chain, .. } = commit.filter(|commit| commit.end >= self.end).ok_or_else(damaged)?;
-        if end == self.end {
-            return if chain == self.chain { Ok(()) } else { Err(damaged()) };
-        }
-        self.is_fresh = false;
-        let mut bytes = std::mem::take(&mut self.buffer);
-        bytes.resize((end - self.end) as usize, 0);
-        let length = read_into(directory, &self.file, self.end, &mut bytes)?;
-        let mut rest = &bytes[..length];
-        while self.end < end {
-            let (event, length, sum) = self.about.decode(self.end, self.chain, rest).ok_or_else(damaged)?;
-            if let Event::Begin(_) = event {
-                // All there was when the file was made.
-                self.long = long(length as u64);
+        let mut window = WINDOW;
+        loop {
+            buffer.resize(window.max(buffer.len()), 0);
+            let before = self.chain.to_le_bytes();
+            let read = read_into(directory, &self.file, self.end - before.len() as u64, &mut buffer[..window])?;
+            let mut rest = buffer[..read].strip_prefix(&before).ok_or_else(|| self.is_damaged(directory))?;
+            while let Some((events, sum)) = change(self.chain, rest) {
+                let taken = events.len() + FRAME;
+                if self.apply(events, replica).is_err() {
+                    self.begin_again();
+                    return Err(self.is_damaged(directory));
+                }
+                (self.end, self.chain) = (self.end + taken as u64, sum);
+                rest = &rest[taken..];
             }
-            // Whoever wrote it tells those whom it concerns.
+            let needed = length(rest).map_or(FRAME, |length| length.saturating_add(FRAME));
+            let ends = || self.file_length(directory).map(|length| self.end + needed as u64 > length);
+            // What follows is no change, or is all there.
+            if rest.starts_with(&[0; LENGTH]) || needed <= rest.len() || ends()? {
+                return Ok(());
+            }
+            window = BUFFER.max(before.len() + needed);
+        }
+    }
+
+    /// Applies what others have written, who tell those whom it concerns.
+    fn apply(&mut self, mut events: &[u8], replica: &mut Replica) -> postcard::Result<()> {
+        let length = events.len();
+        while !events.is_empty() {
+            let (event, rest) = postcard::take_from_bytes(events)?;
+            match event {
+                Event::Begin(_) => self.long = long(length as u64),
+                Event::Next(inode) => self.next = inode,
+                _ => {}
+            }
             replica.apply(event, &mut Effects::default());
-            self.end += length as u64;
-            self.chain = sum;
-            rest = &rest[length..];
+            events = rest;
         }
-        if bytes.capacity() <= BUFFER {
-            self.buffer = bytes;
-        }
-        if chain == self.chain { Ok(()) } else { Err(damaged()) }
+        Ok(())
+    }
+
+    fn is_damaged(&self, directory: &Directory) -> FileError {
+        FileError::new(directory.path_of(TABLE), FileProblem::Damaged)
+    }
+
+    /// The replica is not what was read; so it begins again with the next lock.
+    fn begin_again(&mut self) {
+        (self.end, self.chain, self.next) = (CHANGES, self.about.sum(), NONE);
+    }
+
+    fn file_length(&self, directory: &Directory) -> Result<u64, FileError> {
+        let stat = fs::fstat(&self.file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
+        Ok(stat.st_size as u64)
     }
 
     /// Takes down an event, which is written with the next [`commit`](Journal::commit).
     pub(super) fn stage(&mut self, event: &Event) {
-        let before = if self.staged.bytes.is_empty() { self.chain } else { self.staged.chain };
-        self.staged.chain = self.about.encode(self.end, before, &mut self.staged.bytes, event);
+        add(&mut self.staged.bytes, event);
         self.staged.needs_room |= needs_room(event);
     }
 
@@ -494,39 +500,39 @@ impl Journal {
 
     /// How much is taken down.
     pub(super) fn staged(&self) -> Mark {
-        Mark { length: self.staged.bytes.len(), chain: self.staged.chain, needs_room: self.staged.needs_room }
+        Mark { length: self.staged.bytes.len(), needs_room: self.staged.needs_room }
     }
 
     /// Goes back to when so much was taken down.
-    pub(super) fn unstage(&mut self, Mark { length, chain, needs_room }: Mark) {
+    pub(super) fn unstage(&mut self, Mark { length, needs_room }: Mark) {
         self.staged.bytes.truncate(length);
-        (self.staged.chain, self.staged.needs_room) = (chain, needs_room);
+        self.staged.needs_room = needs_room;
     }
 
-    /// Drops what was taken down and not written, if there is anything: the replica is ahead of the file then, and begins
-    /// again with the next lock.
+    /// Drops what was taken down and not written, if there is anything.
     pub(super) fn abandon(&mut self) {
-        if !self.staged.bytes.is_empty() {
+        if !self.is_unchanged() {
             self.unstage(Mark::default());
-            (self.end, self.chain, self.is_fresh) = (EVENTS, 0, false);
+            self.begin_again();
         }
     }
 
-    /// Writes what was taken down behind the end, and the new end. The replica has applied it, and `moves` says whether
-    /// somebody who waited gets something by that.
-    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica, moves: bool) -> Result<(), FileError> {
-        if self.staged.bytes.is_empty() {
+    /// Writes what was taken down, which the replica has applied.
+    pub(super) fn commit(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
+        if self.is_unchanged() {
             return Ok(());
         }
-        let asks = moves || self.staged.needs_room || !self.is_fresh || self.staged.bytes.len() > SHORT;
-        let asked = if asks { self.check_seen(directory) } else { Ok(()) };
-        let written = asked.and_then(|()| self.write(directory, replica));
-        if written.is_err() {
-            self.abandon();
-            return written;
-        }
-        self.unstage(Mark::default());
-        self.is_fresh = asks;
+        self.check_seen(directory)?;
+        let needed = (self.staged.bytes.len() + FRAME - LENGTH) as u64;
+        // What only lets go has its room already (invariant 5).
+        let room = self.make_room(directory, needed + room_to_let_go(replica));
+        let has_room = !self.staged.needs_room && self.end + needed <= self.space;
+        room.or_else(|error| if has_room { Ok(()) } else { Err(error) })?;
+        let mut change = std::mem::take(&mut self.staged).bytes;
+        let written = self.append(directory, &mut change);
+        change.clear();
+        self.staged.bytes = change;
+        written.inspect_err(|_| self.begin_again())?;
         if self.end > self.long {
             // If there is no room for a second file, the first goes on.
             if self.rewrite(directory, replica).is_err() {
@@ -534,6 +540,13 @@ impl Journal {
             }
         }
         self.note_seen(directory);
+        Ok(())
+    }
+
+    fn append(&mut self, directory: &Directory, change: &mut Vec<u8>) -> Result<(), FileError> {
+        let sum = seal(self.chain, change);
+        write(directory, &self.file, self.end, change)?;
+        (self.end, self.chain) = (self.end + change.len() as u64, sum);
         Ok(())
     }
 
@@ -550,28 +563,16 @@ impl Journal {
     /// Whether nobody who lives has noted more than was read (invariant 3).
     pub(super) fn check_seen(&self, directory: &Directory) -> Result<(), FileError> {
         match self.position() < self.noted || directory.is_seen_beyond(self.position())? {
-            true => Err(FileError::new(directory.path_of(TABLE), FileProblem::Damaged)),
+            true => Err(self.is_damaged(directory)),
             false => Ok(()),
         }
     }
 
-    fn write(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        let end = self.end + self.staged.bytes.len() as u64;
-        // What only lets go has its room already (invariant 4).
-        let room = self.make_room(directory, end + room_to_let_go(replica));
-        room.or_else(|error| if self.staged.needs_room || end > self.space { Err(error) } else { Ok(()) })?;
-        write(directory, &self.file, self.end, &self.staged.bytes)?;
-        let chain = self.staged.chain;
-        write(directory, &self.file, COMMIT, &self.about.commit(Commit { end, next: NONE, chain }))?;
-        (self.end, self.chain) = (end, chain);
-        Ok(())
-    }
-
     fn make_room(&mut self, directory: &Directory, needed: u64) -> Result<(), FileError> {
+        let needed = self.end + needed;
         if needed > self.space {
             // Another may have made it.
-            let stat = fs::fstat(&self.file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
-            self.space = self.space.max(stat.st_size as u64);
+            self.space = self.space.max(self.file_length(directory)?);
         }
         if needed > self.space {
             let more = (needed - self.space).next_multiple_of(SPACE);
@@ -587,11 +588,11 @@ impl Journal {
         let next = create(directory, about, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
+        self.make_room(directory, room_to_let_go(replica))?;
         // Before it is true, and taken back if it does not become so.
-        let commit = Commit { end: self.end, next: next.about.inode, chain: self.chain };
-        write(directory, &self.file, COMMIT, &self.about.commit(commit))?;
+        self.name_next(directory, next.about.inode)?;
         if let Err(error) = directory.rename(NEXT_TABLE, TABLE) {
-            write(directory, &self.file, COMMIT, &self.about.commit(Commit { next: NONE, ..commit }))?;
+            self.name_next(directory, NONE)?;
             return Err(error);
         }
         // Who waits there finds that there is a next one.
@@ -601,6 +602,14 @@ impl Journal {
         directory.remove_fifos(|member| member < replica.next_member() && !replica.members.contains_key(&member));
         Ok(())
     }
+
+    fn name_next(&mut self, directory: &Directory, inode: u64) -> Result<(), FileError> {
+        let mut change = Vec::new();
+        add(&mut change, &Event::Next(inode));
+        self.append(directory, &mut change)?;
+        self.next = inode;
+        Ok(())
+    }
 }
 
 /// Makes a table of all that the replica says, not yet under its name.
@@ -608,17 +617,17 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     let file = directory.create_file(NEXT_TABLE)?;
     let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(NEXT_TABLE), "look at", errno))?;
     let about = About { inode: stat.st_ino, directory: directory.own_inode()?, ..about };
-    let mut events = Vec::new();
-    let chain = about.encode(EVENTS, 0, &mut events, &Event::Begin(Box::new(replica.store())));
-    let end = EVENTS + events.len() as u64;
+    let mut begin = Vec::new();
+    add(&mut begin, &Event::Begin(Box::new(replica.store())));
+    let chain = seal(about.sum(), &mut begin);
+    let end = CHANGES + begin.len() as u64;
     let space = (end + room_to_let_go(replica)).next_multiple_of(SPACE);
     allocate(directory, &file, 0, space)?;
     write(directory, &file, 0, &about.to_bytes())?;
-    write(directory, &file, EVENTS, &events)?;
-    write(directory, &file, COMMIT, &about.commit(Commit { end, next: NONE, chain }))?;
-    let (is_fresh, noted, long) = (false, 0, long(end));
+    write(directory, &file, CHANGES, &begin)?;
+    let (next, noted, long) = (NONE, 0, long(end));
     let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
-    Ok(Journal { file, about, end, chain, is_fresh, noted, space, long, looked, staged, buffer })
+    Ok(Journal { file, about, end, chain, next, noted, space, long, looked, staged, buffer })
 }
 
 /// Whether it needs room, and does not only let go (invariant 4). A downgrade can wait.
@@ -631,6 +640,7 @@ fn long(all: u64) -> u64 {
     SPACE.max(4 * all)
 }
 
+/// For each request and each member; and to name a next file, and to take that back.
 fn room_to_let_go(replica: &Replica) -> u64 {
     LETTING_GO * (replica.requests.len() + replica.members.len() + 2) as u64
 }
@@ -645,15 +655,15 @@ fn allocate(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Re
     }
 }
 
-/// What stands there, up to the end of the file.
-fn read(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Result<Vec<u8>, FileError> {
-    let mut bytes = vec![0; length as usize];
-    let done = read_into(directory, file, from, &mut bytes)?;
+/// What a table says of itself, if it says so much.
+fn read(directory: &Directory, file: &OwnedFd) -> Result<Vec<u8>, FileError> {
+    let mut bytes = vec![0; CHANGES as usize];
+    let done = read_into(directory, file, 0, &mut bytes)?;
     bytes.truncate(done);
     Ok(bytes)
 }
 
-/// The same, and how many bytes that are.
+/// What stands there, up to the end of the file; how many bytes that are.
 fn read_into(directory: &Directory, file: &OwnedFd, from: u64, bytes: &mut [u8]) -> Result<usize, FileError> {
     let mut done = 0;
     while done < bytes.len() {
@@ -669,8 +679,8 @@ fn read_into(directory: &Directory, file: &OwnedFd, from: u64, bytes: &mut [u8])
 
 fn write(directory: &Directory, file: &OwnedFd, from: u64, bytes: &[u8]) -> Result<(), FileError> {
     let mut done = 0;
-    // In tests a process dies in the middle too; but the commit is too short for that.
-    let halves = if cfg!(test) && bytes.len() > COMMIT_LENGTH { bytes.len() / 2 } else { bytes.len() };
+    // In tests a process dies in the middle too.
+    let halves = if cfg!(test) { bytes.len() / 2 } else { bytes.len() };
     while done < bytes.len() {
         crash::step();
         let to = if done < halves { halves } else { bytes.len() };

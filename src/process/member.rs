@@ -97,7 +97,7 @@ impl Change<'_> {
 
     /// Writes what was added.
     fn commit(&mut self, directory: &Directory) -> Result<(), FileError> {
-        self.journal.commit(directory, self.replica, !self.effects.moved.is_empty())
+        self.journal.commit(directory, self.replica)
     }
 
     /// Adds a request if it is granted at once; else it is given back, as if it had never been (invariant 2 of
@@ -605,11 +605,14 @@ impl Member {
 
     /// What all have and await.
     pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
-        match look(&self.directory) {
+        match look(&self.directory.as_others()?) {
             // A change puts back what can be.
             Err(error) if error.is_of_the_table() => {
                 let soon = Instant::now() + TRY;
-                self.change(Some(soon), |change, _| report::snapshot(change.replica))?.ok_or(error)
+                let changed = self.change(Some(soon), |change, _| {
+                    change.journal.check_seen(&self.directory).map(|()| report::snapshot(change.replica))
+                });
+                changed?.unwrap_or(Err(error))
             }
             looked => looked,
         }

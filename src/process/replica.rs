@@ -119,6 +119,8 @@ pub(super) enum Event {
     Downgrade(RequestId, u64),
     /// All there is, instead of the events that led there.
     Begin(Box<Stored>),
+    /// The journal goes on in the file of that inode, or here if it is 0; nothing changes.
+    Next(u64),
 }
 
 /// A replica at rest.
@@ -232,6 +234,7 @@ impl Replica {
             Event::Withdraw(id, now) => drop(self.withdraw(id, now, effects)),
             Event::Downgrade(id, now) => self.downgrade(id, now, effects),
             Event::Begin(stored) => *self = Self::restore(*stored),
+            Event::Next(_) => {}
         }
     }
 
