@@ -694,3 +694,33 @@ fn write(directory: &Directory, file: &OwnedFd, from: u64, bytes: &[u8]) -> Resu
     crash::step();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ProcessTreeLock;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Tables are replaced all the time, here, while others wait for the old one.
+    #[test]
+    fn new_tables_lose_nothing() {
+        let parent = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };
+        let directory = tempfile::tempdir_in(parent).unwrap();
+        let counts = [const { AtomicU64::new(0) }; 2];
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (lock, place) = (ProcessTreeLock::open(directory.path()).unwrap(), thread % 2);
+                let count = &counts[place];
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        let _guard = lock.write(place.to_string()).unwrap();
+                        let seen = count.load(Ordering::Relaxed);
+                        std::thread::yield_now();
+                        count.store(seen + 1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        assert_eq!(counts.map(AtomicU64::into_inner), [1000, 1000]);
+    }
+}
