@@ -6,7 +6,7 @@
 use crate::deadlock::Member;
 use crate::ledger::{Found, LockedLedger, State};
 use crate::mode::Mode;
-use crate::path::{NodeId, Seeds, Segments, TreePath};
+use crate::path::{Names, NodeId, Seeds, Segments, TreePath};
 use crate::sync::Present;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display, Write};
@@ -179,11 +179,12 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Spelled {
     let mut spelled = Spelled::default();
     let mut seen: HashSet<NodeId> = HashSet::new();
     for root in &found.request.roots {
-        let (mut ids, mut names) = (Vec::new(), Vec::new());
+        let (mut ids, mut names) = (Vec::new(), Names::default());
         // It was usable when it was asked for; a path that no longer is, is left out.
         if Segments::of::<P>(root.borrow(), seeds, &mut ids, Some(&mut names)).is_err() {
             continue;
         }
+        let names = names.to_vec();
         if let (None, Some((step, mode))) = (&spelled.at, found.waiting) {
             let depth = ids.iter().position(|&id| id == plan.steps()[step].node);
             spelled.at = depth.map(|depth| Root { segments: names[..depth].to_vec(), mode });

@@ -278,7 +278,7 @@ pub struct Segments<'a> {
     /// The ids of the nodes from the root to the last segment; those of this path begin at `floor`.
     ids: &'a mut Vec<NodeId>,
     floor: usize,
-    names: Option<&'a mut Vec<String>>,
+    names: Option<&'a mut Names>,
 }
 
 impl<'a> Segments<'a> {
@@ -287,7 +287,7 @@ impl<'a> Segments<'a> {
         path: &P,
         seeds: &'a Seeds,
         ids: &'a mut Vec<NodeId>,
-        names: Option<&'a mut Vec<String>>,
+        names: Option<&'a mut Names>,
     ) -> Result<(), PathError> {
         ids.push(seeds.root());
         let floor = ids.len();
@@ -306,7 +306,7 @@ impl<'a> Segments<'a> {
             segment.hash(hasher);
         });
         if let Some(names) = &mut self.names {
-            names.push(format!("{segment:?}"));
+            names.push(|text| text.push_str(&format!("{segment:?}")));
         }
     }
 
@@ -317,7 +317,7 @@ impl<'a> Segments<'a> {
     pub fn push_bytes(&mut self, segment: &[u8]) {
         self.step(|hasher| hasher.write(segment));
         if let Some(names) = &mut self.names {
-            names.push(as_text(segment));
+            names.push(|text| spell(segment, text));
         }
     }
 
@@ -347,14 +347,50 @@ impl Debug for Segments<'_> {
     }
 }
 
-/// Bytes as text; what is not UTF-8 is spelled out, so that it can be told apart.
-fn as_text(bytes: &[u8]) -> String {
-    let mut text = String::new();
+/// The names of segments as text, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    text: String,
+    /// Where in the text each of them ends.
+    ends: Vec<usize>,
+}
+
+impl Names {
+    #[inline]
+    fn push(&mut self, write: impl FnOnce(&mut String)) {
+        write(&mut self.text);
+        self.ends.push(self.text.len());
+    }
+
+    fn pop(&mut self) {
+        self.ends.pop();
+        self.text.truncate(self.ends.last().copied().unwrap_or(0));
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| &self.text[std::mem::replace(&mut start, end)..end])
+    }
+
+    pub(crate) fn to_vec(&self) -> Vec<String> {
+        self.iter().map(str::to_owned).collect()
+    }
+
+    /// Empties it; whether its buffers are small enough to be kept.
+    #[cfg(feature = "process")]
+    pub(crate) fn clear(&mut self) -> bool {
+        self.text.clear();
+        self.ends.clear();
+        self.text.capacity() <= 8 * MOST_BYTES && self.ends.capacity() <= MOST_BYTES
+    }
+}
+
+/// Adds bytes to a text; what is not UTF-8 is spelled out, so that it can be told apart.
+fn spell(bytes: &[u8], text: &mut String) {
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
         chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
     }
-    text
 }
 
 /// Names a node, by a hash of the way from the root to it (invariant 2).
@@ -425,10 +461,10 @@ mod tests {
 
     fn told<P: TreePath + ?Sized>(path: &P) -> Result<(Vec<NodeId>, Vec<String>), PathError> {
         let seeds = Seeds::new(|| 7);
-        let (mut ids, mut names) = (Vec::new(), Vec::new());
+        let (mut ids, mut names) = (Vec::new(), Names::default());
         Segments::of(path, &seeds, &mut ids, Some(&mut names))?;
-        assert_eq!(ids.len(), names.len() + 1);
-        Ok((ids, names))
+        assert_eq!(ids.len(), names.ends.len() + 1);
+        Ok((ids, names.to_vec()))
     }
 
     #[test]
@@ -478,12 +514,19 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let path = |bytes: &'static [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
         assert_ne!(told(path(b"a/\xff")).unwrap().0, told(path(b"a/\xfe")).unwrap().0);
+        // And what is taken back takes its name with it.
+        assert_eq!(told(path(b"a/b\xff/../../c\xfe")).unwrap().1, ["c\\xFE"]);
     }
 
     #[test]
     fn what_is_not_utf8_is_spelled_out() {
-        assert_eq!(as_text("gr\u{fc}n".as_bytes()), "gr\u{fc}n");
-        assert_eq!(as_text(b"a\xffb\xc3"), "a\\xFFb\\xC3");
+        let spelled = |bytes: &[u8]| {
+            let mut text = String::new();
+            spell(bytes, &mut text);
+            text
+        };
+        assert_eq!(spelled("gr\u{fc}n".as_bytes()), "gr\u{fc}n");
+        assert_eq!(spelled(b"a\xffb\xc3"), "a\\xFFb\\xC3");
     }
 
     /// What a thread keeps for its next request is empty and small (G6).

@@ -18,7 +18,7 @@
 
 use crate::error::PathError;
 use crate::mode::Mode;
-use crate::path::{NodeId, Seeds, Segments, TreePath};
+use crate::path::{Names, NodeId, Seeds, Segments, TreePath};
 
 /// One node of a plan, and the mode it is held in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +47,26 @@ impl Plan {
         P: TreePath + ?Sized,
         Q: AsRef<P>,
     {
+        self.build_and_name::<P, Q>(seeds, reads, writes, None)
+    }
+
+    /// The same; the names of the segments of all roots, if asked, one root's after the other.
+    pub(crate) fn build_and_name<P, Q>(
+        &mut self,
+        seeds: &Seeds,
+        reads: &[Q],
+        writes: &[Q],
+        mut names: Option<&mut Names>,
+    ) -> Result<(), PathError>
+    where
+        P: TreePath + ?Sized,
+        Q: AsRef<P>,
+    {
         self.clear();
         let reads = reads.iter().map(|path| (path, Mode::Shared));
         let writes = writes.iter().map(|path| (path, Mode::Exclusive));
         for (path, mode) in reads.chain(writes) {
-            if let Err(error) = Segments::of(path.as_ref(), seeds, &mut self.ids, None) {
+            if let Err(error) = Segments::of(path.as_ref(), seeds, &mut self.ids, names.as_deref_mut()) {
                 self.clear();
                 return Err(error);
             }
@@ -67,6 +82,13 @@ impl Plan {
 
     pub(crate) fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// The nodes of each root, from the top of the tree down to it.
+    #[cfg(feature = "process")]
+    pub(crate) fn ways(&self) -> impl Iterator<Item = &[NodeId]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(end, _)| &self.ids[std::mem::replace(&mut start, end)..end])
     }
 
     /// The step at a node of that depth, if there is one.
@@ -141,8 +163,9 @@ mod tests {
         let seeds = Seeds::new(|| 7);
         let mut names = HashMap::new();
         for path in reads.iter().chain(writes) {
-            let (mut ids, mut segments) = (Vec::new(), Vec::new());
+            let (mut ids, mut segments) = (Vec::new(), Names::default());
             Segments::of(*path, &seeds, &mut ids, Some(&mut segments)).unwrap();
+            let segments = segments.to_vec();
             for (depth, id) in ids.into_iter().enumerate() {
                 names.insert(id, if depth == 0 { ".".into() } else { segments[..depth].join("/") });
             }

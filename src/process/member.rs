@@ -20,16 +20,16 @@ use super::error::{FileError, ProcessLockError};
 use super::files::{self, Directory};
 use super::journal::Journal;
 use super::replica::{About, Ask, Channel, Effects, Event, MemberId, Replica, RequestId, Step};
-use super::report::{self, Deadlock, Snapshot, Told, ToldRoot};
+use super::report::{self, Deadlock, Place, Snapshot, Told, ToldRoot};
 use crate::acquire::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::error::PathError;
-use crate::path::{Frame, Seeds, Segments, TreePath, common_frame, odd_frame};
+use crate::path::{Frame, Names, Seeds, TreePath, common_frame, odd_frame};
 use crate::plan::Plan;
 use crate::request::Owner;
 use crate::sync::{self, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::panic::Location;
 use std::path::Path;
 use std::sync::Arc;
@@ -129,6 +129,13 @@ impl Change<'_> {
     fn is_granted(&self, id: RequestId) -> bool {
         self.replica.requests.get(&id).is_some_and(|request| request.is_granted())
     }
+}
+
+/// What a request is told with. Its buffers are kept from one request to the next.
+#[derive(Default)]
+struct Planned {
+    plan: Plan,
+    names: Names,
 }
 
 /// Another member, and the inode of its lifeline.
@@ -652,30 +659,31 @@ impl Member {
         P: TreePath + ?Sized,
         Q: AsRef<P>,
     {
-        let mut plan = Plan::default();
-        plan.build::<P, Q>(&self.seeds, reads, writes)?;
-        let (mut roots, mut told) = (Vec::new(), HashSet::new());
-        for path in reads.iter().chain(writes) {
-            let (mut ids, mut names) = (Vec::new(), Vec::new());
-            Segments::of::<P>(path.as_ref(), &self.seeds, &mut ids, Some(&mut names))?;
-            let way = ids.iter().enumerate().map_while(|(depth, &node)| plan.index(node, depth));
-            let way: Vec<u32> = way.map(|index| index as u32).collect();
-            if way.len() == ids.len() && told.insert(ids[ids.len() - 1]) {
-                roots.push(ToldRoot { segments: names, way });
+        let Planned { mut plan, mut names } = sync::take_spare().unwrap_or_default();
+        plan.build_and_name::<P, Q>(&self.seeds, reads, writes, Some(&mut names))?;
+        let steps: Vec<Step> = plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect();
+        let (mut roots, mut is_told) = (Vec::new(), vec![false; steps.len()]);
+        let mut segments = names.iter();
+        for nodes in plan.ways() {
+            let segments = segments.by_ref().take(nodes.len() - 1).collect();
+            let mut way: Vec<u32> = Vec::with_capacity(nodes.len());
+            let steps = nodes.iter().enumerate().map_while(|(depth, &node)| plan.index(node, depth));
+            way.extend(steps.map(|index| index as u32));
+            let last = way[way.len() - 1] as usize;
+            if way.len() == nodes.len() && !std::mem::replace(&mut is_told[last], true) {
+                roots.push(ToldRoot { segments, way });
             }
         }
-        let (id, thread) = sync::with_thread_info(|thread| (thread.id, thread.name.clone()));
-        let told = Told { thread, location: self.location.clone().unwrap_or_else(|| location.to_string()), roots };
-        Ok(Ask {
-            id: RequestId { member: self.id, number: 0 },
-            thread: id,
-            owner,
-            asked: 0,
-            channel: None,
-            absolute: None,
-            steps: plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect(),
-            told: told.to_bytes(),
-        })
+        let place = Place::Source(location.file(), location.line(), location.column());
+        let place = self.location.as_deref().map_or(place, Place::Other);
+        let (thread, told) =
+            sync::with_thread_info(|info| (info.id, Told { thread: &info.name, place, roots }.to_bytes()));
+        drop(segments);
+        if plan.is_small() && names.clear() {
+            sync::keep_spare(Planned { plan, names });
+        }
+        let id = RequestId { member: self.id, number: 0 };
+        Ok(Ask { id, thread, owner, asked: 0, channel: None, absolute: None, steps, told })
     }
 }
 

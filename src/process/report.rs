@@ -89,27 +89,53 @@ pub struct Party {
 
 /// What a request tells of itself, for reports alone.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Told {
-    pub(super) thread: String,
-    pub(super) location: String,
-    pub(super) roots: Vec<ToldRoot>,
+pub(super) struct Told<'a> {
+    pub(super) thread: &'a str,
+    #[serde(borrow)]
+    pub(super) place: Place<'a>,
+    #[serde(borrow)]
+    pub(super) roots: Vec<ToldRoot<'a>>,
+}
+
+/// Where it asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Place<'a> {
+    Source(&'a str, u32, u32),
+    /// What is told instead of that.
+    Other(&'a str),
 }
 
 /// A root that is in the plan, be it as an intention.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ToldRoot {
-    pub(super) segments: Vec<String>,
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ToldRoot<'a> {
+    #[serde(borrow)]
+    pub(super) segments: Vec<&'a str>,
     /// The steps of the request from the top of the tree down to it.
     pub(super) way: Vec<u32>,
 }
 
-impl Told {
+impl Default for Place<'_> {
+    fn default() -> Self {
+        Place::Other("")
+    }
+}
+
+impl Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Source(file, line, column) => write!(f, "{file}:{line}:{column}"),
+            Place::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl<'a> Told<'a> {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         postcard::to_extend(self, Vec::with_capacity(256)).expect("it has no part that cannot be written")
     }
 
     /// As another program may tell more, or less, what cannot be read is left out.
-    fn of(request: &Request) -> Self {
+    fn of(request: &'a Request) -> Self {
         postcard::from_bytes(&request.ask.told).unwrap_or_default()
     }
 
@@ -121,7 +147,7 @@ impl Told {
             let mine = mode(last).filter(|mine| !mine.is_intention())?;
             // Or equal to one above, since a downgrade.
             let covered = above.iter().filter_map(mode).any(|above| above.covers(mine));
-            (!covered && which(*last as usize)).then(|| Root { segments: root.segments.clone(), mode: mine })
+            (!covered && which(*last as usize)).then(|| Root { segments: owned(&root.segments), mode: mine })
         };
         self.roots.iter().filter_map(told).collect()
     }
@@ -132,8 +158,12 @@ impl Told {
         let mode = request.waits_at().map_or(Mode::IntentionShared, |step| step.mode);
         let depth = |root: &ToldRoot| root.way.iter().position(|&at| at as usize == step);
         let segments = self.roots.iter().find_map(|root| root.segments.get(..depth(root)?));
-        Root { segments: segments.unwrap_or_default().to_vec(), mode }
+        Root { segments: owned(segments.unwrap_or_default()), mode }
     }
+}
+
+fn owned(segments: &[&str]) -> Vec<String> {
+    segments.iter().map(|&segment| segment.to_owned()).collect()
 }
 
 pub(super) fn snapshot(replica: &Replica) -> Snapshot {
@@ -179,8 +209,8 @@ fn holder(replica: &Replica, request: &Request) -> Holder {
     Holder {
         process: process(replica, request),
         roots: told.roots(request, |_| true),
-        thread: told.thread,
-        location: told.location,
+        thread: told.thread.to_owned(),
+        location: told.place.to_string(),
         since: since(request),
     }
 }
@@ -192,8 +222,8 @@ fn waiter(replica: &Replica, request: &Request) -> Waiter {
         roots: told.roots(request, |_| true),
         taken: told.roots(request, |last| last < request.progress.taken),
         at: told.at(request),
-        thread: told.thread,
-        location: told.location,
+        thread: told.thread.to_owned(),
+        location: told.place.to_string(),
         since: since(request),
     }
 }
