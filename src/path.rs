@@ -387,6 +387,9 @@ impl Names {
 
 /// Adds bytes to a text; what is not UTF-8 is spelled out, so that it can be told apart.
 fn spell(bytes: &[u8], text: &mut String) {
+    if let Ok(valid) = std::str::from_utf8(bytes) {
+        return text.push_str(valid);
+    }
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
         chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));

@@ -93,6 +93,10 @@ impl Plan {
 
     /// The step at a node of that depth, if there is one.
     pub(crate) fn index(&self, node: NodeId, depth: usize) -> Option<usize> {
+        // Where the roots have not parted yet, each depth has one step.
+        if self.steps.get(depth).is_some_and(|step| (step.depth, step.node) == (as_depth(depth), node)) {
+            return Some(depth);
+        }
         self.steps.binary_search_by_key(&(as_depth(depth), node), |step| (step.depth, step.node)).ok()
     }
 

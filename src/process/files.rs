@@ -146,7 +146,12 @@ impl Directory {
     pub(super) fn open_file(&self, name: &str, access: OFlags) -> Result<Option<OwnedFd>, FileError> {
         // A FIFO or a device that stands there must not hold us up.
         let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match fs::openat(&self.fd, name, flags, Mode::empty()) {
+        // When it was read last need not be kept: only its owner may say so.
+        let opened = match fs::openat(&self.fd, name, flags | OFlags::NOATIME, Mode::empty()) {
+            Err(Errno::PERM) => fs::openat(&self.fd, name, flags, Mode::empty()),
+            opened => opened,
+        };
+        match opened {
             Ok(file) => Ok(Some(file)),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(io(&self.path_of(name), "open", errno)),
@@ -157,7 +162,7 @@ impl Directory {
     pub(super) fn create_file(&self, name: &str) -> Result<OwnedFd, FileError> {
         self.remove(name);
         crash::step();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOATIME;
         let file = fs::openat(&self.fd, name, flags, self.rights);
         let file = file.map_err(|errno| io(&self.path_of(name), "make", errno))?;
         // What the umask took away.
