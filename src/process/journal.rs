@@ -598,8 +598,6 @@ impl Journal {
         // Who waits there finds that there is a next one.
         self.unlock();
         *self = Journal { noted: self.noted, ..next };
-        // Of those who died when they had left, and had no time to clear up.
-        directory.remove_fifos(|member| member < replica.next_member() && !replica.members.contains_key(&member));
         Ok(())
     }
 

@@ -590,13 +590,18 @@ impl Member {
         Ok(true)
     }
 
-    /// Lets go of what the dead have, whether anybody asks for it or not.
+    /// Lets go of what the dead have, whether anybody asks for it or not; and removes what they had no time to remove.
     fn bury_all(&self, deadline: Option<Instant>) -> Result<(), FileError> {
-        self.change(deadline, |change, _| {
+        let buried = self.change(deadline, |change, _| {
             let members: Vec<MemberId> = change.replica.members.keys().copied().collect();
             let dead = self.dead_among(change, members);
             change.bury(dead);
+            let living: BTreeSet<MemberId> = change.replica.members.keys().copied().collect();
+            (living, change.replica.next_member())
         })?;
+        if let Some((living, next)) = buried {
+            self.directory.remove_fifos(|member| member < next && !living.contains(&member));
+        }
         Ok(())
     }
 
