@@ -465,13 +465,13 @@ fn a_wait_of_a_second_tells_for_whom() {
     assert!(start.elapsed() >= Duration::from_secs(1));
     let [path, command] = [place.absolute("a/b"), "run -r a/b -w c -- sh -c".into()];
     assert!(told.starts_with(&format!("treelock: waiting for {} \"", holder.id())), "{told}");
-    assert!(told.contains(&command) && told.contains(&format!(", which reads {path} since ")), "{told}");
+    assert!(told.contains(&command) && told.contains(&format!(", which has been reading {path} for ")), "{told}");
     assert!(told.ends_with(" s"), "{told}");
 
     // It has no quarrel with the other reader, but with the writer that came before.
     let told = line(reader.stderr.as_mut().unwrap());
     assert!(told.starts_with(&format!("treelock: waiting for {} \"", writer.id())), "{told}");
-    assert!(told.contains(&format!(", which waits to write {} since ", place.absolute("a"))), "{told}");
+    assert!(told.contains(&format!(", which has been waiting to write {} for ", place.absolute("a"))), "{told}");
 
     assert_eq!(code(&end(holder)), 0);
     for waiter in [writer, reader] {
@@ -543,7 +543,7 @@ fn status_as_json_has_the_fields_that_the_help_tells() {
         place.absolute(path).split('/').filter(|segment| !segment.is_empty()).map(str::to_owned).collect()
     };
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&status), ["holders", "time", "waiters"]);
+    assert_eq!(keys(&status), ["holders", "keeper", "time", "waiters"]);
 
     let [held, waits] = [&status["holders"], &status["waiters"]].map(|all| {
         assert_eq!(all.as_array().unwrap().len(), 1, "{status}");
@@ -738,20 +738,62 @@ fn a_table_that_is_kept_holds_up_neither_status_nor_a_limit() {
     flock(&table, FlockOperation::LockExclusive).unwrap();
     let drawn = place.treelock(&["status"]);
     assert!(text(&drawn.stdout).contains("1 held, 0 waiting"), "{drawn:?}");
+    let kept = format!("process {} keeps the table", std::process::id());
+    assert!(text(&drawn.stdout).contains(&kept), "{drawn:?}");
+    let told: Value = serde_json::from_slice(&place.treelock(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(told["keeper"], std::process::id());
     let told = |words: &[&str]| {
         let output = place.treelock(&[&["run", "-E", "9"], words, &["-w", "b", "true"]].concat());
         assert_eq!(code(&output), 9, "{words:?}");
         complaint(&output).to_owned()
     };
-    assert!(told(&["-n"]).contains("flock is kept"));
-    assert!(told(&["--timeout", "0.2"]).contains("flock is kept"));
+    assert!(told(&["-n"]).contains(&kept));
+    assert!(told(&["--timeout", "0.2"]).contains(&kept));
     let mut waits = place.ask(&["-w", "b"]);
     let told = line(waits.stderr.as_mut().unwrap());
-    assert!(told.starts_with(&format!("treelock: waiting for {}, which keeps ", std::process::id())), "{told}");
+    assert!(told.starts_with("treelock: ") && told.contains(&kept), "{told}");
+    // Whose command has ended has nothing more to wait for.
+    drop(holder.stdin.take());
+    assert_eq!(code(&end(holder)), 0);
     flock(&table, FlockOperation::Unlock).unwrap();
     assert_eq!(code(&end(waits)), 0);
-    assert_eq!(place.run(&["-n", "-w", "b", "true"]), 0);
-    drop(holder.stdin.take());
+    assert!(place.is_free(&["-w", "a", "-w", "b"]));
+    let free: Value = serde_json::from_slice(&place.treelock(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(free["keeper"], Value::Null);
+}
+
+/// A removed FIFO cannot tell that its owner is dead; but where nobody is left, nobody holds.
+#[test]
+fn those_who_died_without_their_files_are_not_shown_when_nobody_is_left() {
+    let place = Place::new();
+    let holder = place.hold(&["-w", "a"]);
+    fs::remove_file(place.lock().join("m0")).unwrap();
+    let drawn = || text(&place.treelock(&["status"]).stdout).to_owned();
+    assert!(drawn().contains("1 held, 0 waiting"), "{}", drawn());
+    kill_process(pid(&holder), Signal::KILL).unwrap();
+    end(holder);
+    wait_for("nothing is locked", || drawn().contains("nothing is locked").then_some(()));
+    assert!(place.is_free(&["-w", "a"]));
+}
+
+#[test]
+fn a_quiet_wait_tells_nothing() {
+    let place = Place::new();
+    let holder = place.hold(&["-w", "a"]);
+    let output = place.treelock(&["run", "-q", "--timeout", "1.3", "-E", "9", "-w", "a", "true"]);
+    assert_eq!((code(&output), text(&output.stderr)), (9, ""));
+    assert_eq!(code(&end(holder)), 0);
+}
+
+/// As where an alias has some already.
+#[test]
+fn the_last_of_equal_options_counts() {
+    let place = Place::new();
+    let holder = place.hold(&["-w", "a"]);
+    assert_eq!(
+        place.run(&["-n", "-n", "--timeout", "60", "--timeout", "0.1", "-E", "7", "-E", "8", "-w", "a", "true"]),
+        8
+    );
     assert_eq!(code(&end(holder)), 0);
 }
 
