@@ -341,7 +341,8 @@ pub(super) fn lifeline(member: MemberId) -> String {
 
 /// Above what scripts use by number: a child that inherits it must not close it in passing.
 fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Errno> {
-    rustix::io::fcntl_dupfd_cloexec(fd, 10)
+    // It is invalid where so many may not be open at all.
+    rustix::io::fcntl_dupfd_cloexec(fd, 10).map_err(|errno| if errno == Errno::INVAL { Errno::MFILE } else { errno })
 }
 
 /// Whether anybody keeps the lifeline that was opened by [`Directory::watch`].

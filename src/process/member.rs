@@ -695,13 +695,13 @@ impl Member {
 /// What all members have and await, without those who are dead and not buried yet; nothing is changed, and nobody waited for.
 pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
     let mut looks = 0;
+    // Who lives has noted something.
+    let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.is_seen_beyond(0)?);
     loop {
         looks += 1;
         let mut replica = match Journal::look(directory) {
-            // It means nothing, like any other that nobody uses. Who lives has noted something.
-            Err(error) if error.is_harm() && !directory.has_living()? && !directory.is_seen_beyond(0)? => {
-                Replica::default()
-            }
+            // It means nothing, like any other that nobody uses.
+            Err(error) if error.is_harm() && !is_used()? => Replica::default(),
             looked => looked?,
         };
         let mut are_all_there = true;
@@ -713,7 +713,11 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
                 None => are_all_there = false,
             }
         }
-        // It has left since the table was read, or been buried; or else its lifeline was removed, and it stays.
+        // It has left since the table was read, or been buried; or else its lifeline was removed, and it stays while
+        // anybody is there.
+        if !are_all_there && !is_used()? {
+            replica = Replica::default();
+        }
         if are_all_there || looks == LOOKS {
             return Ok(report::snapshot(&replica));
         }

@@ -79,10 +79,11 @@ use std::time::{Duration, Instant};
 /// # Processes that end
 ///
 /// Whatever ends a process, also a SIGKILL at any moment, frees all it held and awaited, at once for who waits. A process
-/// that is stopped keeps what it has; should it be stopped in the midst of a request, which takes microseconds, all others
-/// wait until it goes on or ends, their deadlines aside. A child made by `fork` alone keeps the guards of its parent alive until it ends
-/// too, as with `flock(2)`, and cannot use the lock: it opens its own. A program started in a child inherits
-/// nothing, unless [`set_inheritable`](ProcessTreeLock::set_inheritable) says so.
+/// that is stopped keeps what it has, and its place among those who wait. Should it be stopped in the midst of a request or
+/// a release, which take microseconds, all others wait until it goes on or ends, also to release; who has a deadline waits
+/// no longer than that, and a `try_lock` 100 ms. A child made by `fork` alone keeps the guards of its parent alive until it
+/// ends too, as with `flock(2)`, and cannot use the lock: it opens its own. A program started in a child inherits nothing,
+/// unless [`set_inheritable`](ProcessTreeLock::set_inheritable) says so.
 ///
 /// # The directory
 ///
@@ -92,7 +93,8 @@ use std::time::{Duration, Instant};
 /// and the next one begins anew.
 ///
 /// Files that are removed, replaced, cut or written over while processes use them, by an older copy of themselves too, are
-/// noticed: they are put back, or all requests fail from then on; nobody is let in by that. The directory itself is
+/// noticed: the next one who has the lock open and asks for something puts a removed table back; else all requests that
+/// the harm concerns fail, until all have closed the lock. Nobody is let in by that. The directory itself is
 /// another matter: whoever opens the lock when it is gone makes a new one, and knows nothing of those who have the old one
 /// open, whose requests fail from then on. Keep it away from cleaners.
 ///
@@ -105,7 +107,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Cost
 ///
-/// An uncontended request takes some microseconds, most of them in fifteen calls of the kernel; whatever else is held. Each
+/// An uncontended request takes some microseconds, most of them in fourteen calls of the kernel; whatever else is held. Each
 /// process also reads what the others have done since its last request. See `benches/README.md`.
 pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
     member: Arc<Member>,

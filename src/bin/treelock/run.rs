@@ -6,15 +6,20 @@ use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
 use crate::waiting::{self, eprint_line};
 use std::env::current_dir;
 use std::ffi::OsString;
-use std::path::{self, PathBuf};
+use std::path::{self, Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock};
+use treelock::process::{ArcProcessTreeLockGuard, FileProblem, Options, ProcessLockError, ProcessTreeLock};
 
 /// What others may take in the midst of a request.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
+/// For longer one waits to release for somebody who is stopped.
+const STOPPED: Duration = Duration::from_secs(1);
+
 #[derive(clap::Args)]
-#[command(after_long_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP, args_override_self = true)]
 pub(crate) struct Arguments {
     /// Lock the sub-tree below PATH shared: nobody writes in it; may be repeated
     #[arg(short, long = "read", value_name = "PATH")]
@@ -30,6 +35,9 @@ pub(crate) struct Arguments {
     /// Give up if the lock cannot be had at once, whatever --timeout says
     #[arg(short, long)]
     non_blocking: bool,
+    /// Do not tell for whom it waits
+    #[arg(short, long)]
+    quiet: bool,
     /// What to exit with after giving up
     #[arg(short = 'E', long, value_name = "N", default_value_t = 1)]
     conflict_exit_code: u8,
@@ -47,14 +55,18 @@ Paths:
 The lock:
   All of it is taken, or nothing. It is released when COMMAND has ended,
   whatever that has left in the background; if treelock is killed, when COMMAND
-  and all that it has started have ended. A `treelock run` inside of COMMAND is
-  somebody else, and waits for ever if it asks for the same; so do two of them
-  that cross. After a second of waiting, standard error tells for whom.
+  and all that it has started have ended, or have closed the descriptors above 9
+  that they inherit for it (Python does, for what it starts). A `treelock run`
+  inside of COMMAND is somebody else, and waits for ever if it asks for the
+  same; so do two of them that cross. It needs --dir again, or TREELOCK_DIR.
+  After a second of waiting, standard error tells for whom, without -q. Who is
+  stopped, as by Ctrl-Z, keeps what it has, and its place in the queue.
 
 Signals:
   HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to treelock go
-  to COMMAND. Those of the terminal reach it by themselves. Until the lock is
-  there, a signal ends treelock.
+  to COMMAND. Those of the terminal reach it by themselves. One that another
+  process sends to the whole group, as timeout(1) does without --foreground,
+  reaches it twice. Until the lock is there, a signal ends treelock.
 
 Exit status:
   that of COMMAND
@@ -75,7 +87,7 @@ Examples:
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
-    seconds.and_then(Result::ok).ok_or_else(|| "it is no number of seconds".into())
+    seconds.and_then(Result::ok).ok_or_else(|| "it is no number of seconds, such as 10 or 0.5".into())
 }
 
 /// What to exit with.
@@ -96,22 +108,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     if let Some(limit) = if non_blocking { Some(AT_ONCE) } else { arguments.timeout } {
         options = options.timeout(limit);
     }
-    let telling = (!non_blocking).then(|| waiting::tell(&directory));
+    let telling = (!non_blocking && !arguments.quiet).then(|| waiting::tell(&directory));
     let lock: ProcessTreeLock = match options.open(&directory) {
         Ok(lock) => lock,
         Err(error) if matches!(error.problem(), FileProblem::Flocked) && (non_blocking || deadline.is_some()) => {
-            eprint_line(error);
+            match waiting::keeper(&directory) {
+                Some(keeper) => eprint_line(keeper),
+                None => eprint_line(error),
+            }
             return Ok(arguments.conflict_exit_code);
         }
         Err(error) => return Err(Failure::new(CANNOT_CREATE, error)),
     };
 
     let asked = if non_blocking {
-        lock.try_lock(&reads, &writes)
+        lock.try_lock_arc(&reads, &writes)
     } else {
         match deadline {
-            Some(deadline) => lock.try_lock_until(&reads, &writes, deadline),
-            None => lock.lock(&reads, &writes),
+            Some(deadline) => lock.try_lock_arc_until(&reads, &writes, deadline),
+            None => lock.lock_arc(&reads, &writes),
         }
     };
     drop(telling);
@@ -123,15 +138,36 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     };
     lock.set_inheritable(true).map_err(|error| Failure::new(OS_ERROR, error))?;
     let ended = child::run(&arguments.command);
-    // What the command has left in the background has inherited the lock, and must not keep it.
-    if let Err(error) = guard.release() {
-        let harm = match error.problem() {
-            FileProblem::Removed => "others may have been let in",
-            _ => "the lock may be held still",
-        };
-        eprint_line(format_args!("{harm}: {error}"));
-    }
+    release(guard, &directory);
     ended
+}
+
+/// What the command has left in the background has inherited the lock, and must not keep it.
+fn release(guard: ArcProcessTreeLockGuard, directory: &Path) {
+    let (sender, released) = mpsc::channel();
+    let release = move || {
+        let _ = sender.send(guard.release());
+    };
+    if thread::Builder::new().spawn(release).is_err() {
+        // The guard was dropped, which releases it too.
+        return;
+    }
+    match released.recv_timeout(STOPPED) {
+        Err(RecvTimeoutError::Timeout) => {
+            // The end of this process releases it, but for what has inherited it.
+            if let Some(keeper) = waiting::keeper(directory) {
+                eprint_line(format_args!("the lock may be held still by what COMMAND has left: {keeper}"));
+            }
+        }
+        Ok(Err(error)) => {
+            let harm = match error.problem() {
+                FileProblem::Removed => "others may have been let in",
+                _ => "the lock may be held still",
+            };
+            eprint_line(format_args!("{harm}: {error}"));
+        }
+        _ => {}
+    }
 }
 
 fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {

@@ -2,6 +2,7 @@
 
 use crate::directory::Place;
 use crate::exit::{CANNOT_CREATE, Failure, IO_ERROR, OS_ERROR};
+use crate::waiting::{self, Keeper};
 use serde::Serialize;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use treelock::process::{Holder, Process, Snapshot, Waiter};
 
 #[derive(clap::Args)]
-#[command(after_long_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP, args_override_self = true)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     place: Place,
@@ -29,6 +30,8 @@ it has started keeps the lock then, and fuser(1) tells who has the FIFOs in DIR.
 
 JSON:
   time     when this was seen; all times are seconds since 1970, with a fraction
+  keeper   the number of a process that is stopped in the midst of a request, so
+           that all others wait for it, or null
   holders  the longest first, each with
     process   {id, command, user}
     thread    its name
@@ -67,14 +70,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         // Anew each time: the directory may be made or replaced meanwhile.
         let snapshot = exists.then(|| Snapshot::read(&directory)).transpose();
         let snapshot = snapshot.map_err(|error| Failure::new(CANNOT_CREATE, error))?;
-        let text = match &snapshot {
-            _ if arguments.json => json(snapshot.as_ref())?,
+        let keeper = waiting::keeper(&directory);
+        let mut text = match &snapshot {
+            _ if arguments.json => json(snapshot.as_ref(), keeper)?,
             None => format!("treelock: nothing is locked, since there is no {directory:?}"),
             Some(snapshot) if snapshot.holders.is_empty() && snapshot.waiters.is_empty() => {
                 format!("treelock: nothing is locked in {directory:?}")
             }
             Some(snapshot) => snapshot.to_string(),
         };
+        if let Some(keeper) = keeper.filter(|_| !arguments.json) {
+            text.push_str(&format!("\ntreelock: {keeper}"));
+        }
         let before = match () {
             () if clear => "\x1b[H\x1b[2J",
             () if !first && !arguments.json => "\n",
@@ -102,6 +109,7 @@ fn print(text: &str) -> io::Result<()> {
 #[derive(Serialize)]
 struct Status {
     time: f64,
+    keeper: Option<u32>,
     holders: Vec<Request>,
     waiters: Vec<Request>,
 }
@@ -136,11 +144,12 @@ struct Root {
     mode: String,
 }
 
-fn json(snapshot: Option<&Snapshot>) -> Result<String, Failure> {
+fn json(snapshot: Option<&Snapshot>, keeper: Option<Keeper>) -> Result<String, Failure> {
     let status = match snapshot {
         Some(snapshot) => Status::from(snapshot),
-        None => Status { time: seconds(SystemTime::now()), holders: Vec::new(), waiters: Vec::new() },
+        None => Status { time: seconds(SystemTime::now()), keeper: None, holders: Vec::new(), waiters: Vec::new() },
     };
+    let status = Status { keeper: keeper.map(|Keeper(process)| process), ..status };
     serde_json::to_string(&status).map_err(|error| Failure::new(OS_ERROR, error))
 }
 
@@ -154,7 +163,8 @@ impl From<&Snapshot> for Status {
                 let waits = Waits { at: Root::from(at), taken: taken.iter().map(Root::from).collect() };
                 Request { waits: Some(waits), ..Request::new(process, thread, location, *since, roots) }
             });
-        Status { time: seconds(snapshot.taken), holders: holders.collect(), waiters: waiters.collect() }
+        let (holders, waiters) = (holders.collect(), waiters.collect());
+        Status { time: seconds(snapshot.taken), keeper: None, holders, waiters }
     }
 }
 

@@ -1,11 +1,11 @@
-//! For whom one waits, told on standard error when that lasts.
+//! For whom one waits, told on standard error when that lasts; and who keeps the table.
 
 use std::fmt::{self, Display};
 use std::iter::successors;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::id;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 use std::{fs, io, thread};
 use treelock::process::{Process, Snapshot, Waiter};
@@ -35,14 +35,11 @@ pub(crate) fn tell(directory: &Path) -> Telling {
             let Ok(snapshot) = Snapshot::read(&directory) else { continue };
             let Some(ahead) = in_the_way(&snapshot) else {
                 // It has not come so far.
-                let before = keeper(&directory);
-                if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(KEPT) {
-                    let kept = keeper(&directory).filter(|&process| before == Some(process));
-                    if let Some(process) = kept.filter(|_| kept != told_keeper) {
-                        let table = directory.join(TABLE);
-                        eprint_line(format_args!("waiting for {process}, which keeps {table:?}: is it stopped?"));
-                        told_keeper = kept;
-                    }
+                let kept = keeper(&directory);
+                let is_over = !matches!(ended.try_recv(), Err(TryRecvError::Empty));
+                if let Some(keeper) = kept.filter(|_| !is_over && kept != told_keeper) {
+                    eprint_line(format_args!("waiting: {keeper}"));
+                    told_keeper = kept;
                 }
                 continue;
             };
@@ -63,8 +60,25 @@ pub(crate) fn tell(directory: &Path) -> Telling {
     Telling(watching.is_ok().then_some(sender))
 }
 
-/// Who has the table, which one has for microseconds if it is not stopped. (`man 5 proc`)
-fn keeper(directory: &Path) -> Option<u32> {
+/// A process that keeps the table.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Keeper(pub(crate) u32);
+
+impl Display for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} keeps the table, and all others wait for it: is it stopped?", self.0)
+    }
+}
+
+/// Who has the table for longer than anybody has who is not stopped.
+pub(crate) fn keeper(directory: &Path) -> Option<Keeper> {
+    let before = locker(directory)?;
+    thread::sleep(KEPT);
+    locker(directory).filter(|&process| process == before).map(Keeper)
+}
+
+/// Who has the table now. (`man 5 proc`)
+fn locker(directory: &Path) -> Option<u32> {
     let table = fs::metadata(directory.join(TABLE)).ok()?;
     let (major, minor) = (rustix::fs::major(table.dev()), rustix::fs::minor(table.dev()));
     let file = format!("{major:02x}:{minor:02x}:{}", table.ino());
@@ -146,18 +160,18 @@ impl Display for InTheWay<'_> {
         let root = self.root.to_string();
         let path = root.split_once(' ').map_or("", |(_, path)| path.trim_start_matches('/'));
         let does = match (self.state, self.root.mode) {
-            (State::Holds, Mode::Exclusive) => "writes",
-            (State::Holds, _) => "reads",
-            (State::Waits, Mode::Exclusive) => "waits to write",
-            (State::Waits, _) => "waits to read",
+            (State::Holds, Mode::Exclusive) => "writing",
+            (State::Holds, _) => "reading",
+            (State::Waits, Mode::Exclusive) => "waiting to write",
+            (State::Waits, _) => "waiting to read",
         };
-        write!(f, "{}, which {does} /{path}", self.process)?;
+        write!(f, "{}, which has been {does} /{path}", self.process)?;
         if let others @ 1.. = self.others {
             write!(f, " and {others} more")?;
         }
-        write!(f, " since {}", Age(self.age.as_secs()))?;
+        write!(f, " for {}", Age(self.age.as_secs()))?;
         if self.state == State::Holds && is_ancestor(self.process.id) {
-            f.write_str(": for the very command that this one is a part of")?;
+            f.write_str("; it runs the very command that this one is a part of")?;
         }
         Ok(())
     }
