@@ -66,19 +66,35 @@ fn victim() {
     let _all = lock.lock(&["a", "b", "c", "d"], &["e"]).unwrap();
 }
 
+/// Puts a table back that somebody has removed.
+#[test]
+#[ignore = "a part of the other tests"]
+fn victim_without_table() {
+    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
+    let lock = ProcessTreeLock::open(&directory).unwrap();
+    std::fs::remove_file(directory.join("table")).unwrap();
+    use_until_there_is_a_table(&lock, &directory);
+}
+
+fn use_until_there_is_a_table(lock: &ProcessTreeLock, directory: &Path) {
+    while !directory.join("table").exists() {
+        drop(lock.write("a").unwrap());
+    }
+}
+
 /// Starts a process that dies at a step, unless it ends before.
-fn start(directory: &Path, step: u64) -> Child {
+fn start(victim: &str, directory: &Path, step: u64) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "process::deaths::victim", "--ignored", "--nocapture"]);
+    command.args(["--exact", &format!("process::deaths::{victim}"), "--ignored", "--nocapture"]);
     command.env(DIRECTORY, directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.env(crash::STEP, step.to_string());
     command.spawn().unwrap()
 }
 
 /// Lets a process die at each step, and looks what it leaves; returns how many there were.
-fn die_at_every_step(directory: &Path, look: impl Fn(u64)) -> u64 {
+fn die_at_every_step(victim: &str, directory: &Path, look: impl Fn(u64)) -> u64 {
     for step in 0.. {
-        let status = start(directory, step).wait().unwrap();
+        let status = start(victim, directory, step).wait().unwrap();
         look(step);
         if status.success() {
             return step;
@@ -105,7 +121,7 @@ fn whoever_dies_at_any_step_lets_the_others_go_on() {
     let lock: ProcessTreeLock = ProcessTreeLock::open(&scratch.0).unwrap();
     let _held = lock.write(HELD).unwrap();
     let longest = std::cell::Cell::new(Duration::ZERO);
-    let steps = die_at_every_step(&scratch.0, |step| {
+    let steps = die_at_every_step("victim", &scratch.0, |step| {
         let start = Instant::now();
         let all = lock.try_lock_for(&[], &["a", "b", "c", "d", "e", "f"], Duration::from_secs(5));
         drop(all.unwrap_or_else(|error| panic!("step {step}: {error}\n{}", lock.snapshot().unwrap())));
@@ -124,11 +140,24 @@ fn whoever_dies_at_any_step_lets_the_others_go_on() {
     assert!(longest < Duration::from_secs(1), "the others waited {longest:?}");
 }
 
+/// P1 and P4, where the victim was about to put back a table that was removed.
+#[test]
+fn whoever_dies_while_there_is_no_table_lets_the_others_go_on() {
+    let scratch = Scratch::new("deaths-without-table");
+    let lock: ProcessTreeLock = ProcessTreeLock::open(&scratch.0).unwrap();
+    let _held = lock.write(HELD).unwrap();
+    let steps = die_at_every_step("victim_without_table", &scratch.0, |step| {
+        use_until_there_is_a_table(&lock, &scratch.0);
+        drop(lock.try_lock(&[], &["a"]).unwrap_or_else(|error| panic!("step {step}: {error}")));
+    });
+    assert!(steps > 20, "only {steps} steps: the victim does not do what it should");
+}
+
 /// P1, alone: the next one begins anew, whatever there is.
 #[test]
 fn whoever_dies_alone_leaves_nothing_that_matters() {
     let scratch = Scratch::new("deaths-alone");
-    let steps = die_at_every_step(&scratch.0, |step| {
+    let steps = die_at_every_step("victim", &scratch.0, |step| {
         let lock = ProcessTreeLock::open(&scratch.0).unwrap_or_else(|error| panic!("step {step}: {error}"));
         let snapshot = lock.snapshot().unwrap();
         assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "step {step}: {snapshot}");

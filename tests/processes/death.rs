@@ -1,9 +1,10 @@
 //! Processes that are killed, stopped, or survived by their children (P1, P2).
 
 use super::agent::{Agent, Home, kill, wait_until};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
-use treelock::process::ProcessLockError;
+use treelock::process::{ProcessLockError, Snapshot};
 
 /// A second is what a waiter takes that only finds out by chance; see `LOST_WAKE` in `member.rs`.
 const SOON: Duration = Duration::from_millis(700);
@@ -339,4 +340,36 @@ fn lock_of_which_all_processes_died_is_free() {
     let lock = home.open();
     drop(lock.try_lock(&[], &["."]).unwrap());
     assert_eq!(home.files(), ["m0", "table"]);
+}
+
+/// Who is dead is shown to nobody, whoever begins anew meanwhile, in files that the kernel may know by the same numbers.
+#[test]
+fn dead_of_an_earlier_time_are_never_shown() {
+    let home = Home::new();
+    let (dead, ended) = (AtomicU32::new(0), AtomicBool::new(false));
+    drop(home.open());
+    thread::scope(|scope| {
+        let look = || {
+            while !ended.load(Ordering::Relaxed) {
+                let dead = dead.load(Ordering::SeqCst);
+                let snapshot = Snapshot::read(home.path()).unwrap();
+                assert!(
+                    snapshot.holders.iter().all(|holder| holder.process.id != dead),
+                    "{dead} is dead: {snapshot}"
+                );
+            }
+        };
+        let looking = scope.spawn(look);
+        for _ in 0..200 {
+            let mut holder = Agent::new(&home);
+            holder.does("lock 1 w:a");
+            let process = holder.id();
+            holder.kill();
+            dead.store(process, Ordering::SeqCst);
+            if looking.is_finished() {
+                break;
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
 }
