@@ -300,13 +300,15 @@ impl<'a> Segments<'a> {
     /// are one segment then, which is safe and coarser than meant.
     #[inline]
     pub fn push<S: Hash + Debug + ?Sized>(&mut self, segment: &S) {
+        // First what may panic.
+        let name = self.names.is_some().then(|| format!("{segment:?}"));
         // The byte keeps a segment that hashes nothing, such as `()`, from being its own parent.
         self.step(|hasher| {
             hasher.write_u8(1);
             segment.hash(hasher);
         });
-        if let Some(names) = &mut self.names {
-            names.push(|text| text.push_str(&format!("{segment:?}")));
+        if let (Some(names), Some(name)) = (&mut self.names, name) {
+            names.push(|text| text.push_str(&name));
         }
     }
 

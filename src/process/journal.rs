@@ -14,12 +14,13 @@
 //!
 //! 1. Only who has the exclusive `flock` on the last file writes, and decides. The last change in a file tells if there is a
 //!    next one; and now and then its writer looks whether it still has its name.
-//! 2. A change never changes, and its sum is one of all up to there. So no replica goes on past what was written over by
+//! 2. A change never changes, and its sum is one of all up to there, but for the sums. So no replica goes on past what was written over by
 //!    others, nor from anything else than what it has read (P4); what it read last is compared each time.
 //! 3. Nobody writes, is refused or waits where a living member has read more: whoever writes, or finds itself granted, notes
 //!    with the kernel up to which *position* it knows the journal (`files.rs`), and the others ask. So changes that were
 //!    written over, or that an older copy of the file does not have, are an error, and not what has not happened yet.
-//!    The position grows from file to file: the base of each is where the one before ended.
+//!    The position grows from file to file: the base of each is where the one before ended, but for a few bytes by which
+//!    that one names it, and which its head is longer than.
 //! 4. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
 //!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
 //! 5. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
@@ -64,6 +65,9 @@ const NONE: u64 = 0;
 const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// For how long a file is taken to have its name.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// What is longer is no change: it is not written, and not believed.
+const LONGEST: usize = 256 << 20;
 
 /// How much is read at first; who has been away for longer reads once more.
 const WINDOW: usize = 1 << 10;
@@ -190,7 +194,7 @@ fn add(change: &mut Vec<u8>, event: &Event) {
 
 /// Makes a change complete, that is to stand behind what has that sum; returns its own.
 fn seal(chain: u32, change: &mut Vec<u8>) -> u32 {
-    let length = u32::try_from(change.len() - LENGTH).expect("treelock: a request of 4 GiB");
+    let length = (change.len() - LENGTH) as u32;
     change[..LENGTH].copy_from_slice(&length.to_le_bytes());
     let sum = sum(chain, change);
     change.extend(sum.to_le_bytes());
@@ -211,10 +215,18 @@ fn change(chain: u32, bytes: &[u8]) -> Option<(&[u8], u32)> {
     Some((&change[LENGTH..], sum))
 }
 
+/// Whether a change is short enough to be written.
+fn check_length(directory: &Directory, change: &[u8]) -> Result<(), FileError> {
+    match change.len() - LENGTH <= LONGEST {
+        true => Ok(()),
+        false => Err(io(&directory.path_of(TABLE), "write so long a request to", Errno::FBIG)),
+    }
+}
+
 /// How long the events are of the change that begins these bytes; `None` if there is none yet.
 fn length(bytes: &[u8]) -> Option<usize> {
     let length = bytes.first_chunk().map(|&length| u32::from_le_bytes(length))?;
-    (length > 0).then_some(length as usize)
+    Some(length as usize).filter(|length| (1..=LONGEST).contains(length))
 }
 
 fn word(bytes: &[u8]) -> u64 {
@@ -242,13 +254,13 @@ impl Journal {
         Ok(())
     }
 
-    /// What the table says now, for who only looks: neither locked nor waited for.
-    pub(super) fn look(directory: &Directory) -> Result<Replica, FileError> {
+    /// What the table says now, for who only looks, and its inode: neither locked nor waited for.
+    pub(super) fn look(directory: &Directory) -> Result<(Replica, u64), FileError> {
         let mut looks = 0;
         loop {
             looks += 1;
             match Self::look_once(directory) {
-                Ok(Some(replica)) => return Ok(replica),
+                Ok(Some(looked)) => return Ok(looked),
                 // A new one has taken the name since this one was opened.
                 Err(error) if !error.is_of_the_table() || looks > LOOKS => return Err(error),
                 _ => std::thread::yield_now(),
@@ -257,23 +269,27 @@ impl Journal {
     }
 
     /// `None` if it was replaced meanwhile.
-    fn look_once(directory: &Directory) -> Result<Option<Replica>, FileError> {
+    fn look_once(directory: &Directory) -> Result<Option<(Replica, u64)>, FileError> {
         let mut journal = Self::open_for(directory, OFlags::RDONLY)?;
         let mut replica = Replica::default();
         for _ in 0..LOOKS {
             journal.catch_up(directory, &mut replica)?;
             let is_last = journal.next == NONE
-                || (directory.inode(TABLE)? == Some(journal.about.inode)
-                    && directory.inode(NEXT_TABLE)? == Some(journal.next));
+                || (directory.inode(TABLE)? == Some(journal.about.inode) && journal.is_next_unnamed(directory)?);
             if !is_last {
                 return Ok(None);
             }
             // Or else more was written since it was read.
             if !directory.is_seen_beyond(journal.position())? {
-                return Ok(Some(replica));
+                return Ok(Some((replica, journal.about.inode)));
             }
         }
-        Err(journal.is_damaged(directory))
+        Err(journal.damaged(directory))
+    }
+
+    /// Whether the table of that inode has the name.
+    pub(super) fn has_name(directory: &Directory, inode: u64) -> Result<bool, FileError> {
+        Ok(directory.inode(TABLE)? == Some(inode))
     }
 
     /// Opens the table as it is.
@@ -332,7 +348,7 @@ impl Journal {
     }
 
     /// Why the table cannot be locked in time.
-    pub(super) fn is_kept(&self, directory: &Directory) -> FileError {
+    pub(super) fn kept(&self, directory: &Directory) -> FileError {
         FileError::new(directory.path_of(TABLE), FileProblem::Flocked)
     }
 
@@ -383,12 +399,12 @@ impl Journal {
         if directory.inode(TABLE)? == Some(self.about.inode) {
             caught_up?;
             if !is_last {
-                // Whoever named it died before it took the name; or else this one was put back in its place.
-                if directory.inode(NEXT_TABLE)? != Some(self.next) {
+                // Or else this one was put back in its place.
+                if !self.is_next_unnamed(directory)? {
                     return Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed));
                 }
                 self.check_seen(directory)?;
-                self.name_next(directory, NONE)?;
+                self.name_no_next(directory)?;
             }
             self.looked = Instant::now();
             return Ok(true);
@@ -405,14 +421,20 @@ impl Journal {
             }
             Ok(_) => Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed)),
             // It was removed, or something else put in its place. All that was agreed on is still here.
-            Err(error) if error.is_of_the_table() && is_last => {
+            Err(error) if error.is_of_the_table() && (is_last || self.is_next_unnamed(directory)?) => {
                 caught_up?;
                 self.check_seen(directory)?;
+                self.name_no_next(directory)?;
                 self.rewrite(directory, replica)?;
                 Ok(true)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the next table, which this one names, has not taken the name: who made it died before.
+    fn is_next_unnamed(&self, directory: &Directory) -> Result<bool, FileError> {
+        Ok(directory.inode(NEXT_TABLE)? == Some(self.next))
     }
 
     /// Reads what was written since the last time.
@@ -423,7 +445,7 @@ impl Journal {
             self.buffer = buffer;
         }
         // A table begins with all there was when it was made.
-        caught_up.and_then(|()| if self.end > CHANGES { Ok(()) } else { Err(self.is_damaged(directory)) })
+        caught_up.and_then(|()| if self.end > CHANGES { Ok(()) } else { Err(self.damaged(directory)) })
     }
 
     fn catch_up_by(
@@ -437,12 +459,12 @@ impl Journal {
             buffer.resize(window.max(buffer.len()), 0);
             let before = self.chain.to_le_bytes();
             let read = read_into(directory, &self.file, self.end - before.len() as u64, &mut buffer[..window])?;
-            let mut rest = buffer[..read].strip_prefix(&before).ok_or_else(|| self.is_damaged(directory))?;
+            let mut rest = buffer[..read].strip_prefix(&before).ok_or_else(|| self.damaged(directory))?;
             while let Some((events, sum)) = change(self.chain, rest) {
                 let taken = events.len() + FRAME;
                 if self.apply(events, replica).is_err() {
                     self.begin_again();
-                    return Err(self.is_damaged(directory));
+                    return Err(self.damaged(directory));
                 }
                 (self.end, self.chain) = (self.end + taken as u64, sum);
                 rest = &rest[taken..];
@@ -473,7 +495,7 @@ impl Journal {
         Ok(())
     }
 
-    fn is_damaged(&self, directory: &Directory) -> FileError {
+    fn damaged(&self, directory: &Directory) -> FileError {
         FileError::new(directory.path_of(TABLE), FileProblem::Damaged)
     }
 
@@ -522,6 +544,7 @@ impl Journal {
         if self.is_unchanged() {
             return Ok(());
         }
+        check_length(directory, &self.staged.bytes)?;
         self.check_seen(directory)?;
         let needed = (self.staged.bytes.len() + FRAME - LENGTH) as u64;
         // What only lets go has its room already (invariant 5).
@@ -563,7 +586,7 @@ impl Journal {
     /// Whether nobody who lives has noted more than was read (invariant 3).
     pub(super) fn check_seen(&self, directory: &Directory) -> Result<(), FileError> {
         match self.position() < self.noted || directory.is_seen_beyond(self.position())? {
-            true => Err(self.is_damaged(directory)),
+            true => Err(self.damaged(directory)),
             false => Ok(()),
         }
     }
@@ -592,13 +615,18 @@ impl Journal {
         // Before it is true, and taken back if it does not become so.
         self.name_next(directory, next.about.inode)?;
         if let Err(error) = directory.rename(NEXT_TABLE, TABLE) {
-            self.name_next(directory, NONE)?;
+            self.name_no_next(directory)?;
             return Err(error);
         }
         // Who waits there finds that there is a next one.
         self.unlock();
         *self = Journal { noted: self.noted, ..next };
         Ok(())
+    }
+
+    /// Takes back what `name_next` has said, if it has.
+    fn name_no_next(&mut self, directory: &Directory) -> Result<(), FileError> {
+        if self.next == NONE { Ok(()) } else { self.name_next(directory, NONE) }
     }
 
     fn name_next(&mut self, directory: &Directory, inode: u64) -> Result<(), FileError> {
@@ -617,6 +645,7 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     let about = About { inode: stat.st_ino, directory: directory.own_inode()?, ..about };
     let mut begin = Vec::new();
     add(&mut begin, &Event::Begin(Box::new(replica.store())));
+    check_length(directory, &begin)?;
     let chain = seal(about.sum(), &mut begin);
     let end = CHANGES + begin.len() as u64;
     let space = (end + room_to_let_go(replica)).next_multiple_of(SPACE);
@@ -628,7 +657,7 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     Ok(Journal { file, about, end, chain, next, noted, space, long, looked, staged, buffer })
 }
 
-/// Whether it needs room, and does not only let go (invariant 4). A downgrade can wait.
+/// Whether it needs room, and does not only let go (invariant 5). A downgrade can wait.
 fn needs_room(event: &Event) -> bool {
     matches!(event, Event::Join(_) | Event::Ask(_) | Event::Downgrade(..))
 }

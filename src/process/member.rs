@@ -204,7 +204,7 @@ impl Member {
         let seeds = journal.seeds();
         let mut replica = Replica::default();
         if !journal.lock(&directory, &mut replica, deadline)? {
-            return Err(journal.is_kept(&directory));
+            return Err(journal.kept(&directory));
         }
         let mut change = Change { journal: &mut journal, replica: &mut replica, effects: Effects::default() };
         // Or else its lifeline would take the place of another's.
@@ -699,9 +699,14 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
     let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.is_seen_beyond(0)?);
     loop {
         looks += 1;
-        let mut replica = match Journal::look(directory) {
-            // It means nothing, like any other that nobody uses.
-            Err(error) if error.is_harm() && !is_used()? => Replica::default(),
+        let (mut replica, table) = match Journal::look(directory) {
+            Err(error) if error.is_harm() => match is_used()? {
+                // Somebody may have begun meanwhile.
+                true if looks < LOOKS => continue,
+                true => return Err(error),
+                // It means nothing, like any other that nobody uses.
+                false => return Ok(report::snapshot(&Replica::default())),
+            },
             looked => looked?,
         };
         let mut are_all_there = true;
@@ -718,7 +723,8 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
         if !are_all_there && !is_used()? {
             replica = Replica::default();
         }
-        if are_all_there || looks == LOOKS {
+        // In another table the same lifelines may be those of others.
+        if looks == LOOKS || (are_all_there && Journal::has_name(directory, table)?) {
             return Ok(report::snapshot(&replica));
         }
     }

@@ -38,7 +38,7 @@ fn is_full(error: &ProcessLockError) -> bool {
     matches!(error.problem(), FileProblem::Io { source, .. } if source.raw_os_error() == Some(28))
 }
 
-/// P4, invariant 4 of the journal.
+/// P4, invariant 5 of the journal.
 #[test]
 fn full_disk_fails_requests_and_not_releases() {
     let Some(mounted) = Mounted::new("tmpfs", "size=256k") else { return };

@@ -321,6 +321,28 @@ fn older_copy_written_over_the_table_is_shown_to_nobody() {
     }
 }
 
+/// A length that somebody has written where the next change is to stand, in a file that could be so long.
+#[test]
+fn scribbled_length_takes_no_memory() {
+    let home = Home::new();
+    let (holder, lock) = (home.open(), home.open());
+    let _held = holder.write("a").unwrap();
+    let table = OpenOptions::new().read(true).write(true).open(home.file("table")).unwrap();
+    let bytes = fs::read(home.file("table")).unwrap();
+    let end = bytes.iter().rposition(|&byte| byte != 0).unwrap() as u64 + 1;
+    table.set_len(6 << 30).unwrap();
+    table.write_all_at(&[0xFF; 8], end).unwrap();
+    let peak = || -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let before = peak();
+    asks("something is written there", &lock, "a");
+    drop(lock.snapshot());
+    assert!(peak() - before < 1 << 20, "it took {} kB", peak() - before);
+}
+
 /// Who is refused when it comes leaves all as it was.
 #[test]
 fn older_copy_written_over_the_table_costs_nobody_its_lifeline() {
