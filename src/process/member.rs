@@ -695,6 +695,7 @@ impl Member {
 /// What all members have and await, without those who are dead and not buried yet; nothing is changed, and nobody waited for.
 pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
     let mut looks = 0;
+    let nothing = || Ok(report::snapshot(&Replica::default()));
     // Who lives has noted something.
     let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.is_seen_beyond(0)?);
     loop {
@@ -705,7 +706,7 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
                 true if looks < LOOKS => continue,
                 true => return Err(error),
                 // It means nothing, like any other that nobody uses.
-                false => return Ok(report::snapshot(&Replica::default())),
+                false => return nothing(),
             },
             looked => looked?,
         };
@@ -721,7 +722,7 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
         // It has left since the table was read, or been buried; or else its lifeline was removed, and it stays while
         // anybody is there.
         if !are_all_there && !is_used()? {
-            replica = Replica::default();
+            return nothing();
         }
         // In another table the same lifelines may be those of others.
         if looks == LOOKS || (are_all_there && Journal::has_name(directory, table)?) {
