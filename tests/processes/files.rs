@@ -294,6 +294,25 @@ fn older_copy_written_over_the_table_makes_nobody_wait_for_what_is_released() {
     }
 }
 
+/// The same, where others have gone on meanwhile without what was lost: what comes back is longer than what they have.
+#[test]
+fn copy_of_what_was_lost_lets_nobody_in() {
+    let home = Home::new();
+    let behind = home.open();
+    let mut lost = Agent::new(&home);
+    let before = fs::read(home.file("table")).unwrap();
+    (1..20).for_each(|guard| drop(lost.does(&format!("lock {guard} r:c"))));
+    let copy = fs::read(home.file("table")).unwrap();
+    lost.kill();
+    fs::write(home.file("table"), before).unwrap();
+    let _held = behind.write("b").unwrap();
+    fs::write(home.file("table"), copy).unwrap();
+    if let Ok(late) = ProcessTreeLock::open(home.path()) {
+        asks("it has seen nothing else", &late, "b");
+    }
+    asks("it has gone on", &behind, "d");
+}
+
 /// The same, for one who has written last, and lets go.
 #[test]
 fn older_copy_written_over_the_table_takes_no_release() {
