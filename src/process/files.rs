@@ -16,9 +16,10 @@
 //! inodes. The `flock` on the directory's own inode tells, whatever happens to the files in it.
 //!
 //! Nor must anybody believe an older copy of the table that was written over it, as a backup is restored: all that stands
-//! there is right, but for what came later. So each member keeps a lock on as many bytes of the directory, which has none,
-//! as the journal had when it last wrote, or was granted something. These locks bind nobody; they are words that no file
-//! holds, that others can ask for in one call, and that the kernel takes back with the member.
+//! there is right, but for what came later. So each member keeps a lock on bytes of the directory, which has none, from the
+//! first up to the number that tells what it knew of the journal when it last wrote, or was granted something. These locks
+//! bind nobody; they are words that no file holds, that others can ask for in one call, and that the kernel takes back with
+//! the member.
 
 use super::crash;
 use super::error::{FileError, FileProblem};
@@ -287,19 +288,22 @@ impl Directory {
         }
     }
 
-    /// Leaves word of up to where this member has seen the journal.
-    pub(super) fn note_seen(&self, position: u64) {
+    /// Leaves word of how much of the journal this member knows.
+    pub(super) fn note_seen(&self, known: u64) {
         crash::step();
         // It can fail where there is no memory; then this is not noted, and what was before stays.
-        let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, position)));
+        let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, known)));
     }
 
-    /// Whether another member that lives has seen more than that.
-    pub(super) fn is_seen_beyond(&self, position: u64) -> Result<bool, FileError> {
-        let mut beyond = bytes(libc::F_WRLCK, position, 0);
+    /// What one of the other members that live has noted, if it is more than that.
+    pub(super) fn seen_beyond(&self, known: u64) -> Result<Option<u64>, FileError> {
+        let mut beyond = bytes(libc::F_WRLCK, known, 0);
         let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut beyond));
         asked.map_err(|errno| io(&self.path, "ask for locks of", Errno::from_raw_os_error(errno as i32)))?;
-        Ok(i32::from(beyond.l_type) != libc::F_UNLCK)
+        let is_free = i32::from(beyond.l_type) == libc::F_UNLCK;
+        // What has no end is none of ours.
+        let end = if beyond.l_len == 0 { libc::off_t::MAX } else { beyond.l_start + beyond.l_len };
+        Ok((!is_free).then_some(end as u64))
     }
 
     /// As a child does that closes what it has inherited.

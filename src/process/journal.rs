@@ -16,11 +16,13 @@
 //!    next one; and now and then its writer looks whether it still has its name.
 //! 2. A change never changes, and its sum is one of all up to there, but for the sums. So no replica goes on past what was written over by
 //!    others, nor from anything else than what it has read (P4); what it read last is compared each time.
-//! 3. Nobody writes, is refused or waits where a living member has read more: whoever writes, or finds itself granted, notes
-//!    with the kernel up to which *position* it knows the journal (`files.rs`), and the others ask. So changes that were
-//!    written over, or that an older copy of the file does not have, are an error, and not what has not happened yet.
-//!    The position grows from file to file: the base of each is where the one before ended, but for a few bytes by which
-//!    that one names it, and which its head is longer than.
+//! 3. Nobody writes, is granted, is refused or waits where a living member knows more, or something else: whoever writes, or
+//!    finds itself granted, notes with the kernel (`files.rs`) how many changes it knows, and a part of the last one's sum;
+//!    and the others ask whether that is so in what they have read. So changes that were written over, or that a copy of the
+//!    file does not have, or has instead of others, are an error, and not what has not happened yet.
+//!    What all the living know is the beginning of what one of them knows; so of those who have noted more than was
+//!    agreed on before, those with the most decide. The count goes on from file to file, each of which begins with all
+//!    that its maker knew.
 //! 4. A file knows its inode and that of its directory. A copy in its place is none of ours, nor is the table of another
 //!    lock. Before a new file takes the name, the old one names its inode: so who is behind knows that the old one is, too.
 //! 5. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
@@ -89,10 +91,16 @@ pub(super) struct Journal {
     end: u64,
     /// The sum that stands there.
     chain: u32,
+    /// How many changes these are, with those of the files before.
+    count: u64,
+    /// The last change that was found to be what the others know.
+    agreed: Known,
+    /// The sums of those that were read since.
+    sums: Vec<u32>,
     /// The inode of the next file, if this one has named it.
     next: u64,
-    /// What this member has noted, which `is_seen_beyond` does not tell to itself.
-    noted: u64,
+    /// What this member has noted, which the kernel does not tell to itself.
+    noted: Known,
     /// Up to where there is space.
     space: u64,
     /// From where it is worth a new file.
@@ -102,6 +110,23 @@ pub(super) struct Journal {
     staged: Staged,
     /// For what is read; kept, since memory that comes and goes costs more than the reading.
     buffer: Vec<u8>,
+}
+
+/// How many changes one knows, and in the lower bits a part of the sum of the last one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Known(u64);
+
+impl Known {
+    /// With so many, the count lasts for years of nothing else.
+    const SUM_BITS: u32 = 20;
+
+    fn new(count: u64, sum: u32) -> Self {
+        Known(count << Self::SUM_BITS | u64::from(sum) & ((1 << Self::SUM_BITS) - 1))
+    }
+
+    fn count(self) -> u64 {
+        self.0 >> Self::SUM_BITS
+    }
 }
 
 /// A change that is to be written.
@@ -125,7 +150,7 @@ pub(super) struct Mark {
 struct About {
     inode: u64,
     directory: u64,
-    /// The position where the file before ended.
+    /// How many changes there were when it was made.
     base: u64,
     secrets: [u64; 4],
 }
@@ -279,9 +304,11 @@ impl Journal {
             if !is_last {
                 return Ok(None);
             }
-            // Or else more was written since it was read.
-            if !directory.is_seen_beyond(journal.position())? {
-                return Ok(Some((replica, journal.about.inode)));
+            match journal.check_seen(directory) {
+                Ok(()) => return Ok(Some((replica, journal.about.inode))),
+                // More may have been written since it was read.
+                Err(error) if error.is_of_the_table() => {}
+                Err(error) => return Err(error),
             }
         }
         Err(journal.damaged(directory))
@@ -311,8 +338,11 @@ impl Journal {
             about,
             end: CHANGES,
             chain: about.sum(),
+            count: about.base,
+            agreed: Known::new(about.base, 0),
+            sums: Vec::new(),
             next: NONE,
-            noted: 0,
+            noted: Known::default(),
             space: stat.st_size as u64,
             long: SPACE,
             looked: Instant::now(),
@@ -466,7 +496,8 @@ impl Journal {
                     self.begin_again();
                     return Err(self.damaged(directory));
                 }
-                (self.end, self.chain) = (self.end + taken as u64, sum);
+                (self.end, self.chain, self.count) = (self.end + taken as u64, sum, self.count + 1);
+                self.sums.push(sum);
                 rest = &rest[taken..];
             }
             let needed = length(rest).map_or(FRAME, |length| length.saturating_add(FRAME));
@@ -502,6 +533,9 @@ impl Journal {
     /// The replica is not what was read; so it begins again with the next lock.
     fn begin_again(&mut self) {
         (self.end, self.chain, self.next) = (CHANGES, self.about.sum(), NONE);
+        self.count = self.about.base;
+        self.agreed = Known::new(self.count, 0);
+        self.sums.clear();
     }
 
     fn file_length(&self, directory: &Directory) -> Result<u64, FileError> {
@@ -569,25 +603,48 @@ impl Journal {
     fn append(&mut self, directory: &Directory, change: &mut Vec<u8>) -> Result<(), FileError> {
         let sum = seal(self.chain, change);
         write(directory, &self.file, self.end, change)?;
-        (self.end, self.chain) = (self.end + change.len() as u64, sum);
+        (self.end, self.chain, self.count) = (self.end + change.len() as u64, sum, self.count + 1);
+        // Who writes has asked before.
+        self.agree();
         Ok(())
     }
 
-    fn position(&self) -> u64 {
-        self.about.base + self.end
+    fn known(&self) -> Known {
+        Known::new(self.count, self.chain)
     }
 
     /// Leaves word of what was read (invariant 3).
     pub(super) fn note_seen(&mut self, directory: &Directory) {
-        self.noted = self.position();
-        directory.note_seen(self.noted);
+        self.noted = self.known();
+        directory.note_seen(self.noted.0);
     }
 
-    /// Whether nobody who lives has noted more than was read (invariant 3).
-    pub(super) fn check_seen(&self, directory: &Directory) -> Result<(), FileError> {
-        match self.position() < self.noted || directory.is_seen_beyond(self.position())? {
-            true => Err(self.damaged(directory)),
-            false => Ok(()),
+    /// Whether what was read is what those who live have noted, or goes on from there (invariant 3).
+    pub(super) fn check_seen(&mut self, directory: &Directory) -> Result<(), FileError> {
+        let mut noted = Some(self.noted);
+        let mut most = self.agreed;
+        while let Some(one) = noted {
+            if !self.has_read(one) {
+                return Err(self.damaged(directory));
+            }
+            most = most.max(one);
+            noted = directory.seen_beyond(most.0)?.map(Known);
+        }
+        self.agree();
+        Ok(())
+    }
+
+    fn agree(&mut self) {
+        self.agreed = self.known();
+        self.sums.clear();
+    }
+
+    /// Whether somebody who knows that much knows the same as this one.
+    fn has_read(&self, noted: Known) -> bool {
+        match noted.count().checked_sub(self.agreed.count() + 1) {
+            // It is the beginning of what was agreed on.
+            None => true,
+            Some(place) => self.sums.get(place as usize).is_some_and(|&sum| noted == Known::new(noted.count(), sum)),
         }
     }
 
@@ -607,7 +664,7 @@ impl Journal {
 
     /// Writes all that the replica says to a new table, which takes the name, and is locked.
     fn rewrite(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
-        let about = About { base: self.position(), ..self.about };
+        let about = About { base: self.count, ..self.about };
         let next = create(directory, about, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
@@ -652,9 +709,11 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     allocate(directory, &file, 0, space)?;
     write(directory, &file, 0, &about.to_bytes())?;
     write(directory, &file, CHANGES, &begin)?;
-    let (next, noted, long) = (NONE, 0, long(end));
+    let count = about.base + 1;
+    let (agreed, sums, noted) = (Known::new(count, chain), Vec::new(), Known::default());
+    let (next, long) = (NONE, long(end));
     let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
-    Ok(Journal { file, about, end, chain, next, noted, space, long, looked, staged, buffer })
+    Ok(Journal { file, about, end, chain, count, agreed, sums, next, noted, space, long, looked, staged, buffer })
 }
 
 /// Whether it needs room, and does not only let go (invariant 5). A downgrade can wait.

@@ -457,13 +457,15 @@ impl Member {
             }
             change.bury(dead);
         }
+        // What is written is checked then.
+        if change.journal.is_unchanged() {
+            if let Err(error) = change.journal.check_seen(&self.directory) {
+                return Outcome::Failed(error);
+            }
+        }
         if change.is_granted(id) {
             self.note_grant(change);
             return Outcome::Granted;
-        }
-        // What is written is checked then.
-        if let (true, Err(error)) = (change.journal.is_unchanged(), change.journal.check_seen(&self.directory)) {
-            return Outcome::Failed(error);
         }
         Outcome::Waits { others: self.others(change, change.replica.in_the_way(id)) }
     }
@@ -492,7 +494,7 @@ impl Member {
         // Somebody may be stopped with the table; the deadline of this one has passed all the same.
         let soon = Instant::now() + Duration::from_millis(5);
         let given_up = self.change(Some(soon), |change, _| {
-            let granted = change.is_granted(id);
+            let granted = change.is_granted(id) && change.journal.check_seen(&self.directory).is_ok();
             match granted {
                 true => self.note_grant(change),
                 false => change.add(Event::Withdraw(id, now())),
@@ -697,7 +699,7 @@ pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
     let mut looks = 0;
     let nothing = || Ok(report::snapshot(&Replica::default()));
     // Who lives has noted something.
-    let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.is_seen_beyond(0)?);
+    let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.seen_beyond(0)?.is_some());
     loop {
         looks += 1;
         let (mut replica, table) = match Journal::look(directory) {
