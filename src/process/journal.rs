@@ -14,8 +14,8 @@
 //!
 //! 1. Only who has the exclusive `flock` on the last file writes, and decides. The last change in a file tells if there is a
 //!    next one; and now and then its writer looks whether it still has its name.
-//! 2. A change never changes, and its sum is one of all up to there, but for the sums. So no replica goes on past what was written over by
-//!    others, nor from anything else than what it has read (P4); what it read last is compared each time.
+//! 2. A change never changes, and its sum is one of all up to there, but for the sums. So no replica goes on past what was
+//!    written over by others, nor from anything else than what it has read (P4); what it read last is compared each time.
 //! 3. Nobody writes, is granted, is refused or waits where a living member knows more, or something else: whoever writes, or
 //!    finds itself granted, notes with the kernel (`files.rs`) how many changes it knows, and a part of the last one's sum;
 //!    and the others ask whether that is so in what they have read. So changes that were written over, or that a copy of the
@@ -349,6 +349,11 @@ impl Journal {
             staged: Staged::default(),
             buffer: Vec::new(),
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn look_again(&mut self) {
+        self.looked = Instant::now() - LOOK;
     }
 
     pub(super) fn seeds(&self) -> Seeds {

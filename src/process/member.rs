@@ -245,6 +245,12 @@ impl Member {
         self.lifeline = std::fs::File::open("/dev/null").expect("it is always there").into();
     }
 
+    /// Looks for the table's name with the next change.
+    #[cfg(test)]
+    pub(super) fn look_again(&self) {
+        self.shared.lock().journal.look_again();
+    }
+
     /// Runs `change` on what all agree on, and writes and tells what it did; `None` if the deadline passes before.
     fn change<R>(
         &self,
