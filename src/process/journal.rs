@@ -300,7 +300,7 @@ impl Journal {
         for _ in 0..LOOKS {
             journal.catch_up(directory, &mut replica)?;
             let is_last = journal.next == NONE
-                || (directory.inode(TABLE)? == Some(journal.about.inode) && journal.is_next_unnamed(directory)?);
+                || (Self::has_name(directory, journal.about.inode)? && journal.is_next_unnamed(directory)?);
             if !is_last {
                 return Ok(None);
             }
@@ -333,22 +333,29 @@ impl Journal {
         if stat.st_ino != about.inode || directory.own_inode()? != about.directory {
             return Err(removed());
         }
-        Ok(Journal {
+        Ok(Self::new(file, about, stat.st_size as u64))
+    }
+
+    /// Of a table of which nothing has been read.
+    fn new(file: OwnedFd, about: About, space: u64) -> Self {
+        let mut journal = Journal {
             file,
             about,
-            end: CHANGES,
-            chain: about.sum(),
-            count: about.base,
-            agreed: Known::new(about.base, 0),
+            end: 0,
+            chain: 0,
+            count: 0,
+            agreed: Known::default(),
             sums: Vec::new(),
             next: NONE,
             noted: Known::default(),
-            space: stat.st_size as u64,
+            space,
             long: SPACE,
             looked: Instant::now(),
             staged: Staged::default(),
             buffer: Vec::new(),
-        })
+        };
+        journal.begin_again();
+        journal
     }
 
     #[cfg(test)]
@@ -431,7 +438,7 @@ impl Journal {
         if caught_up.is_ok() && is_last && self.looked.elapsed() < LOOK {
             return Ok(true);
         }
-        if directory.inode(TABLE)? == Some(self.about.inode) {
+        if Self::has_name(directory, self.about.inode)? {
             caught_up?;
             if !is_last {
                 // Or else this one was put back in its place.
@@ -535,7 +542,7 @@ impl Journal {
         FileError::new(directory.path_of(TABLE), FileProblem::Damaged)
     }
 
-    /// The replica is not what was read; so it begins again with the next lock.
+    /// Nothing has been read, or the replica is not what was: all is read with the next lock.
     fn begin_again(&mut self) {
         (self.end, self.chain, self.next) = (CHANGES, self.about.sum(), NONE);
         self.count = self.about.base;
@@ -708,17 +715,14 @@ fn create(directory: &Directory, about: About, replica: &Replica) -> Result<Jour
     let mut begin = Vec::new();
     add(&mut begin, &Event::Begin(Box::new(replica.store())));
     check_length(directory, &begin)?;
-    let chain = seal(about.sum(), &mut begin);
-    let end = CHANGES + begin.len() as u64;
-    let space = (end + room_to_let_go(replica)).next_multiple_of(SPACE);
+    let needed = CHANGES + (begin.len() + FRAME - LENGTH) as u64 + room_to_let_go(replica);
+    let space = needed.next_multiple_of(SPACE);
     allocate(directory, &file, 0, space)?;
     write(directory, &file, 0, &about.to_bytes())?;
-    write(directory, &file, CHANGES, &begin)?;
-    let count = about.base + 1;
-    let (agreed, sums, noted) = (Known::new(count, chain), Vec::new(), Known::default());
-    let (next, long) = (NONE, long(end));
-    let (looked, staged, buffer) = (Instant::now(), Staged::default(), Vec::new());
-    Ok(Journal { file, about, end, chain, count, agreed, sums, next, noted, space, long, looked, staged, buffer })
+    let mut journal = Journal::new(file, about, space);
+    journal.append(directory, &mut begin)?;
+    journal.long = long(journal.end);
+    Ok(journal)
 }
 
 /// Whether it needs room, and does not only let go (invariant 5). A downgrade can wait.

@@ -145,27 +145,22 @@ struct Root {
 }
 
 fn json(snapshot: Option<&Snapshot>, keeper: Option<Keeper>) -> Result<String, Failure> {
-    let status = match snapshot {
-        Some(snapshot) => Status::from(snapshot),
-        None => Status { time: seconds(SystemTime::now()), keeper: None, holders: Vec::new(), waiters: Vec::new() },
+    let holders = snapshot.iter().flat_map(|snapshot| &snapshot.holders);
+    let holders = holders.map(|Holder { process, thread, location, since, roots, .. }| {
+        Request::new(process, thread, location, *since, roots)
+    });
+    let waiters = snapshot.iter().flat_map(|snapshot| &snapshot.waiters);
+    let waiters = waiters.map(|Waiter { process, thread, location, since, roots, at, taken, .. }| {
+        let waits = Waits { at: Root::from(at), taken: taken.iter().map(Root::from).collect() };
+        Request { waits: Some(waits), ..Request::new(process, thread, location, *since, roots) }
+    });
+    let status = Status {
+        time: seconds(snapshot.map_or_else(SystemTime::now, |snapshot| snapshot.taken)),
+        keeper: keeper.map(|Keeper(process)| process),
+        holders: holders.collect(),
+        waiters: waiters.collect(),
     };
-    let status = Status { keeper: keeper.map(|Keeper(process)| process), ..status };
     serde_json::to_string(&status).map_err(|error| Failure::new(OS_ERROR, error))
-}
-
-impl From<&Snapshot> for Status {
-    fn from(snapshot: &Snapshot) -> Self {
-        let holders = snapshot.holders.iter().map(|Holder { process, thread, location, since, roots, .. }| {
-            Request::new(process, thread, location, *since, roots)
-        });
-        let waiters =
-            snapshot.waiters.iter().map(|Waiter { process, thread, location, since, roots, at, taken, .. }| {
-                let waits = Waits { at: Root::from(at), taken: taken.iter().map(Root::from).collect() };
-                Request { waits: Some(waits), ..Request::new(process, thread, location, *since, roots) }
-            });
-        let (holders, waiters) = (holders.collect(), waiters.collect());
-        Status { time: seconds(snapshot.taken), keeper: None, holders, waiters }
-    }
 }
 
 impl Request {
