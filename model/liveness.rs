@@ -16,7 +16,7 @@
 //! there the search must show the starved writer, or it is blind.
 
 use super::{Node, Ticket};
-use crate::mode::{Mode, ModeCounts};
+use crate::core::mode::{Mode, ModeCounts};
 use Mode::{Exclusive, IntentionExclusive, IntentionShared, Shared, SharedIntentionExclusive};
 use std::collections::HashMap;
 

@@ -1,5 +1,6 @@
 //! What a request can fail with.
 
+use crate::core::path::PathError;
 use crate::inspect::Deadlock;
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
@@ -36,40 +37,3 @@ impl From<PathError> for LockError {
         LockError::Path(error)
     }
 }
-
-/// A path that cannot be used, and why.
-///
-/// ```
-/// use treelock::{LockError, TreeLock};
-///
-/// let lock = TreeLock::new();
-/// let Err(LockError::Path(error)) = lock.try_lock(&["../a"], &[]) else { panic!() };
-/// assert!(error.to_string().starts_with("unusable path \"../a\": "));
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathError {
-    path: String,
-    reason: String,
-}
-
-impl PathError {
-    /// An error of a [`TreePath`](crate::TreePath); the lock adds the path's name.
-    pub fn new(reason: impl Into<String>) -> Self {
-        PathError { path: String::new(), reason: reason.into() }
-    }
-
-    pub(crate) fn at<P: Debug + ?Sized>(self, path: &P) -> Self {
-        PathError { path: format!("{path:?}"), ..self }
-    }
-}
-
-impl Display for PathError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.path.as_str() {
-            "" => write!(f, "unusable path: {}", self.reason),
-            path => write!(f, "unusable path {path}: {}", self.reason),
-        }
-    }
-}
-
-impl Error for PathError {}

@@ -1,14 +1,9 @@
 //! Who holds what and who waits for what, as plain data and as a drawing.
 //!
-//! What is reported is copied from the ledger while all of it is locked, and spelled out afterwards, since that calls
-//! the paths' own code. Not here: how a cycle is found (`deadlock.rs`).
+//! Not here: how it is gathered (`thread/report.rs`, `process/report.rs`); how a cycle is found (`core/deadlock.rs`).
 
-use crate::deadlock::Member;
-use crate::ledger::{Found, LockedLedger, State};
-use crate::mode::Mode;
-use crate::path::{Names, NodeId, Seeds, Segments, TreePath};
-use crate::sync::Present;
-use std::collections::{BTreeMap, HashSet};
+use crate::core::mode::Mode;
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
 use std::panic::Location;
 use std::time::{Duration, Instant};
@@ -105,107 +100,6 @@ pub struct Party {
     pub waits: Waiter,
     /// What the one before in the cycle waits for: guards of this thread, and what its request has taken so far.
     pub holds: Vec<Holder>,
-}
-
-impl Snapshot {
-    pub(crate) fn of<P: TreePath + ?Sized>(ledger: LockedLedger<'_, P>, seeds: &Seeds) -> Self {
-        let now = Present::now();
-        let walking = |state: &State| matches!(state, State::Walking);
-        let found: Vec<Found<P>> =
-            ledger.entries().filter(|(_, entry)| !walking(&entry.state)).map(|(_, entry)| Found::of(entry)).collect();
-        drop(ledger);
-        let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken: now.exact };
-        for found in found {
-            match found.waiting {
-                Some(_) => snapshot.waiters.push(waiter(&found, seeds, now)),
-                None => snapshot.holders.push(holder(&found, seeds, now)),
-            }
-        }
-        snapshot.holders.sort_by_key(|holder| holder.since);
-        snapshot.waiters.sort_by_key(|waiter| waiter.since);
-        snapshot
-    }
-}
-
-impl Deadlock {
-    pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[Member<P>], seeds: &Seeds) -> Self {
-        let now = Present::now();
-        let waits: Vec<Waiter> = cycle.iter().map(|member| waiter(&member.waits, seeds, now)).collect();
-        let party = |(place, member): (usize, &Member<P>)| {
-            let before = &waits[(place + cycle.len() - 1) % cycle.len()].at;
-            let taken = member.taken.map(|mode| Holder {
-                roots: vec![Root { segments: before.segments.clone(), mode }],
-                ..holder(&member.waits, seeds, now)
-            });
-            let guards = member.holds.iter().map(|found| holder(found, seeds, now));
-            Party { waits: waits[place].clone(), holds: guards.chain(taken).collect() }
-        };
-        Deadlock { parties: cycle.iter().enumerate().map(party).collect() }
-    }
-}
-
-fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Holder {
-    Holder {
-        thread: found.request.thread.name.clone(),
-        location: found.request.location,
-        since: now.exact(found.since),
-        roots: spell(found, seeds).roots,
-    }
-}
-
-fn waiter<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Waiter {
-    let Spelled { roots, at, taken } = spell(found, seeds);
-    Waiter {
-        thread: found.request.thread.name.clone(),
-        location: found.request.location,
-        since: now.exact(found.since),
-        roots,
-        at: at.unwrap_or(Root { segments: Vec::new(), mode: Mode::IntentionShared }),
-        taken,
-    }
-}
-
-/// The roots that count, the node waited at, and the roots that a waiting request has already.
-#[derive(Default)]
-struct Spelled {
-    roots: Vec<Root>,
-    at: Option<Root>,
-    taken: Vec<Root>,
-}
-
-fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Spelled {
-    use std::borrow::Borrow;
-    let plan = &found.request.plan;
-    let mut spelled = Spelled::default();
-    let mut seen: HashSet<NodeId> = HashSet::new();
-    for root in &found.request.roots {
-        let (mut ids, mut names) = (Vec::new(), Names::default());
-        // It was usable when it was asked for; a path that no longer is, is left out.
-        if Segments::of::<P>(root.borrow(), seeds, &mut ids, Some(&mut names)).is_err() {
-            continue;
-        }
-        let names = names.to_vec();
-        if let (None, Some((step, mode))) = (&spelled.at, found.waiting) {
-            let depth = ids.iter().position(|&id| id == plan.steps()[step].node);
-            spelled.at = depth.map(|depth| Root { segments: names[..depth].to_vec(), mode });
-        }
-        let mode = |depth| {
-            let index = plan.index(ids[depth], depth)?;
-            Some((index, found.access.mode(plan.steps()[index].mode)))
-        };
-        let last = ids.len() - 1;
-        // What lies in another root is not in the plan, or as an intention, or equal to that since the downgrade.
-        let Some((index, mine)) = mode(last).filter(|(_, mine)| mine.covers(Mode::Shared)) else { continue };
-        let covered = (0..last).filter_map(mode).any(|(_, above)| above.covers(mine));
-        if !covered && seen.insert(ids[last]) {
-            let root = Root { segments: names, mode: mine };
-            if found.waiting.is_some_and(|(step, _)| index < step) {
-                spelled.taken.push(root.clone());
-            }
-            spelled.roots.push(root);
-        }
-    }
-    spelled
 }
 
 impl Display for Root {

@@ -39,59 +39,39 @@
 //!
 //! # How it is built
 //!
-//! A pure core (no threads, no clocks) inside a thin blocking shell. The way of a request: `lock` makes a *request*, which
-//! turns paths into a *plan*; it takes the plan's steps in the *table*, where each *node* grants a mode or queues a
-//! *waiter*; the *ledger* remembers who it was; dropping the *guard* releases every node, and wakes those whose
-//! turn has come after all internal locks are let go.
+//! A pure core (no threads, no clocks) carries every scope; a scope is a folder beside it. The way of a request: `lock` makes
+//! a *request*, which turns paths into a *plan*; it takes the plan's steps in the *table*, where each *node* grants a mode
+//! or queues a *waiter*; the *ledger* remembers the request; dropping the *guard* releases every node, and wakes those
+//! whose turn has come after all internal locks are let go.
 //!
-//! | file | | concept |
-//! |---|---|---|
-//! | `path.rs` | pure | how a path names its segments, and a node is named by them |
-//! | `mode.rs` | pure | IS IX S SIX X, compatible, join: the only place that knows a conflict |
-//! | `plan.rs` | pure | reads and writes -> the shortest ordered list of nodes and modes |
-//! | `node.rs` | pure | one node: what is granted, who waits, who is next |
-//! | `deadlock.rs` | pure | who waits for whom, and the cycle if there is one |
-//! | `table.rs` | shell | the live nodes: found or made, dropped when idle |
-//! | `bias.rs` | shell | which nodes do not count intentions, since requests publish them |
-//! | `request.rs` | shell | who asked for what, where in the source |
-//! | `ledger.rs` | shell | what is granted and what waits, by request |
-//! | `waiter.rs` | shell | one blocked request: grant, wake |
-//! | `lock.rs` | shell | [`TreeLock`]: what a user sees |
-//! | `acquire.rs` | shell | how a request is granted, and how it waits |
-//! | `guard.rs` | shell | what a holder has: drop, downgrade |
-//! | `inspect.rs` | data | who holds what, since when, from where |
-//! | `error.rs` | data | what a request can fail with |
-//! | `sync.rs` | | the one file that names primitives |
-//! | `process/` | | the same contract between processes, by the pure files above and one file of events; its map is in `process/mod.rs` |
+//! | | |
+//! |---|---|
+//! | `core/` | pure: paths, modes, plans, the queue of a node, the search for deadlocks; its map is in `core/mod.rs` |
+//! | `thread/` | [`TreeLock`], for the threads of a process; its map is in `thread/mod.rs` |
+//! | `process/` | the same contract between the processes of a host; its map is in `process/mod.rs` |
+//! | `inspect.rs` | what users see of all scopes: who holds and awaits what, since when, from where |
+//! | `error.rs` | what a request can fail with |
+//! | `patience.rs` | how long a request waits, and when it looks for a deadlock |
+//! | `sync.rs` | the one file that names primitives |
 //!
-//! Lock order: whose turn it is to look for deadlocks; a shard of the table; registers of the ledger in the order of their
-//! numbers; a waiter.
+//! The lock order of a scope is stated in its map.
 
-mod acquire;
-mod bias;
-mod deadlock;
+mod core;
 mod error;
-mod guard;
 mod inspect;
-mod ledger;
-mod lock;
-mod mode;
-mod node;
-mod path;
-mod plan;
+mod patience;
 #[cfg(all(feature = "process", not(feature = "model")))]
 pub mod process;
-mod request;
 mod sync;
-mod table;
-mod waiter;
+mod thread;
 
-pub use error::{LockError, PathError};
-pub use guard::{ArcTreeLockGuard, TreeLockGuard};
+pub use crate::core::mode::Mode;
+pub use crate::core::path::{Frame, PathError, TreePath};
+pub use crate::core::segments::Segments;
+pub use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
+pub use crate::thread::lock::TreeLock;
+pub use error::LockError;
 pub use inspect::{Deadlock, Holder, Party, Root, Snapshot, Waiter};
-pub use lock::TreeLock;
-pub use mode::Mode;
-pub use path::{Frame, Segments, TreePath};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

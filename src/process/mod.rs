@@ -45,9 +45,9 @@ mod report;
 pub use error::{FileError, FileProblem, ProcessLockError};
 pub use report::{Deadlock, Holder, Party, Process, Snapshot, Waiter};
 
-use crate::acquire::Patience;
-use crate::path::TreePath;
-use crate::request::Owner;
+use crate::core::owner::Owner;
+use crate::core::path::TreePath;
+use crate::patience::Patience;
 use files::Directory;
 use member::Member;
 use replica::RequestId;

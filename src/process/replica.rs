@@ -16,17 +16,14 @@
 //!
 //! Pure: no files, no clocks. Not here: how events are kept (`journal.rs`), how one waits (`member.rs`).
 
-use crate::deadlock::{Party, cycle_through};
-use crate::ledger::Temper;
-use crate::mode::{Mode, ModeCounts};
-use crate::node::{Node, Ticket};
-use crate::path::NodeId;
-use crate::request::Owner;
-use crate::table::IdHasher;
+use crate::core::deadlock::{Party, Temper, cycle_through};
+use crate::core::mode::{Mode, ModeCounts};
+use crate::core::node::{Node, Ticket};
+use crate::core::node_id::{NodeId, NodeMap};
+use crate::core::owner::Owner;
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::hash::BuildHasherDefault;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// One who has opened the lock. Never given again in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -179,7 +176,7 @@ pub(super) struct Replica {
     pub(super) members: BTreeMap<MemberId, About>,
     /// In boxes: else the first of them, and the last, would cost an allocation of some KiB.
     pub(super) requests: BTreeMap<RequestId, Box<Request>>,
-    nodes: HashMap<NodeId, Node<RequestId>, BuildHasherDefault<IdHasher>>,
+    nodes: NodeMap<Node<RequestId>>,
     /// The plain guards, by their threads: member, thread, number of the request.
     nested: BTreeSet<(MemberId, u64, u64)>,
 }
@@ -429,8 +426,8 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::Seeds;
-    use crate::plan::Plan;
+    use crate::core::node_id::Seeds;
+    use crate::core::plan::Plan;
     use proptest::prelude::*;
 
     #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! Who holds what and who waits for what in all processes, as plain data and as a drawing.
 
 use super::replica::{InCycle, Replica, Request};
+use crate::core::mode::Mode;
 use crate::inspect::{Asked, Drawing, DrawnParty, Plain, Root, write_cycle};
-use crate::mode::Mode;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

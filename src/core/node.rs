@@ -31,7 +31,7 @@
 //! Pure: no threads, no clocks; a waiter is whatever `W` the caller gives. Not here: finding the node
 //! (`table.rs`), blocking and waking (`waiter.rs`).
 
-use crate::mode::{Mode, ModeCounts};
+use crate::core::mode::{Mode, ModeCounts};
 use std::collections::BTreeMap;
 
 /// A live node.
@@ -266,7 +266,7 @@ fn admits(firsts: &[Option<u64>; 5], claim: &Claim, arrival: u64) -> bool {
 }
 
 #[cfg(test)]
-#[path = "../model/liveness.rs"]
+#[path = "../../model/liveness.rs"]
 mod liveness;
 
 #[cfg(test)]

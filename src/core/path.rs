@@ -1,27 +1,21 @@
-//! How a path names its segments, and how a node is named by them.
+//! How a path names its segments.
 //!
-//! A [`TreePath`] tells its segments, from the root down, to [`Segments`], which turns each prefix into the
-//! [`NodeId`] of one node. Nothing else of a path reaches the lock, so the tree is never built, and user code
-//! runs before anything is locked: a panic in it leaves nothing behind (G8).
+//! A [`TreePath`] tells its segments, from the root down, to [`Segments`], which turns each prefix into the id of one
+//! node. Nothing else of a path reaches the lock, so the tree is never built, and user code runs before anything is
+//! locked: a panic in it leaves nothing behind (G8).
 //!
 //! Invariants:
 //!
 //! 1. One spelling more or less of a node gives the same id: what a type ignores, it does not push.
-//! 2. The id of a node is a seeded hash of its parent's id and its segment, 128 bits wide. Two nodes that share
-//!    an id are locked together: exclusion becomes coarser, not finer. For an ideal hash and a
-//!    million nodes alive at once the chance that any two do is about 10^-27. A tag (`bias.rs`) is half of an id: should
-//!    a biased node and one that is held strongly share that half, exclusion would be lost; the chance is about 10^-11,
-//!    with all tags in use. The seed is random for each lock, so that neither can be aimed at (G5).
-//! 3. All paths of one lock are in one [`Frame`]: a relative and an absolute name of one place have
-//!    different segments and would pass each other silently, so the second kind is refused.
+//! 2. All paths of one lock are in one [`Frame`]: a relative and an absolute name of one place have different segments
+//!    and would pass each other silently, so the second kind is refused.
 //!
-//! Not here: which nodes a request holds, and how (`plan.rs`).
+//! Not here: how segments become ids (`segments.rs`, `node_id.rs`); which nodes a request holds, and how (`plan.rs`).
 
-use crate::error::PathError;
-use foldhash::SharedSeed;
-use foldhash::fast::FoldHasher;
-use std::fmt::{self, Debug};
-use std::hash::{Hash, Hasher};
+use crate::core::segments::Segments;
+use std::error::Error;
+use std::fmt::{self, Debug, Display};
+use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
 /// A name of a node in a tree: the root of the sub-tree that is to be locked.
@@ -121,7 +115,7 @@ pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
 }
 
 /// What is larger is not kept for the next path.
-const MOST_BYTES: usize = 512;
+pub(super) const MOST_BYTES: usize = 512;
 
 /// What a path is relative to: the root of the tree, or a place that only its user knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,13 +185,12 @@ impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
 impl TreePath for Path {
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
         // `..` takes back what this path has pushed, and not what a path has that this one is a part of.
-        let floor = std::mem::replace(&mut segments.floor, segments.ids.len());
-        #[cfg(unix)]
-        let told = tell(self, segments);
-        #[cfg(not(unix))]
-        let told = tell_by_components(self, segments);
-        segments.floor = floor;
-        told
+        segments.with_floor(|segments| {
+            #[cfg(unix)]
+            return tell(self, segments);
+            #[cfg(not(unix))]
+            return tell_by_components(self, segments);
+        })
     }
 
     fn frame(&self) -> Frame {
@@ -240,7 +233,7 @@ fn tell_by_components(path: &Path, segments: &mut Segments<'_>) -> Result<(), Pa
             Component::ParentDir => parent(segments, path.frame())?,
             Component::Prefix(prefix) => {
                 push_prefix(segments, prefix.kind());
-                segments.floor = segments.ids.len();
+                segments.raise_floor();
             }
             Component::Normal(name) => segments.push_bytes(name.as_encoded_bytes()),
         }
@@ -272,204 +265,56 @@ fn parent(segments: &mut Segments<'_>, frame: Frame) -> Result<(), PathError> {
     }
 }
 
-/// Takes the segments of one path, from the root down.
-pub struct Segments<'a> {
-    seeds: &'a Seeds,
-    /// The ids of the nodes from the root to the last segment; those of this path begin at `floor`.
-    ids: &'a mut Vec<NodeId>,
-    floor: usize,
-    names: Option<&'a mut Names>,
+/// A path that cannot be used, and why.
+///
+/// ```
+/// use treelock::{LockError, TreeLock};
+///
+/// let lock = TreeLock::new();
+/// let Err(LockError::Path(error)) = lock.try_lock(&["../a"], &[]) else { panic!() };
+/// assert!(error.to_string().starts_with("unusable path \"../a\": "));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathError {
+    path: String,
+    reason: String,
 }
 
-impl<'a> Segments<'a> {
-    /// Puts the ids of the nodes of `path` behind `ids`, the root's first; and its segments' names, if asked.
-    pub(crate) fn of<P: TreePath + ?Sized>(
-        path: &P,
-        seeds: &'a Seeds,
-        ids: &'a mut Vec<NodeId>,
-        names: Option<&'a mut Names>,
-    ) -> Result<(), PathError> {
-        ids.push(seeds.root());
-        let floor = ids.len();
-        path.segments(&mut Segments { seeds, ids, floor, names }).map_err(|error| error.at(path))
+impl PathError {
+    /// An error of a [`TreePath`](crate::TreePath); the lock adds the path's name.
+    pub fn new(reason: impl Into<String>) -> Self {
+        PathError { path: String::new(), reason: reason.into() }
     }
 
-    /// Goes down by one segment, told apart by its `Hash` and named by its `Debug`.
-    ///
-    /// Segments below one node should be of one type: values of different types may hash alike (`0u8` and `false` do), and
-    /// are one segment then, which is safe and coarser than meant.
-    #[inline]
-    pub fn push<S: Hash + Debug + ?Sized>(&mut self, segment: &S) {
-        // First what may panic.
-        let name = self.names.is_some().then(|| format!("{segment:?}"));
-        // The byte keeps a segment that hashes nothing, such as `()`, from being its own parent.
-        self.step(|hasher| {
-            hasher.write_u8(1);
-            segment.hash(hasher);
-        });
-        if let (Some(names), Some(name)) = (&mut self.names, name) {
-            names.push(|text| text.push_str(&name));
-        }
-    }
-
-    /// Goes down by one segment that is told by its bytes, and named by them as text: the fast way.
-    ///
-    /// It is another segment than the same text given to [`push`](Segments::push).
-    #[inline]
-    pub fn push_bytes(&mut self, segment: &[u8]) {
-        self.step(|hasher| hasher.write(segment));
-        if let Some(names) = &mut self.names {
-            names.push(|text| spell(segment, text));
-        }
-    }
-
-    /// Takes the last segment back; `false` if there is none.
-    pub fn pop(&mut self) -> bool {
-        let inside = self.ids.len() > self.floor;
-        if inside {
-            self.ids.pop();
-            if let Some(names) = &mut self.names {
-                names.pop();
-            }
-        }
-        inside
-    }
-
-    #[inline]
-    fn step(&mut self, write: impl Fn(&mut FoldHasher<'_>)) {
-        let parent = self.ids[self.ids.len() - 1];
-        self.ids.push(self.seeds.child(parent, write));
+    pub(crate) fn at<P: Debug + ?Sized>(self, path: &P) -> Self {
+        PathError { path: format!("{path:?}"), ..self }
     }
 }
 
-/// Tells nothing: the seeds are secret.
-impl Debug for Segments<'_> {
+impl Display for PathError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Segments").finish_non_exhaustive()
-    }
-}
-
-/// The names of segments as text, one after the other.
-#[derive(Debug, Default)]
-pub(crate) struct Names {
-    text: String,
-    /// Where in the text each of them ends.
-    ends: Vec<usize>,
-}
-
-impl Names {
-    #[inline]
-    fn push(&mut self, write: impl FnOnce(&mut String)) {
-        write(&mut self.text);
-        self.ends.push(self.text.len());
-    }
-
-    fn pop(&mut self) {
-        self.ends.pop();
-        self.text.truncate(self.ends.last().copied().unwrap_or(0));
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
-        let mut start = 0;
-        self.ends.iter().map(move |&end| &self.text[std::mem::replace(&mut start, end)..end])
-    }
-
-    pub(crate) fn to_vec(&self) -> Vec<String> {
-        self.iter().map(str::to_owned).collect()
-    }
-
-    /// Empties it; whether its buffers are small enough to be kept.
-    #[cfg(feature = "process")]
-    pub(crate) fn clear(&mut self) -> bool {
-        self.text.clear();
-        self.ends.clear();
-        self.text.capacity() <= 8 * MOST_BYTES && self.ends.capacity() <= MOST_BYTES
-    }
-}
-
-/// Adds bytes to a text; what is not UTF-8 is spelled out, so that it can be told apart.
-fn spell(bytes: &[u8], text: &mut String) {
-    if let Ok(valid) = std::str::from_utf8(bytes) {
-        return text.push_str(valid);
-    }
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
-    }
-}
-
-/// Names a node, by a hash of the way from the root to it (invariant 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct NodeId(u64, u64);
-
-impl NodeId {
-    /// All of it, to be told to another process.
-    #[cfg(feature = "process")]
-    pub(crate) fn to_bytes(self) -> [u8; 16] {
-        (u128::from(self.0) << 64 | u128::from(self.1)).to_le_bytes()
-    }
-
-    #[cfg(feature = "process")]
-    pub(crate) fn of_bytes(bytes: [u8; 16]) -> Self {
-        let bits = u128::from_le_bytes(bytes);
-        NodeId((bits >> 64) as u64, bits as u64)
-    }
-
-    /// A word of it, to choose places by.
-    #[inline]
-    pub(crate) fn bits(self) -> u64 {
-        self.0
-    }
-}
-
-impl Hash for NodeId {
-    #[inline]
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0);
-    }
-}
-
-/// The secret of one lock's node ids.
-pub(crate) struct Seeds {
-    halves: [SharedSeed; 2],
-    root: NodeId,
-}
-
-impl Seeds {
-    pub(crate) fn new(mut random: impl FnMut() -> u64) -> Self {
-        Seeds {
-            halves: [SharedSeed::from_u64(random()), SharedSeed::from_u64(!random())],
-            // Secret as well: it is where the hash of the first segment starts from.
-            root: NodeId(random(), !random()),
+        match self.path.as_str() {
+            "" => write!(f, "unusable path: {}", self.reason),
+            path => write!(f, "unusable path {path}: {}", self.reason),
         }
     }
-
-    #[inline]
-    pub(crate) fn root(&self) -> NodeId {
-        self.root
-    }
-
-    #[inline]
-    fn child(&self, parent: NodeId, write: impl Fn(&mut FoldHasher<'_>)) -> NodeId {
-        let [first, second] = &self.halves;
-        let mut first = FoldHasher::with_seed(parent.0, first);
-        let mut second = FoldHasher::with_seed(parent.1, second);
-        write(&mut first);
-        write(&mut second);
-        NodeId(first.finish(), second.finish())
-    }
 }
+
+impl Error for PathError {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::node_id::{NodeId, Seeds};
+    use crate::core::segments::Names;
 
     fn told<P: TreePath + ?Sized>(path: &P) -> Result<(Vec<NodeId>, Vec<String>), PathError> {
         let seeds = Seeds::new(|| 7);
         let (mut ids, mut names) = (Vec::new(), Names::default());
         Segments::of(path, &seeds, &mut ids, Some(&mut names))?;
-        assert_eq!(ids.len(), names.ends.len() + 1);
-        Ok((ids, names.to_vec()))
+        let names = names.to_vec();
+        assert_eq!(ids.len(), names.len() + 1);
+        Ok((ids, names))
     }
 
     #[test]
@@ -523,17 +368,6 @@ mod tests {
         assert_eq!(told(path(b"a/b\xff/../../c\xfe")).unwrap().1, ["c\\xFE"]);
     }
 
-    #[test]
-    fn what_is_not_utf8_is_spelled_out() {
-        let spelled = |bytes: &[u8]| {
-            let mut text = String::new();
-            spell(bytes, &mut text);
-            text
-        };
-        assert_eq!(spelled("gr\u{fc}n".as_bytes()), "gr\u{fc}n");
-        assert_eq!(spelled(b"a\xffb\xc3"), "a\\xFFb\\xC3");
-    }
-
     /// What a thread keeps for its next request is empty and small (G6).
     #[test]
     fn kept_paths_are_emptied_and_small() {
@@ -561,24 +395,5 @@ mod tests {
             }
         }
         assert!(!Own::clear(&mut Own));
-    }
-
-    /// Or nodes would share shards and places, whatever hash names them (G5).
-    #[test]
-    fn nodes_are_told_apart_by_their_bits_and_by_their_hash() {
-        use std::collections::HashSet;
-        use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-        let nodes = (0..1000u32).map(|name| told([name].as_slice()).unwrap().0[1]);
-        let (bits, hashes): (HashSet<_>, HashSet<_>) =
-            nodes.map(|node| (node.bits(), BuildHasherDefault::<DefaultHasher>::default().hash_one(node))).unzip();
-        assert_eq!((bits.len(), hashes.len()), (1000, 1000));
-    }
-
-    /// Who knew the seeds could aim at one node (G5).
-    #[test]
-    fn segments_show_no_secret() {
-        let (mut ids, seeds) = (Vec::new(), Seeds::new(|| 7));
-        let segments = Segments { seeds: &seeds, ids: &mut ids, floor: 0, names: None };
-        assert_eq!(format!("{segments:?}"), "Segments { .. }");
     }
 }

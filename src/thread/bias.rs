@@ -23,7 +23,7 @@
 //!
 //! The idea: Dice and Kogan 2019, "BRAVO: Biased Locking for Reader-Writer Locks"; PostgreSQL's fast-path locks.
 
-use crate::path::NodeId;
+use crate::core::node_id::NodeId;
 use crate::sync::{AtomicU32, AtomicU64, EVICT, Ordering, SHARDS, SLOTS, WARM};
 
 /// Stands where no node is biased. A node whose tag this is never is.

@@ -15,26 +15,25 @@
 //! Lock order: whose turn it is to look; a shard of the table; a register of the ledger, or all; a waiter. No user code
 //! runs under any of these, and nobody is woken under one.
 
-use crate::deadlock;
-use crate::error::{LockError, PathError};
+use crate::core::deadlock::Temper;
+use crate::core::mode::ModeCounts;
+use crate::core::owner::Owner;
+use crate::core::path::PathError;
+use crate::core::path::{TreePath, common_frame, odd_frame};
+use crate::core::plan::Step;
+use crate::error::LockError;
 use crate::inspect::Deadlock;
-use crate::ledger::{Key, Leaving, Nesting, State, Temper, Waiting};
-use crate::lock::TreeLock;
-use crate::mode::ModeCounts;
-use crate::path::{TreePath, common_frame, odd_frame};
-use crate::plan::Step;
-use crate::request::{Owner, Request, SharedRequest};
+use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::sync::{Mutex, MutexGuard};
-use crate::table::{Due, Place};
-use crate::waiter::{Time, Waiter, Woken};
+use crate::thread::ledger::{Key, Leaving, Nesting, State, Waiting};
+use crate::thread::lock::TreeLock;
+use crate::thread::parties;
+use crate::thread::request::{Request, SharedRequest};
+use crate::thread::table::{Due, Place};
+use crate::thread::waiter::{Time, Waiter, Woken};
 use std::panic::Location;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// A nested request looks whether it is in a deadlock when it has waited for so long, and after twice as long again, and
-/// so on up to the longest. (The second look matters where one party leaves the report to another.)
-pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(20);
-pub(crate) const LONGEST_LOOK: Duration = Duration::from_millis(160);
+use std::time::Instant;
 
 /// Whose turn it is to look: nobody's while somebody does, and for so many times as long afterwards.
 #[derive(Debug, Default)]
@@ -64,17 +63,6 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What a request does when it cannot be granted at once.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Patience {
-    /// It is refused.
-    None,
-    /// It waits, until the deadline if there is one, and takes a refusal.
-    Until(Option<Instant>),
-    /// It waits; only what can never succeed ends it.
-    Endless,
-}
-
 /// What a guard has: the request's entry in the ledger, and where its last step is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
@@ -93,7 +81,7 @@ struct Blocked {
 enum Refusal<P: TreePath + ?Sized> {
     WouldBlock,
     TimedOut,
-    Deadlock(Vec<deadlock::Member<P>>),
+    Deadlock(Vec<parties::Member<P>>),
 }
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
@@ -179,7 +167,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     Refusal::TimedOut
                 }
                 Woken::At(Time::Look) => {
-                    match self.looks.turn().and_then(|_turn| deadlock::find(self.ledger.lock(), entry)) {
+                    match self.looks.turn().and_then(|_turn| parties::find(self.ledger.lock(), entry)) {
                         Some(cycle) => Refusal::Deadlock(cycle),
                         None => {
                             look = look.map(|look| (look * 2).min(LONGEST_LOOK));

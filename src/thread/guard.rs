@@ -3,9 +3,9 @@
 //! A plain guard stays in its thread, which is its owner. An `Arc` guard is an owner of its own and may go
 //! anywhere. Both are a lock and a place in its ledger.
 
-use crate::acquire::Entry;
-use crate::lock::TreeLock;
-use crate::path::TreePath;
+use crate::core::path::TreePath;
+use crate::thread::acquire::Entry;
+use crate::thread::lock::TreeLock;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;

@@ -15,17 +15,16 @@
 //! Lock order: a shard, then the registers that a revocation goes through, one after the other, or the [`Waiter`]s
 //! that it grants; never two shards.
 
-use crate::bias::{self, Heats, InTheWay, Tags};
-use crate::ledger::Ledger;
-use crate::mode::{Mode, ModeCounts};
-use crate::node::{Node, Ticket};
-use crate::path::{NodeId, TreePath};
-use crate::plan::Step;
+use crate::core::mode::{Mode, ModeCounts};
+use crate::core::node::{Node, Ticket};
+use crate::core::node_id::{NodeId, NodeMap};
+use crate::core::path::TreePath;
+use crate::core::plan::Step;
 use crate::sync::{CachePadded, Mutex, MutexGuard, SHARDS};
-use crate::waiter::Waiter;
-use std::collections::HashMap;
+use crate::thread::bias::{self, Heats, InTheWay, Tags};
+use crate::thread::ledger::Ledger;
+use crate::thread::waiter::Waiter;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -36,7 +35,7 @@ pub(crate) struct Table {
 
 #[derive(Debug, Default)]
 struct Shard {
-    nodes: HashMap<NodeId, Node<Arc<Waiter>>, BuildHasherDefault<IdHasher>>,
+    nodes: NodeMap<Node<Arc<Waiter>>>,
     heats: Heats,
 }
 
@@ -233,25 +232,5 @@ impl Shard {
         if nodes.capacity() > SHARD_CAPACITY && nodes.len() < nodes.capacity() / 8 {
             nodes.shrink_to(SHARD_CAPACITY.max(nodes.len() * 2));
         }
-    }
-}
-
-/// A node id is a hash already.
-#[derive(Debug, Default)]
-pub(crate) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    #[inline]
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id;
-    }
-
-    fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("a node id hashes one word")
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
     }
 }

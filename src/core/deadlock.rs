@@ -23,16 +23,24 @@
 //! finds it complete. A look locks the whole ledger, and takes time with the number of all that is granted or waits; so
 //! however many want to look, they do so one at a time, and for a small part of the time together (`Looks` in `acquire.rs`).
 //!
-//! Pure but for the entry that gathers the parties from a locked ledger. The idea: Gray 1978, "Notes on Data Base
+//! Pure. Not here: how the parties are gathered (`thread/parties.rs`, `process/replica.rs`). The idea: Gray 1978, "Notes on Data Base
 //! Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
 
-use crate::ledger::{Found, Key, LockedLedger, State, Temper};
-use crate::mode::Mode;
-use crate::node::Ticket;
-use crate::path::{NodeId, TreePath};
-use crate::request::Owner;
+use crate::core::mode::Mode;
+use crate::core::node::Ticket;
+use crate::core::node_id::NodeId;
+use crate::core::owner::Owner;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+
+/// How a wait may end other than by the grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Temper {
+    /// By a panic only.
+    Endless,
+    /// By a refusal.
+    Refusable,
+}
 
 /// A blocked thread.
 #[derive(Debug)]
@@ -69,12 +77,20 @@ impl Party {
         Party { node, ticket, ahead: ticket.arrival(), temper, own_guards_exclude, guards: vec![], steps: vec![] }
     }
 
+    /// The node where it waits.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Whether a grant to somebody else keeps it waiting.
+    pub(crate) fn is_excluded_by(&self, &(node, mode): &(NodeId, Mode)) -> bool {
+        node == self.node && !mode.compatible(self.ticket.mode())
+    }
+
     fn waits_for(&self, other: &Party) -> Option<By> {
         #[cfg(test)]
         COMPARED.set(COMPARED.get() + 1);
-        let excludes = |held: &[(NodeId, Mode)]| {
-            held.iter().any(|&(node, mode)| node == self.node && !mode.compatible(self.ticket.mode()))
-        };
+        let excludes = |held: &[(NodeId, Mode)]| held.iter().any(|held| self.is_excluded_by(held));
         if std::ptr::eq(self, other) {
             return (self.own_guards_exclude && excludes(&self.guards)).then_some(By::Guard);
         }
@@ -156,75 +172,13 @@ fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
     None
 }
 
-/// One in a cycle: the request it waits with, and the granted ones by which it holds up the one before.
-pub(crate) struct Member<P: TreePath + ?Sized> {
-    pub(crate) waits: Found<P>,
-    pub(crate) holds: Vec<Found<P>>,
-    /// The mode by which the steps that its request has taken do the same.
-    pub(crate) taken: Option<Mode>,
-}
-
-/// The cycle that the entry waits in. Its mark is taken back, so that nobody else reports the same one.
-pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Option<Vec<Member<P>>> {
-    let mut parties = Vec::new();
-    let mut keys = Vec::new();
-    let mut by_thread = HashMap::new();
-    for (key, entry) in ledger.entries() {
-        let State::Waiting(waiting) = &entry.state else { continue };
-        if waiting.waiter.is_granted() {
-            continue;
-        }
-        by_thread.insert(entry.request.thread.id, parties.len());
-        keys.push(key);
-        let node = entry.request.plan.steps()[waiting.step].node;
-        parties.push(Party::new(node, waiting.ticket, waiting.temper, entry.request.owner));
-    }
-    let awaited: HashSet<NodeId> = parties.iter().map(|party| party.node).collect();
-    for (_, entry) in ledger.entries() {
-        let Some(&party) = by_thread.get(&entry.request.thread.id) else { continue };
-        let pinned = match entry.state {
-            State::Granted if entry.request.owner == Owner::Thread => &mut parties[party].guards,
-            State::Waiting(_) => &mut parties[party].steps,
-            State::Granted | State::Walking => continue,
-        };
-        pinned.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
-    }
-    let start = keys.iter().position(|&key| key == me)?;
-    let cycle = cycle_through(&mut parties, start)?;
-    let members = cycle
-        .iter()
-        .enumerate()
-        .map(|(place, &party)| {
-            let before = &parties[cycle[(place + cycle.len() - 1) % cycle.len()]];
-            let holds_up =
-                |&(node, mode): &(NodeId, Mode)| node == before.node && !mode.compatible(before.ticket.mode());
-            let taken = parties[party].steps.iter().copied().find(holds_up).map(|(_, mode)| mode);
-            let mut waits = None;
-            let mut holds = Vec::new();
-            for (key, entry) in ledger.entries() {
-                if key == keys[party] {
-                    waits = Some(Found::of(entry));
-                } else if matches!(entry.state, State::Granted)
-                    && entry.request.owner == Owner::Thread
-                    && by_thread.get(&entry.request.thread.id) == Some(&party)
-                    && entry.holds().any(|held| holds_up(&held))
-                {
-                    holds.push(Found::of(entry));
-                }
-            }
-            Member { waits: waits.expect("a party was made from its entry"), holds, taken }
-        })
-        .collect();
-    ledger.stop_waiting(me);
-    Some(members)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mode::ModeCounts;
-    use crate::node::Node;
-    use crate::path::{Seeds, Segments};
+    use crate::core::mode::ModeCounts;
+    use crate::core::node::Node;
+    use crate::core::node_id::Seeds;
+    use crate::core::segments::Segments;
     use Mode::{Exclusive as X, IntentionExclusive as IX, IntentionShared as IS, Shared as S};
 
     fn id(name: &str) -> NodeId {
@@ -391,21 +345,5 @@ mod tests {
             assert!(COMPARED.get() < 8 * parties.len(), "{} pairs of {}", COMPARED.get(), parties.len());
             parties.reverse();
         }
-    }
-
-    /// G2, by a look at a real ledger: plain guards are their thread's, and `Arc` guards are nobody's.
-    #[cfg(not(feature = "model"))]
-    #[test]
-    fn wait_for_an_own_plain_guard_is_reported_and_for_an_own_arc_guard_is_not() {
-        use crate::{LockError, TreeLock};
-        use std::time::Duration;
-        let lock = std::sync::Arc::new(TreeLock::<str>::default());
-        let _nests = lock.write("a");
-        let refused = lock.try_lock_arc_for(&["a"], &[], Duration::from_secs(5));
-        let Err(LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
-        assert_eq!((report.parties.len(), report.parties[0].holds.len()), (1, 1));
-        let _anybodys = lock.lock_arc(&[], &["b"]);
-        let refused = lock.try_lock_arc_for(&["b"], &[], Duration::from_millis(500));
-        assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
     }
 }

@@ -4,9 +4,11 @@
 //! that reports can share it and spell it out after every internal lock is let go. A thread keeps a few spent ones, for
 //! their buffers; the paths in them are dropped, or emptied, with the guard.
 
-use crate::error::PathError;
-use crate::path::{Seeds, TreePath};
-use crate::plan::Plan;
+use crate::core::node_id::Seeds;
+use crate::core::owner::Owner;
+use crate::core::path::PathError;
+use crate::core::path::TreePath;
+use crate::core::plan::Plan;
 use crate::sync::{self, ThreadInfo};
 use std::panic::Location;
 use std::sync::Arc;
@@ -16,16 +18,6 @@ const MOST_ROOTS: usize = 64;
 
 /// A request as its guard's entry, reports and snapshots have it.
 pub(crate) type SharedRequest<P> = triomphe::Arc<Request<P>>;
-
-/// Whose guards a request does not wait for.
-#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
-    /// Those of its thread: it made a plain guard, which stays there.
-    Thread,
-    /// Nobody's: its guard may go anywhere.
-    Itself,
-}
 
 pub(crate) struct Request<P: TreePath + ?Sized> {
     pub(crate) plan: Plan,

@@ -1,14 +1,16 @@
 //! [`TreeLock`]: what a user sees of the lock. How a request is granted, and waits, is in `acquire.rs`.
 
-use crate::acquire::{Looks, Patience};
+use crate::core::node_id::Seeds;
+use crate::core::owner::Owner;
+use crate::core::path::TreePath;
 use crate::error::LockError;
-use crate::guard::{ArcTreeLockGuard, TreeLockGuard};
 use crate::inspect::Snapshot;
-use crate::ledger::{Ledger, State};
-use crate::path::{Seeds, TreePath};
-use crate::request::Owner;
+use crate::patience::Patience;
 use crate::sync::{OnceByte, random_seed};
-use crate::table::Table;
+use crate::thread::acquire::Looks;
+use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
+use crate::thread::ledger::{Ledger, State};
+use crate::thread::table::Table;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;

@@ -16,9 +16,11 @@
 //! Pure: no threads, no clocks. Not here: who holds what else (`ledger.rs`), whether a step can be had
 //! (`node.rs`).
 
-use crate::error::PathError;
-use crate::mode::Mode;
-use crate::path::{Names, NodeId, Seeds, Segments, TreePath};
+use crate::core::mode::Mode;
+use crate::core::node_id::{NodeId, Seeds};
+use crate::core::path::PathError;
+use crate::core::path::TreePath;
+use crate::core::segments::{Names, Segments};
 
 /// One node of a plan, and the mode it is held in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

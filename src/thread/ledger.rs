@@ -1,6 +1,6 @@
 //! What is granted and what waits, by request: the lock's memory of who.
 //!
-//! Nodes only count ([`node.rs`](crate::node)); the ledger knows the requests behind the counts, and is where intentions on
+//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts, and is where intentions on
 //! biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this thread hold
 //! at that node (re-entrancy), who waits for whom (`deadlock.rs`), and who holds what (`inspect.rs`). It is cut into
 //! registers, by thread, each under a mutex of its own, so that a thread writes where no other does.
@@ -19,14 +19,17 @@
 //!
 //! Lock order: a shard of the table; registers in the order of their numbers; a waiter.
 
-use crate::bias;
-use crate::mode::{Mode, ModeCounts};
-use crate::node::Ticket;
-use crate::path::{NodeId, TreePath};
-use crate::plan::Step;
-use crate::request::{Owner, Request, SharedRequest};
+use crate::core::deadlock::Temper;
+use crate::core::mode::{Mode, ModeCounts};
+use crate::core::node::Ticket;
+use crate::core::node_id::NodeId;
+use crate::core::owner::Owner;
+use crate::core::path::TreePath;
+use crate::core::plan::Step;
 use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
-use crate::waiter::Waiter;
+use crate::thread::bias;
+use crate::thread::request::{Request, SharedRequest};
+use crate::thread::waiter::Waiter;
 use slab::Slab;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -116,15 +119,6 @@ fn publishable<P: TreePath + ?Sized>(request: &Request<P>, from: usize, biased: 
 #[inline]
 fn first_bits(count: usize) -> u64 {
     if count >= MOST_PUBLISHED { u64::MAX } else { (1 << count) - 1 }
-}
-
-/// How a wait may end other than by the grant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Temper {
-    /// By a panic only.
-    Endless,
-    /// By a refusal.
-    Refusable,
 }
 
 /// What else a thread has to do with a lock that it asks something of.

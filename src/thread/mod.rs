@@ -1,0 +1,28 @@
+//! The lock for the threads of one process: a thin blocking shell around `core/`.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `lock.rs` | [`TreeLock`](lock::TreeLock): what a user sees |
+//! | `request.rs` | who asked for what, where in the source |
+//! | `acquire.rs` | how a request is granted, and how it waits |
+//! | `table.rs` | the live nodes: found or made, dropped when idle |
+//! | `bias.rs` | which nodes do not count intentions, since requests publish them |
+//! | `ledger.rs` | what is granted and what waits, by request |
+//! | `waiter.rs` | one blocked request: grant, wake |
+//! | `guard.rs` | what a holder has: drop, downgrade |
+//! | `parties.rs` | the parties of a search for deadlocks |
+//! | `report.rs` | snapshots and reports of deadlocks |
+//!
+//! Lock order: whose turn it is to look for deadlocks; a shard of the table; registers of the ledger in the order of their
+//! numbers; a waiter.
+
+pub(crate) mod acquire;
+pub(crate) mod bias;
+pub(crate) mod guard;
+pub(crate) mod ledger;
+pub(crate) mod lock;
+mod parties;
+mod report;
+pub(crate) mod request;
+pub(crate) mod table;
+pub(crate) mod waiter;
