@@ -15,7 +15,7 @@
 //! The control is the same node with a barging door, where newcomers look at what is granted and overlook who waits:
 //! there the search must show the starved writer, or it is blind.
 
-use super::{Node, Ticket};
+use super::{Node, Stamp};
 use crate::core::mode::{Mode, ModeCounts};
 use Mode::{Exclusive, IntentionExclusive, IntentionShared, Shared, SharedIntentionExclusive};
 use std::collections::HashMap;
@@ -52,7 +52,8 @@ enum Phase {
 struct State {
     node: Node<usize>,
     phases: Vec<Phase>,
-    arrivals: Vec<u64>,
+    stamps: Vec<Stamp>,
+    next_stamp: u64,
 }
 
 type Key = (ModeCounts, Vec<Phase>, Vec<usize>);
@@ -68,14 +69,19 @@ impl Habit {
 
 impl State {
     fn new(owners: usize) -> Self {
-        State { node: Node::default(), phases: vec![Phase::Idle; owners], arrivals: vec![0; owners] }
+        State {
+            node: Node::default(),
+            phases: vec![Phase::Idle; owners],
+            stamps: vec![Stamp(0); owners],
+            next_stamp: 1,
+        }
     }
 
     /// The state without the numbers that grow for ever: who waits is known by rank.
     fn key(&self) -> Key {
         let waits = |owner: &usize| matches!(self.phases[*owner], Phase::Waits | Phase::WaitsForMore);
         let mut order: Vec<usize> = (0..self.phases.len()).filter(waits).collect();
-        order.sort_by_key(|&owner| self.arrivals[owner]);
+        order.sort_by_key(|&owner| self.stamps[owner]);
         (self.node.granted, self.phases.clone(), order)
     }
 
@@ -133,8 +139,10 @@ impl State {
         }
         next.phases[owner] = if granted { holds } else { waits };
         if !granted {
-            let Ticket { arrival, .. } = next.node.enqueue(mode, held, owner);
-            next.arrivals[owner] = arrival;
+            let stamp = Stamp(next.next_stamp);
+            next.next_stamp += 1;
+            next.node.enqueue(stamp, mode, held, owner);
+            next.stamps[owner] = stamp;
         }
         next
     }

@@ -64,7 +64,7 @@ pub struct Waiter {
     pub thread: String,
     /// Where in the source it asked.
     pub location: &'static Location<'static>,
-    /// When it began to wait where it waits now, to a few milliseconds.
+    /// When it began to wait, to a few milliseconds.
     pub since: Instant,
     /// What it asked for, without what lies in other roots of its own.
     pub roots: Vec<Root>,

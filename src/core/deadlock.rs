@@ -1,35 +1,34 @@
 //! Who waits for whom, and the cycle if there is one (G2).
 //!
-//! A party is a blocked thread: what it waits for, and what it cannot let go meanwhile: its plain guards, which
-//! cannot leave the thread, and the steps that its request has taken so far. Finished `Arc` guards are nobody's: any
-//! thread may drop them, so a wait for one is never part of a cycle.
+//! A party is a request that waits: what it waits for, and what cannot be let go before it goes on: the guards of the
+//! owners that it *pins*, and the steps that it has taken so far. A blocked thread pins its plain guards, which cannot leave
+//! it; a request of an explicit owner pins that owner's guards, since the owner is borrowed meanwhile. `Arc` guards are
+//! nobody's: any thread may drop them, so a wait for one is never part of a cycle.
 //!
 //! A waits for B, at the node where A waits, by one of three:
 //!
 //! | | | |
 //! |---|---|---|
-//! | B's *guard* | excludes A | only B's own nesting makes this |
+//! | B's *guard* | excludes A | only nesting makes this: B waits while it pins a guard |
 //! | B's *steps* | exclude A | B waits at a later node of the one order of all plans |
-//! | B's *place* | is ahead of A's, for a mode that excludes A's | B came earlier |
+//! | B's *place* | is ahead of A's, for a mode that excludes A's | B has the earlier stamp, or goes ahead by rule 3 of `node.rs` |
 //!
-//! A needs *all* of these to go, so a cycle of parties that are blocked at one moment stays for ever, unless one of
-//! them gives up. That is what makes a report never false; the ledger's invariants 1 and 2 give that moment.
+//! A needs *all* of these to go, so a cycle of parties that wait at one moment stays for ever, unless one of them gives up.
+//! That is what makes a report never false; whoever gathers the parties sees to it that all of them wait at one moment.
 //!
 //! Steps and places alone make no cycle, since both follow an order. So each cycle has a party whose guard holds up the
-//! one before: one of those gets the report, and never somebody who holds nothing and merely stands in between. Among
+//! one before: one of those gets the report, and never one that holds nothing and merely stands in between. Among
 //! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`).
 //!
 //! So only nested requests look, when they have waited for a little while, and again later. The last to enter a cycle
-//! finds it complete. A look locks the whole ledger, and takes time with the number of all that is granted or waits; so
-//! however many want to look, they do so one at a time, and for a small part of the time together (`Looks` in `acquire.rs`).
+//! finds it complete. The time of a look grows with the number of all that is granted or waits.
 //!
-//! Pure. Not here: how the parties are gathered (`thread/parties.rs`, `process/replica.rs`). The idea: Gray 1978, "Notes on Data Base
-//! Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
+//! Pure. Not here: how the parties are gathered (`thread/parties.rs`, `process/replica.rs`). The idea: Gray 1978, "Notes on
+//! Data Base Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
 
 use crate::core::mode::Mode;
-use crate::core::node::Ticket;
+use crate::core::node::{Firsts, Stamp, Ticket};
 use crate::core::node_id::NodeId;
-use crate::core::owner::Owner;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
@@ -42,18 +41,18 @@ pub(crate) enum Temper {
     Refusable,
 }
 
-/// A blocked thread.
+/// A request that waits.
 #[derive(Debug)]
 pub(crate) struct Party {
     node: NodeId,
     ticket: Ticket,
-    /// Those that came to the node before this are ahead of it.
-    ahead: u64,
+    /// Those with a stamp before this are ahead of it.
+    ahead: Stamp,
     temper: Temper,
-    /// Whether its own guards exclude its request: those of its thread do not exclude a plain one.
-    own_guards_exclude: bool,
-    /// What its guards and its steps hold of the nodes that anybody waits for.
-    pub(crate) guards: Vec<(NodeId, Mode)>,
+    /// What it pins of the nodes that anybody waits for: by guards of its own owner, which do not exclude it; by other
+    /// guards; and by the steps that it has taken.
+    pub(crate) own_guards: Vec<(NodeId, Mode)>,
+    pub(crate) other_guards: Vec<(NodeId, Mode)>,
     pub(crate) steps: Vec<(NodeId, Mode)>,
 }
 
@@ -71,10 +70,10 @@ thread_local! {
 }
 
 impl Party {
-    /// One that waits at a node, for a request of that owner; what it holds is still to be told.
-    pub(crate) fn new(node: NodeId, ticket: Ticket, temper: Temper, owner: Owner) -> Self {
-        let own_guards_exclude = owner == Owner::Itself;
-        Party { node, ticket, ahead: ticket.arrival(), temper, own_guards_exclude, guards: vec![], steps: vec![] }
+    /// One that waits at a node; what it holds is still to be told.
+    pub(crate) fn new(node: NodeId, ticket: Ticket, temper: Temper) -> Self {
+        let ahead = ticket.stamp();
+        Party { node, ticket, ahead, temper, own_guards: vec![], other_guards: vec![], steps: vec![] }
     }
 
     /// The node where it waits.
@@ -92,12 +91,12 @@ impl Party {
         COMPARED.set(COMPARED.get() + 1);
         let excludes = |held: &[(NodeId, Mode)]| held.iter().any(|held| self.is_excluded_by(held));
         if std::ptr::eq(self, other) {
-            return (self.own_guards_exclude && excludes(&self.guards)).then_some(By::Guard);
+            return excludes(&self.other_guards).then_some(By::Guard);
         }
         let ahead = self.node == other.node
-            && other.ticket.arrival() < self.ahead
+            && other.ticket.stamp() < self.ahead
             && !self.ticket.mode().compatible(other.ticket.mode());
-        if excludes(&other.guards) {
+        if excludes(&other.own_guards) || excludes(&other.other_guards) {
             Some(By::Guard)
         } else if excludes(&other.steps) || ahead {
             Some(By::StepsOrPlace)
@@ -112,15 +111,14 @@ impl Party {
     }
 }
 
-/// Moves those forward that go ahead of others (rule 3 of `node.rs`).
+/// Tells each party who is ahead of it.
 fn settle_queues(parties: &mut [Party]) {
-    let mut queues: HashMap<NodeId, Vec<Ticket>> = HashMap::new();
+    let mut queues: HashMap<NodeId, Firsts> = HashMap::new();
     for party in parties.iter() {
-        queues.entry(party.node).or_default().push(party.ticket);
+        queues.entry(party.node).or_default().add(&party.ticket);
     }
-    for party in parties.iter_mut().filter(|party| party.ticket.converts()) {
-        let passed = queues[&party.node].iter().filter(|other| party.ticket.passes(other)).map(Ticket::arrival);
-        party.ahead = passed.fold(party.ahead, u64::min);
+    for party in parties.iter_mut() {
+        party.ahead = queues[&party.node].place(&party.ticket);
     }
 }
 
@@ -136,7 +134,7 @@ fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
     let mut came_from = HashMap::new();
     let mut next = VecDeque::from([start]);
     // What a party waits for follows from this, but for itself; so that a long queue takes no time with its square.
-    let mut followed: HashMap<(NodeId, Mode), u64> = HashMap::new();
+    let mut followed: HashMap<(NodeId, Mode), Stamp> = HashMap::new();
     while let Some(at) = next.pop_front() {
         let Party { node, ticket, ahead, .. } = &parties[at];
         if at != start {
@@ -191,16 +189,9 @@ mod tests {
     fn party(node: &str, mode: Mode, guards: &[(&str, Mode)]) -> Party {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
-        let ticket = queue.enqueue(mode, ModeCounts::NONE, ());
-        Party {
-            node: id(node),
-            ticket,
-            ahead: ticket.arrival(),
-            temper: Temper::Endless,
-            own_guards_exclude: false,
-            guards: guards.iter().map(|&(node, mode)| (id(node), mode)).collect(),
-            steps: Vec::new(),
-        }
+        let ticket = queue.enqueue(Stamp(0), mode, ModeCounts::NONE, ());
+        let own_guards = guards.iter().map(|&(node, mode)| (id(node), mode)).collect();
+        Party { own_guards, ..Party::new(id(node), ticket, Temper::Endless) }
     }
 
     fn with_steps(party: Party, steps: &[(&str, Mode)]) -> Party {
@@ -234,7 +225,7 @@ mod tests {
     fn own_guard_excludes_only_a_request_of_another_owner() {
         let mut alone = party("a", X, &[("a", S)]);
         assert_eq!(cycle(std::slice::from_ref(&alone), 0), None);
-        alone.own_guards_exclude = true;
+        alone.other_guards = std::mem::take(&mut alone.own_guards);
         assert_eq!(cycle(std::slice::from_ref(&alone), 0), Some(vec![0]));
     }
 
@@ -261,9 +252,11 @@ mod tests {
     fn who_only_stands_in_between_is_not_reported() {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
-        let mut queued = |party| Party { ticket: queue.enqueue(X, ModeCounts::NONE, ()), ..party };
-        let (between, nests) = (queued(party("b", X, &[])), queued(party("b", X, &[("c", X)])));
-        let nests = Party { ahead: nests.ticket.arrival(), ..nests };
+        let mut queued = |stamp, party| {
+            let ticket = queue.enqueue(Stamp(stamp), X, ModeCounts::NONE, ());
+            Party { ticket, ahead: ticket.stamp(), ..party }
+        };
+        let (between, nests) = (queued(0, party("b", X, &[])), queued(1, party("b", X, &[("c", X)])));
         let holds = with_steps(party("c", X, &[]), &[("b", X)]);
         let parties = [between, nests, holds];
         assert_eq!(parties[1].waits_for(&parties[0]), Some(By::StepsOrPlace));
@@ -277,12 +270,14 @@ mod tests {
         let mut queue = Node::default();
         let guards = waiting.iter().flat_map(|&(_, guards)| guards);
         granted.iter().chain(guards).for_each(|&mode| assert!(queue.try_grant(mode, &ModeCounts::NONE)));
+        let mut stamp = 0;
         let mut wait = |&(mode, guards): &(Mode, &[Mode])| {
+            stamp += 1;
             let mut held = ModeCounts::NONE;
             guards.iter().for_each(|&mode| held.add(mode));
-            let ticket = queue.enqueue(mode, held, ());
+            let ticket = queue.enqueue(Stamp(stamp), mode, held, ());
             let guards: Vec<_> = guards.iter().map(|&mode| (node, mode)).collect();
-            Party { ticket, ahead: ticket.arrival(), ..party(node, mode, &guards) }
+            Party { ticket, ahead: ticket.stamp(), ..party(node, mode, &guards) }
         };
         waiting.iter().map(&mut wait).collect()
     }
@@ -315,7 +310,7 @@ mod tests {
     fn cycle_through_the_later_of_two_places_is_found() {
         let mut parties = queued("q", &[S, IS], &[(IX, &[]), (X, &[]), (IX, &[])]);
         for reader in [0, 2] {
-            parties[reader].guards = vec![(id("s"), S)];
+            parties[reader].own_guards = vec![(id("s"), S)];
         }
         parties.push(party("s", X, &[("q", IS)]));
         assert_eq!(cycle(&parties, 3), Some(vec![3, 2, 1]));
@@ -325,8 +320,8 @@ mod tests {
     #[test]
     fn cycle_through_a_later_place_that_is_further_away_is_found() {
         let mut parties = queued("q", &[S, IS], &[(IX, &[]), (X, &[]), (IX, &[])]);
-        parties[0].guards = vec![(id("s"), S)];
-        parties[2].guards = vec![(id("r"), S)];
+        parties[0].own_guards = vec![(id("s"), S)];
+        parties[2].own_guards = vec![(id("r"), S)];
         parties.push(party("s", X, &[("q", IS)]));
         parties.push(party("r", X, &[("s", S)]));
         assert_eq!(cycle(&parties, 3), Some(vec![3, 4, 2, 1]));

@@ -13,6 +13,7 @@
 //! | `plan.rs` | reads and writes -> the shortest ordered list of nodes and modes |
 //! | `owner.rs` | whose guards a request does not wait for |
 //! | `node.rs` | one node: what is granted, who waits, who is next |
+//! | `walk.rs` | the steps of one request, in order, and the order of those that go on together |
 //! | `deadlock.rs` | who waits for whom, and the cycle if there is one |
 
 pub(crate) mod deadlock;
@@ -23,3 +24,4 @@ pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod plan;
 pub(crate) mod segments;
+pub(crate) mod walk;

@@ -2,21 +2,26 @@
 //!
 //! A node decides at once (`try_grant`) or lets the request queue (`enqueue`); from then on the request is granted by
 //! whoever changes the node last (`release`, `downgrade`, `cancel`): these return the waiters whose turn has
-//! come, already counted as holders. So a grant is never lost, and nobody is woken in vain (G9).
+//! come, already counted as holders, in the order in which they were granted. So a grant is never lost, and nobody is
+//! woken in vain (G9).
+//!
+//! A queue is ordered by *stamps*. A request gets its stamp when it begins to wait, and keeps it in every queue that it
+//! comes to later (`walk.rs`): so it has one place in the order of all that wait, wherever they do (G3).
 //!
 //! Rules:
 //!
 //! 1. Where its owner already holds a mode that covers it, a request is granted past any queue.
 //! 2. Else it waits for what *other* owners hold here and excludes it, and for requests that are ahead of it in the queue
 //!    and exclude it (G3). It waits for nothing else (G4).
-//! 3. Ahead are those that came before. But a request whose owner holds something here goes ahead of the first in the
-//!    queue that this excludes, which waits for its owner anyway, and so ahead of all behind that one.
+//! 3. Ahead are those with an earlier stamp; a request that does not wait yet comes last. But a request whose owner holds
+//!    something here goes ahead of the first in the queue that this excludes, which waits for its owner anyway, and so ahead
+//!    of all behind that one.
 //! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in.
 //!
 //! A *conversion* is a request whose owner holds a weaker mode here (Gray 1976). By rule 3 an upgrade from S to X goes
 //! ahead of the writers in the queue, and it does not go ahead of a reader that could share the node with what its owner
-//! holds: or else who keeps an intention on the root, as every guard does, could starve it. (PostgreSQL queues
-//! conversions by the same rule.)
+//! holds: otherwise an owner that keeps an intention on the root, as every guard does, could starve that reader.
+//! (PostgreSQL queues conversions by the same rule.)
 //!
 //! Other waiters stand in one line for each mode. A mode that excludes itself can only be granted to the first of its
 //! line, and one that does not is granted to the first if to any; so only the five firsts and the conversions are looked
@@ -28,8 +33,8 @@
 //!                           └── cancel ─────────────────────────────────────────┘
 //! ```
 //!
-//! Pure: no threads, no clocks; a waiter is whatever `W` the caller gives. Not here: finding the node
-//! (`table.rs`), blocking and waking (`waiter.rs`).
+//! Pure: a waiter is whatever `W` the caller gives. Not here: the steps that a request takes after this node (`walk.rs`),
+//! finding the node (`thread/table.rs`), blocking and waking (`thread/waiter.rs`).
 
 use crate::core::mode::{Mode, ModeCounts};
 use std::collections::BTreeMap;
@@ -38,19 +43,27 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 pub(crate) struct Node<W> {
     granted: ModeCounts,
-    /// How many have queued. It belongs to the node and not to the queue: a number must not be given again while its
-    /// waiter may still cancel, and one that was granted keeps the node alive but not the queue.
-    arrivals: u64,
     /// Made for the first waiter, dropped with the last: most nodes never have one.
     queue: Option<Box<Queue<W>>>,
 }
 
 #[derive(Clone, Debug)]
 struct Queue<W> {
-    /// Those whose owners hold something here, by arrival.
-    conversions: BTreeMap<u64, (Claim, W)>,
-    /// The others, one line for each mode, by arrival.
-    lines: [BTreeMap<u64, W>; 5],
+    /// Those whose owners hold something here, by stamp.
+    conversions: BTreeMap<Stamp, (Claim, W)>,
+    /// The others, one line for each mode, by stamp.
+    lines: [BTreeMap<Stamp, W>; 5],
+}
+
+/// When a request began to wait: its place in the order of all that wait for nodes of one lock. No two requests have the
+/// same.
+#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Stamp(pub(crate) u64);
+
+impl Stamp {
+    /// Later than all that wait: for a request that does not wait yet.
+    pub(crate) const NEWCOMER: Stamp = Stamp(u64::MAX);
 }
 
 /// What a request asks of a node, and what its owner holds there.
@@ -70,7 +83,7 @@ impl Claim {
 /// A place in the queue of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    arrival: u64,
+    stamp: Stamp,
     claim: Claim,
 }
 
@@ -79,13 +92,8 @@ impl Ticket {
         self.claim.mode
     }
 
-    /// Whether its owner holds something there already.
-    pub(crate) fn converts(&self) -> bool {
-        !self.claim.held.is_empty()
-    }
-
-    pub(crate) fn arrival(&self) -> u64 {
-        self.arrival
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
     }
 
     /// What its owner holds there already.
@@ -93,16 +101,46 @@ impl Ticket {
     pub(crate) fn held(&self) -> ModeCounts {
         self.claim.held
     }
+}
 
-    /// Whether it goes ahead of `other`, which waits at the same node, whoever came first (rule 3).
-    pub(crate) fn passes(&self, other: &Ticket) -> bool {
-        !self.claim.held.compatible(other.claim.mode)
+/// The earliest that wait at one node, by what they ask for: all that rules 2 and 3 have to know of a queue.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Firsts([Option<Stamp>; 5]);
+
+impl Firsts {
+    pub(crate) fn add(&mut self, ticket: &Ticket) {
+        self.see(ticket.claim.mode, ticket.stamp);
+    }
+
+    fn see(&mut self, mode: Mode, stamp: Stamp) {
+        let first = &mut self.0[mode as usize];
+        *first = Some(first.map_or(stamp, |first| first.min(stamp)));
+    }
+
+    /// The earliest of those that ask for such a mode.
+    fn earliest(&self, counts: impl Fn(Mode) -> bool) -> Stamp {
+        let modes = Mode::ALL.into_iter().filter(|&mode| counts(mode));
+        modes.filter_map(|mode| self.0[mode as usize]).min().unwrap_or(Stamp::NEWCOMER)
+    }
+
+    /// Those that are ahead of a waiter have stamps before this (rule 3).
+    pub(crate) fn place(&self, ticket: &Ticket) -> Stamp {
+        self.place_of(&ticket.claim, ticket.stamp)
+    }
+
+    fn place_of(&self, claim: &Claim, stamp: Stamp) -> Stamp {
+        stamp.min(self.earliest(|mode| !claim.held.compatible(mode)))
+    }
+
+    /// Whether none of those ahead of a request excludes it (rule 2).
+    fn admits(&self, claim: &Claim, stamp: Stamp) -> bool {
+        self.earliest(|mode| !claim.mode.compatible(mode)) >= self.place_of(claim, stamp)
     }
 }
 
 impl<W> Default for Node<W> {
     fn default() -> Self {
-        Node { granted: ModeCounts::NONE, arrivals: 0, queue: None }
+        Node { granted: ModeCounts::NONE, queue: None }
     }
 }
 
@@ -110,11 +148,32 @@ impl<W> Node<W> {
     /// Grants `mode` to an owner that already holds `held` here, if it need not wait.
     #[inline]
     pub(crate) fn try_grant(&mut self, mode: Mode, held: &ModeCounts) -> bool {
-        let granted = self.may_grant(mode, held);
+        self.try_grant_at(Stamp::NEWCOMER, mode, held)
+    }
+
+    /// The same for a request that has waited elsewhere, and so is ahead of all with a later stamp.
+    #[inline]
+    pub(crate) fn try_grant_at(&mut self, stamp: Stamp, mode: Mode, held: &ModeCounts) -> bool {
+        let granted = self.may_grant(stamp, mode, held);
         if granted {
             self.granted.add(mode);
         }
         granted
+    }
+
+    /// Grants `mode` to a request with that stamp; or returns what its owner holds here, with which it has to queue. The
+    /// owner is asked only where it matters.
+    pub(crate) fn take(
+        &mut self,
+        stamp: Stamp,
+        mode: Mode,
+        held: impl FnOnce() -> ModeCounts,
+    ) -> Result<(), ModeCounts> {
+        if self.try_grant_at(stamp, mode, &ModeCounts::NONE) {
+            return Ok(());
+        }
+        let held = held();
+        if !held.is_empty() && self.try_grant_at(stamp, mode, &held) { Ok(()) } else { Err(held) }
     }
 
     /// Counts a grant that was made elsewhere, of a mode that excludes nothing granted or awaited here (`bias.rs`).
@@ -136,15 +195,32 @@ impl<W> Node<W> {
     }
 
     /// Puts a request that was not granted into the queue.
-    pub(crate) fn enqueue(&mut self, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
-        debug_assert!(!self.may_grant(mode, &held), "who may be granted does not queue");
+    pub(crate) fn enqueue(&mut self, stamp: Stamp, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
+        debug_assert!(!self.may_grant(stamp, mode, &held), "a request that may be granted does not queue");
+        self.insert(stamp, mode, held, waiter)
+    }
+
+    /// Puts a request back into the queue, of a node that is being restored: others may still be missing.
+    #[cfg(feature = "process")]
+    pub(crate) fn restore_waiter(&mut self, stamp: Stamp, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
+        self.insert(stamp, mode, held, waiter)
+    }
+
+    /// Whether a request with a later stamp waits here.
+    #[cfg(feature = "process")]
+    pub(crate) fn is_awaited_after(&self, stamp: Stamp) -> bool {
+        let Some(queue) = &self.queue else { return false };
+        let lasts = queue.lines.iter().filter_map(|line| line.keys().next_back());
+        lasts.chain(queue.conversions.keys().next_back()).any(|&last| last > stamp)
+    }
+
+    fn insert(&mut self, stamp: Stamp, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
         let queue = self.queue.get_or_insert_default();
-        let ticket = Ticket { arrival: self.arrivals, claim: Claim { mode, held } };
-        self.arrivals += 1;
+        let ticket = Ticket { stamp, claim: Claim { mode, held } };
         if held.is_empty() {
-            queue.lines[mode as usize].insert(ticket.arrival, waiter);
+            queue.lines[mode as usize].insert(stamp, waiter);
         } else {
-            queue.conversions.insert(ticket.arrival, (ticket.claim, waiter));
+            queue.conversions.insert(stamp, (ticket.claim, waiter));
         }
         ticket
     }
@@ -168,7 +244,7 @@ impl<W> Node<W> {
     /// granted before, and holds its mode.
     pub(crate) fn cancel(&mut self, ticket: Ticket, due: &mut Vec<W>) -> bool {
         let Some(queue) = &mut self.queue else { return false };
-        let waited = queue.remove(ticket.arrival, &ticket.claim).is_some();
+        let waited = queue.remove(ticket.stamp, &ticket.claim).is_some();
         if waited {
             self.advance(due);
         }
@@ -183,18 +259,19 @@ impl<W> Node<W> {
     }
 
     #[inline]
-    fn may_grant(&self, mode: Mode, held: &ModeCounts) -> bool {
+    fn may_grant(&self, stamp: Stamp, mode: Mode, held: &ModeCounts) -> bool {
         let claim = Claim { mode, held: *held };
         held.covers(mode)
-            || (claim.fits(&self.granted) && self.queue.as_ref().is_none_or(|queue| queue.admits(&claim, u64::MAX)))
+            || (claim.fits(&self.granted)
+                && self.queue.as_ref().is_none_or(|queue| queue.firsts().admits(&claim, stamp)))
     }
 
     #[inline]
     fn advance(&mut self, due: &mut Vec<W>) {
         if let Some(queue) = &mut self.queue {
-            while let Some((arrival, claim)) = queue.next(&self.granted) {
+            while let Some((stamp, claim)) = queue.next(&self.granted) {
                 self.granted.add(claim.mode);
-                due.extend(queue.remove(arrival, &claim));
+                due.extend(queue.remove(stamp, &claim));
             }
             if queue.is_empty() {
                 self.queue = None;
@@ -214,55 +291,33 @@ impl<W> Queue<W> {
         self.conversions.is_empty() && self.lines.iter().all(BTreeMap::is_empty)
     }
 
-    fn remove(&mut self, arrival: u64, claim: &Claim) -> Option<W> {
+    fn remove(&mut self, stamp: Stamp, claim: &Claim) -> Option<W> {
         if claim.held.is_empty() {
-            self.lines[claim.mode as usize].remove(&arrival)
+            self.lines[claim.mode as usize].remove(&stamp)
         } else {
-            self.conversions.remove(&arrival).map(|(_, waiter)| waiter)
+            self.conversions.remove(&stamp).map(|(_, waiter)| waiter)
         }
     }
 
-    /// The earliest arrival of each mode.
-    fn firsts(&self) -> [Option<u64>; 5] {
-        let mut firsts = [const { None }; 5];
-        for mode in Mode::ALL {
-            let in_line = self.lines[mode as usize].keys().next();
-            let converts =
-                self.conversions.iter().find(|(_, (claim, _))| claim.mode == mode).map(|(arrival, _)| arrival);
-            firsts[mode as usize] = in_line.into_iter().chain(converts).min().copied();
-        }
+    fn firsts(&self) -> Firsts {
+        let mut firsts = Firsts(self.lines.each_ref().map(|line| line.keys().next().copied()));
+        self.conversions.iter().for_each(|(&stamp, (claim, _))| firsts.see(claim.mode, stamp));
         firsts
     }
 
-    /// Whether nobody who arrived before is in the way.
-    fn admits(&self, claim: &Claim, arrival: u64) -> bool {
-        admits(&self.firsts(), claim, arrival)
-    }
-
     /// The earliest waiter that may be granted now.
-    fn next(&self, granted: &ModeCounts) -> Option<(u64, Claim)> {
+    fn next(&self, granted: &ModeCounts) -> Option<(Stamp, Claim)> {
         let firsts = self.firsts();
         let in_lines = Mode::ALL.into_iter().filter_map(|mode| {
             let first = self.lines[mode as usize].keys().next()?;
             Some((*first, Claim { mode, held: ModeCounts::NONE }))
         });
-        let conversions = self.conversions.iter().map(|(&arrival, &(claim, _))| (arrival, claim));
+        let conversions = self.conversions.iter().map(|(&stamp, &(claim, _))| (stamp, claim));
         in_lines
             .chain(conversions)
-            .filter(|(arrival, claim)| claim.fits(granted) && admits(&firsts, claim, *arrival))
-            .min_by_key(|&(arrival, _)| arrival)
+            .filter(|(stamp, claim)| claim.fits(granted) && firsts.admits(claim, *stamp))
+            .min_by_key(|&(stamp, _)| stamp)
     }
-}
-
-/// Whether none of those ahead of a request that came at `arrival` excludes it; given the earliest of each mode.
-fn admits(firsts: &[Option<u64>; 5], claim: &Claim, arrival: u64) -> bool {
-    let earliest = |counts: fn(&Claim, Mode) -> bool| {
-        let modes = Mode::ALL.into_iter().filter(|&mode| counts(claim, mode));
-        modes.filter_map(|mode| firsts[mode as usize]).min().unwrap_or(u64::MAX)
-    };
-    let passes = earliest(|claim, mode| !claim.held.compatible(mode));
-    let excludes = earliest(|claim, mode| !claim.mode.compatible(mode));
-    excludes >= arrival.min(passes)
 }
 
 #[cfg(test)]
@@ -286,6 +341,13 @@ mod tests {
         Node { granted: held(modes), ..Node::default() }
     }
 
+    /// Later than all before.
+    fn next_stamp() -> Stamp {
+        use std::cell::Cell;
+        thread_local!(static NEXT: Cell<u64> = const { Cell::new(100) });
+        Stamp(NEXT.replace(NEXT.get() + 1))
+    }
+
     impl Node<&'static str> {
         fn wait(&mut self, name: &'static str, mode: Mode) -> Ticket {
             self.wait_holding(name, mode, &[])
@@ -293,7 +355,7 @@ mod tests {
 
         fn wait_holding(&mut self, name: &'static str, mode: Mode, modes: &[Mode]) -> Ticket {
             assert!(!self.try_grant(mode, &held(modes)), "{name} does not wait");
-            self.enqueue(mode, held(modes), name)
+            self.enqueue(next_stamp(), mode, held(modes), name)
         }
 
         fn after_release(&mut self, mode: Mode) -> Vec<&'static str> {
@@ -449,12 +511,37 @@ mod tests {
     }
 
     #[test]
-    fn ticket_passes_whom_its_held_modes_exclude() {
+    fn conversion_is_ahead_of_the_first_that_its_held_modes_exclude() {
         let mut node = node(&[S, S]);
-        let first = node.wait("w1", X);
-        let second = node.wait("r", S);
+        let mut firsts = Firsts::default();
+        let writer = node.wait("writer", X);
+        let reader = node.wait("reader", S);
         let upgrade = node.wait_holding("upgrade", X, &[S]);
-        assert!(upgrade.passes(&first) && !upgrade.passes(&second) && !second.passes(&first));
+        [writer, reader, upgrade].iter().for_each(|ticket| firsts.add(ticket));
+        assert_eq!(firsts.place(&upgrade), writer.stamp(), "S excludes X");
+        assert_eq!(firsts.place(&writer), writer.stamp());
+        assert_eq!(firsts.place(&reader), reader.stamp());
+    }
+
+    /// G3: it began to wait elsewhere, and comes here later.
+    #[test]
+    fn request_with_an_earlier_stamp_is_ahead_of_those_that_came_before_it() {
+        let early = Stamp(1);
+        let mut node = node(&[X]);
+        node.wait("late writer", X);
+        assert!(!node.try_grant_at(early, X, &ModeCounts::NONE));
+        node.enqueue(early, X, ModeCounts::NONE, "early writer");
+        assert_eq!(node.after_release(X), ["early writer"]);
+        assert_eq!(node.after_release(X), ["late writer"]);
+    }
+
+    /// G4: it waits for nobody behind it.
+    #[test]
+    fn request_with_an_earlier_stamp_passes_a_later_waiter() {
+        let mut node = node(&[S]);
+        node.wait("writer", X);
+        assert!(!node.try_grant(S, &ModeCounts::NONE), "a newcomer waits");
+        assert!(node.try_grant_at(Stamp(1), S, &ModeCounts::NONE));
     }
 
     /// Or an intention would be published past somebody whom it excludes (G1).

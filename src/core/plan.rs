@@ -27,7 +27,7 @@ use crate::core::segments::{Names, Segments};
 pub(crate) struct Step {
     pub(crate) node: NodeId,
     pub(crate) mode: Mode,
-    depth: u32,
+    pub(crate) depth: u32,
 }
 
 /// The steps of one request. Its buffers are kept from one request to the next.

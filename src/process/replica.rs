@@ -2,25 +2,26 @@
 //!
 //! Each process has a *replica* of this in its own memory, and changes it by the *events* of the journal, in their order;
 //! so all replicas say the same at the same place of the journal, and whoever writes an event knows what comes of it for
-//! everybody, those included who were waiting. A request walks its plan as it does between threads: node by node,
-//! ancestors first, in the same nodes (`node.rs`). Only the walk of one request never stops half way but in a queue.
+//! everybody, those included who were waiting. A request walks its plan as it does between threads (`core/walk.rs`), in the
+//! same nodes (`core/node.rs`).
 //!
 //! Invariants:
 //!
 //! 1. What an event does depends on the replica and the event alone: no clock, no chance, no order of a hash map.
-//! 2. A request that was tried and withdrawn leaves the replica as it was, but for the numbers of arrivals, of which only
-//!    the order counts. So a refused `try` is not written down.
-//! 3. Who is moved, to its grant or to another queue, is told to the one who applied the event, to be woken.
-//! 4. Whoever can ever hold up a waiting request has the node where it waits, or waits there, since before it came into
-//!    that queue. So a waiter watches those whom it finds there, and need not be told of others.
+//! 2. A request that was tried and withdrawn leaves the replica as it was, but for the next stamp, and of stamps only the
+//!    order counts. So a refused `try` is not written down.
+//! 3. An event tells which processes have others to watch than before, or are granted what they wait for: those are woken.
+//! 4. Whoever can hold up a waiting request holds the node where it waits, or waits there with an earlier stamp. A waiter
+//!    watches those that it finds there when it comes, and is woken when a request with an earlier stamp comes there later.
 //!
 //! Pure: no files, no clocks. Not here: how events are kept (`journal.rs`), how one waits (`member.rs`).
 
 use crate::core::deadlock::{Party, Temper, cycle_through};
 use crate::core::mode::{Mode, ModeCounts};
-use crate::core::node::{Node, Ticket};
+use crate::core::node::{Node, Stamp, Ticket};
 use crate::core::node_id::{NodeId, NodeMap};
 use crate::core::owner::Owner;
+use crate::core::walk::{Taken, walk};
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -129,10 +130,10 @@ pub(super) struct Stored {
     requests: Vec<(Ask, Progress, Option<Queued>)>,
 }
 
-/// A place in a queue: the order of those at one node, and what its owner held there.
+/// A place in a queue, and what the request's owner held there.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Queued {
-    arrival: u64,
+    stamp: Stamp,
     held: ModeCounts,
 }
 
@@ -148,6 +149,8 @@ pub(super) struct Progress {
 pub(super) struct Request {
     pub(super) ask: Ask,
     pub(super) progress: Progress,
+    /// Since it has begun to wait.
+    stamp: Option<Stamp>,
     ticket: Option<Ticket>,
 }
 
@@ -177,6 +180,8 @@ pub(super) struct Replica {
     /// In boxes: else the first of them, and the last, would cost an allocation of some KiB.
     pub(super) requests: BTreeMap<RequestId, Box<Request>>,
     nodes: NodeMap<Node<RequestId>>,
+    /// That of the next request that has to wait: later than all that do.
+    next_stamp: Stamp,
     /// The plain guards, by their threads: member, thread, number of the request.
     nested: BTreeSet<(MemberId, u64, u64)>,
 }
@@ -225,8 +230,8 @@ impl Replica {
                 let id = ask.id;
                 self.absolute = self.absolute.or(ask.absolute);
                 let progress = Progress { taken: 0, since: ask.asked };
-                self.requests.insert(id, Box::new(Request { ask, progress, ticket: None }));
-                self.walk(id);
+                self.requests.insert(id, Box::new(Request { ask, progress, stamp: None, ticket: None }));
+                self.walk(id, effects);
             }
             Event::Withdraw(id, now) => drop(self.withdraw(id, now, effects)),
             Event::Downgrade(id, now) => self.downgrade(id, now, effects),
@@ -236,33 +241,50 @@ impl Replica {
     }
 
     /// Takes the steps that are left, one after the other, up to one that has to be waited for.
-    fn walk(&mut self, id: RequestId) {
+    fn walk(&mut self, id: RequestId, effects: &mut Effects) {
         let Some(request) = self.requests.get(&id) else { return };
-        let mut taken = request.progress.taken;
+        let stamp = request.stamp;
         let mut ticket = None;
-        while let Some(&Step { node: at, mode }) = request.ask.steps.get(taken) {
-            if !self.nodes.entry(at).or_default().try_grant(mode, &ModeCounts::NONE) {
-                let held = self.held_by_owner(&request.ask, at);
-                let node = self.nodes.entry(at).or_default();
-                if held.is_empty() || !node.try_grant(mode, &held) {
-                    ticket = Some(node.enqueue(mode, held, id));
-                    break;
+        let mut passed = Vec::new();
+        let steps = &request.ask.steps;
+        let stopped = walk(request.progress.taken, steps.len(), |index| {
+            let Step { node: at, mode } = steps[index];
+            let held = || held_by_owner(&self.requests, &self.nested, &request.ask, at);
+            let node = self.nodes.entry(at).or_default();
+            if stamp.is_some_and(|stamp| node.is_awaited_after(stamp)) {
+                passed.push(at);
+            }
+            match node.take(stamp.unwrap_or(Stamp::NEWCOMER), mode, held) {
+                Ok(()) => Taken::Steps(1),
+                Err(held) => {
+                    ticket = Some(node.enqueue(stamp.unwrap_or(self.next_stamp), mode, held, id));
+                    Taken::No
                 }
             }
-            taken += 1;
-        }
+        });
+        let taken = stopped.unwrap_or(steps.len());
         if request.ask.owner == Owner::Thread && ticket.is_none() {
             self.nested.insert((id.member, request.ask.thread, id.number));
         }
+        if ticket.is_some_and(|ticket| ticket.stamp() == self.next_stamp) {
+            self.next_stamp = Stamp(self.next_stamp.0 + 1);
+        }
+        if !passed.is_empty() {
+            let requests = self.requests.values();
+            let behind = requests.filter(|other| other.stamp > stamp);
+            let behind = behind.filter(|other| other.waits_at().is_some_and(|at| passed.contains(&at.node)));
+            effects.moved.extend(behind.filter_map(|other| Some((other.ask.id.member, other.ask.channel?))));
+        }
         if let Some(request) = self.requests.get_mut(&id) {
             request.progress.taken = taken;
+            request.stamp = stamp.or(ticket.map(|ticket| ticket.stamp()));
             request.ticket = ticket;
         }
     }
 
     /// Lets go of all that a request has and awaits, and moves on who is due by that.
     pub(super) fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) -> Option<Ask> {
-        let Request { ask, progress, ticket } = *self.requests.remove(&id)?;
+        let Request { ask, progress, ticket, .. } = *self.requests.remove(&id)?;
         self.nested.remove(&(id.member, ask.thread, id.number));
         let mut due = Vec::new();
         if let Some(ticket) = ticket {
@@ -292,7 +314,7 @@ impl Replica {
             let Some(request) = self.requests.get_mut(&id) else { continue };
             request.progress = Progress { taken: request.progress.taken + 1, since: now };
             effects.moved.extend(request.ask.channel.map(|channel| (id.member, channel)));
-            self.walk(id);
+            self.walk(id, effects);
         }
     }
 
@@ -309,20 +331,8 @@ impl Replica {
         }
     }
 
-    /// What the owner of a request holds at a node by its other guards.
-    fn held_by_owner(&self, ask: &Ask, node: NodeId) -> ModeCounts {
-        let mut held = ModeCounts::NONE;
-        if ask.owner == Owner::Thread {
-            let steps = self.guards_of(ask.id.member, ask.thread).flat_map(|guard| self.requests[&guard].taken());
-            steps.filter(|step| step.node == node).for_each(|step| held.add(step.mode));
-        }
-        held
-    }
-
-    /// The plain guards of a thread.
     fn guards_of(&self, member: MemberId, thread: u64) -> impl Iterator<Item = RequestId> {
-        let guards = self.nested.range((member, thread, 0)..=(member, thread, u64::MAX));
-        guards.map(|&(member, _, number)| RequestId { member, number })
+        guards_of(&self.nested, member, thread)
     }
 
     /// The other members who may be in the way of a waiting request (invariant 4).
@@ -354,8 +364,12 @@ impl Replica {
         let guards_of = |ask: &Ask| self.guards_of(ask.id.member, ask.thread);
         let party = |request: &&Request| {
             let (step, ticket) = request.waits_at().zip(request.ticket)?;
-            let mut party = Party::new(step.node, ticket, Temper::Refusable, request.ask.owner);
-            party.guards = guards_of(&request.ask).flat_map(|guard| of_awaited(&self.requests[&guard])).collect();
+            let mut party = Party::new(step.node, ticket, Temper::Refusable);
+            let pinned = guards_of(&request.ask).flat_map(|guard| of_awaited(&self.requests[&guard])).collect();
+            match request.ask.owner {
+                Owner::Thread => party.own_guards = pinned,
+                Owner::Itself | Owner::Handed(_) => party.other_guards = pinned,
+            }
             party.steps = of_awaited(request);
             Some(party)
         };
@@ -380,7 +394,7 @@ impl Replica {
 
     pub(super) fn store(&self) -> Stored {
         let stored = |request: &Request| {
-            let queued = request.ticket.map(|ticket| Queued { arrival: ticket.arrival(), held: ticket.held() });
+            let queued = request.ticket.map(|ticket| Queued { stamp: ticket.stamp(), held: ticket.held() });
             (request.ask.clone(), request.progress, queued)
         };
         Stored {
@@ -410,17 +424,43 @@ impl Replica {
                 }
                 None => {}
             }
-            replica.requests.insert(ask.id, Box::new(Request { ask, progress, ticket: None }));
+            let stamp = place.map(|place| place.stamp);
+            replica.requests.insert(ask.id, Box::new(Request { ask, progress, stamp, ticket: None }));
         }
-        queued.sort_by_key(|(place, id)| (place.arrival, *id));
-        for (place, id) in queued {
+        for (Queued { stamp, held }, id) in queued {
             let Some(request) = replica.requests.get_mut(&id) else { continue };
             let Some(step) = request.ask.steps.get(request.progress.taken) else { continue };
             let node = replica.nodes.entry(step.node).or_default();
-            request.ticket = Some(node.enqueue(step.mode, place.held, id));
+            request.ticket = Some(node.restore_waiter(stamp, step.mode, held, id));
+            replica.next_stamp = replica.next_stamp.max(Stamp(stamp.0.saturating_add(1)));
         }
         replica
     }
+}
+
+/// The plain guards of a thread, by their requests.
+fn guards_of(
+    nested: &BTreeSet<(MemberId, u64, u64)>,
+    member: MemberId,
+    thread: u64,
+) -> impl Iterator<Item = RequestId> {
+    let guards = nested.range((member, thread, 0)..=(member, thread, u64::MAX));
+    guards.map(|&(member, _, number)| RequestId { member, number })
+}
+
+/// What the owner of a request holds at a node by its other guards.
+fn held_by_owner(
+    requests: &BTreeMap<RequestId, Box<Request>>,
+    nested: &BTreeSet<(MemberId, u64, u64)>,
+    ask: &Ask,
+    node: NodeId,
+) -> ModeCounts {
+    let mut held = ModeCounts::NONE;
+    if ask.owner == Owner::Thread {
+        let steps = guards_of(nested, ask.id.member, ask.thread).flat_map(|guard| requests[&guard].taken());
+        steps.filter(|step| step.node == node).for_each(|step| held.add(step.mode));
+    }
+    held
 }
 
 #[cfg(test)]

@@ -1,35 +1,40 @@
 //! How a request is granted, and how it waits.
 //!
 //! A request is planned first (`plan.rs`, user code and all). In the usual case all nodes above its last step are biased,
-//! and it is granted at once: under the mutexes of the last node's shard and of its own register (`bias.rs`).
+//! and it is granted at once: under the mutexes of the last node's shard and of its own register (`bias.rs`). Else:
 //!
-//! Else it enters the ledger with what it can publish, and takes the other steps one after the other, ancestors first.
-//! Each is granted by its node (`table.rs`), or it is *contended*: then the ledger is asked what its owner holds there
-//! already, and if that does not help it queues, marks itself in the ledger and parks, until it is granted, its deadline
-//! passes or it finds itself in a deadlock. A request that gives up gives back the steps it has taken, which wakes
-//! whoever waited behind it (G7).
+//! - A `try_lock` is decided at one moment: it locks the shards of all its nodes, in order, and takes all steps or none. So
+//!   it never holds anything for a while that others could be refused for (G4).
+//! - Every other request enters the ledger and takes its steps one after the other (`core/walk.rs`). Where it has to wait
+//!   it queues, is marked in the ledger and parks; whoever lets it on walks it on, and wakes it when it holds everything.
+//!   It may also give up: when its deadline passes, or it finds itself in a deadlock. Then it gives back what it has taken.
 //!
 //! A release goes the same ways back, the last node first, so that whoever is let in at an ancestor finds nothing left
-//! below it.
+//! below it. A thread that changes a node walks on those that it lets on there before it does anything else
+//! ([`TreeLock::move_on`]), and wakes those that hold everything when it has let go of all internal locks.
 //!
-//! Lock order: whose turn it is to look; a shard of the table; a register of the ledger, or all; a waiter. No user code
-//! runs under any of these, and nobody is woken under one.
+//! Lock order: whose turn it is to look; the turn of one node's movers; shards of the table in order; a register of the
+//! ledger, or all in order; a waiter. No user code runs under any of these, and nobody is woken under one.
 
 use crate::core::deadlock::Temper;
 use crate::core::mode::ModeCounts;
+use crate::core::node::Stamp;
+use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
-use crate::core::path::PathError;
-use crate::core::path::{TreePath, common_frame, odd_frame};
+use crate::core::path::{PathError, TreePath, common_frame, odd_frame};
 use crate::core::plan::Step;
+use crate::core::walk::{Taken, walk};
 use crate::error::LockError;
 use crate::inspect::Deadlock;
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
-use crate::sync::{Mutex, MutexGuard};
-use crate::thread::ledger::{Key, Leaving, Nesting, State, Waiting};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+#[cfg(feature = "model")]
+use crate::thread::ledger::State;
+use crate::thread::ledger::{Key, Leaving, Standing};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
 use crate::thread::request::{Request, SharedRequest};
-use crate::thread::table::{Due, Place};
+use crate::thread::table::{Due, Grant, LockedShard, Place};
 use crate::thread::waiter::{Time, Waiter, Woken};
 use std::panic::Location;
 use std::sync::Arc;
@@ -63,6 +68,18 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Gives each request that begins to wait its place in the order of all that wait. Only these write it.
+#[derive(Debug, Default)]
+pub(crate) struct Stamps(AtomicU64);
+
+impl Stamps {
+    fn next(&self) -> Stamp {
+        // Relaxed: a stamp is taken under the mutex of the shard where the request queues first, which orders those that
+        // meet there.
+        Stamp(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// What a guard has: the request's entry in the ledger, and where its last step is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
@@ -70,18 +87,19 @@ pub(crate) struct Entry {
     last: Place,
 }
 
-/// A step that is waited for.
-struct Blocked {
-    index: usize,
-    patience: Patience,
-    key: Key,
-}
-
-/// Why a blocked step was given up.
+/// Why a request gave up.
 enum Refusal<P: TreePath + ?Sized> {
-    WouldBlock,
     TimedOut,
     Deadlock(Vec<parties::Member<P>>),
+}
+
+/// What became of the attempt to take a request out of its queue.
+enum Cancelled {
+    /// It is out of it, and holds so many of its steps.
+    Out(usize),
+    /// It has been let on there, as the mover of that number.
+    LetOn(NodeId, u64),
+    Granted,
 }
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
@@ -99,102 +117,253 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.
             &[ref above @ .., last] if above.last().is_none_or(|step| biased(step.node)) => {
+                let above = above.len();
                 let mut shard = self.table.lock(Place::of(last.node));
-                match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
+                match self.ledger.enter_granted(request, above, biased, || shard.try_grant(last)) {
                     Ok(key) => return Ok(Entry { key, last: Place::of(last.node) }),
                     Err(request) => request,
                 }
             }
             _ => request,
         };
-        self.walk(request, patience)
+        match patience {
+            Patience::None => self.try_now(request),
+            Patience::Until(deadline) => self.take_or_wait(request, deadline, Temper::Refusable),
+            Patience::Endless => self.take_or_wait(request, None, Temper::Endless),
+        }
     }
 
-    /// Takes one step after the other.
-    fn walk(&self, request: SharedRequest<P>, patience: Patience) -> Result<Entry, LockError> {
-        let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
-        let key = self.ledger.enter(SharedRequest::clone(&request));
-        let steps = request.plan.steps();
-        let mut index = 0;
-        while index < steps.len() {
-            let step = steps[index];
-            if step.mode.is_intention() && self.table.is_biased(step.node) {
-                let published = self.ledger.publish(key, index, |node| self.table.is_biased(node));
-                index += published;
-                if published > 0 {
-                    continue;
+    /// Takes all steps at one moment, or none.
+    fn try_now(&self, mut request: SharedRequest<P>) -> Result<Entry, LockError> {
+        let biased = |node| self.table.is_biased(node);
+        let last = last_place(&request);
+        let mut above = self.ledger.publishable(&request, biased);
+        let mut has_let_go_ahead = false;
+        loop {
+            let steps = &request.plan.steps()[above..];
+            let mut shards = self.table.lock_all(steps.iter().map(|step| step.node));
+            // Those that were let on before it came go on first.
+            let mut ahead = Due::default();
+            let mut taken = 0;
+            for (index, &step) in steps.iter().enumerate() {
+                let held = || self.ledger.held(&request, step.node);
+                match shards.of(step.node).take(step, Stamp::NEWCOMER, &self.ledger, held) {
+                    Grant::Granted => {}
+                    Grant::Behind(number) if index + 1 < steps.len() && !has_let_go_ahead => {
+                        ahead.moves.push((step.node, number));
+                    }
+                    Grant::Behind(_) => {}
+                    Grant::Refused(_) => break,
+                }
+                taken += 1;
+            }
+            let is_refused = taken < steps.len();
+            if !is_refused && ahead.moves.is_empty() {
+                match self.ledger.enter_granted(request, above, biased, || true) {
+                    Ok(key) => return Ok(Entry { key, last }),
+                    // A bias was revoked since: its node counts.
+                    Err(back) => request = back,
                 }
             }
-            if !self.table.try_grant(step, &ModeCounts::NONE, &self.ledger) {
-                let blocked = Blocked { index, patience, key };
-                if let Err(refusal) = self.acquire_contended(&request, step, blocked) {
-                    self.give_back(key, self.ledger.refuse(key), index);
+            let mut nobody = Due::default();
+            for step in request.plan.steps()[above..].iter().take(taken).rev() {
+                shards.of(step.node).release(step.node, step.mode, &self.ledger, &mut nobody);
+            }
+            debug_assert!(nobody.is_empty(), "nobody has seen what was taken");
+            drop(shards);
+            if is_refused {
+                ahead.moves.clear();
+                Request::recycle(request);
+                return Err(LockError::WouldBlock);
+            }
+            if ahead.moves.is_empty() {
+                above = 0;
+            }
+            has_let_go_ahead |= !ahead.moves.is_empty();
+            self.move_on(&mut ahead);
+        }
+    }
+
+    /// Takes one step after the other, and waits where it must.
+    fn take_or_wait(
+        &self,
+        request: SharedRequest<P>,
+        deadline: Option<Instant>,
+        temper: Temper,
+    ) -> Result<Entry, LockError> {
+        let key = self.ledger.enter(SharedRequest::clone(&request));
+        let mut waiter = None;
+        let steps = request.plan.steps();
+        let stopped = walk(0, steps.len(), |index| {
+            let step = steps[index];
+            if let published @ 1.. = self.publish(key, index, step) {
+                return Taken::Steps(published);
+            }
+            let mut shard = self.table.lock(Place::of(step.node));
+            let held = || self.ledger.held(&request, step.node);
+            match shard.take(step, Stamp::NEWCOMER, &self.ledger, held) {
+                Grant::Granted => Taken::Steps(1),
+                Grant::Behind(number) => {
+                    drop(shard);
+                    if index + 1 < steps.len() {
+                        self.move_on(&mut Due::of_move(step.node, number));
+                    }
+                    Taken::Steps(1)
+                }
+                Grant::Refused(held) => {
+                    let new = Arc::new(Waiter::new(key, self.stamps.next(), temper));
+                    self.queue(&mut shard, index, step, held, &new);
+                    waiter = Some(new);
+                    Taken::No
+                }
+            }
+        });
+        match (stopped, waiter) {
+            (Some(_), Some(waiter)) => {
+                if let Err((refusal, taken)) = self.wait(&request, &waiter, deadline) {
+                    self.give_back(key, self.ledger.refuse(key), taken);
                     return Err(self.explain(refusal));
                 }
             }
-            index += 1;
+            _ => self.ledger.grant(key),
         }
-        self.ledger.set_state(key, State::Granted);
-        Ok(Entry { key, last })
+        Ok(Entry { key, last: last_place(&request) })
     }
 
-    /// Takes a step that somebody, perhaps its own owner, holds or waits for.
+    /// Parks until the request holds everything; or gives up, with the number of steps that it has taken.
     #[cold]
-    fn acquire_contended(&self, request: &SharedRequest<P>, step: Step, blocked: Blocked) -> Result<(), Refusal<P>> {
-        let Nesting { nested, held } = self.ledger.nesting(request, step.node);
-        let (deadline, temper) = match blocked.patience {
-            Patience::None if self.table.try_grant(step, &held, &self.ledger) => return Ok(()),
-            Patience::None => return Err(Refusal::WouldBlock),
-            Patience::Until(deadline) => (deadline, Temper::Refusable),
-            Patience::Endless => (None, Temper::Endless),
-        };
-        let waiter = Arc::new(Waiter::default());
-        let Some(ticket) = self.table.request(step, held, &waiter, &self.ledger) else { return Ok(()) };
-        let waiting = Waiting { step: blocked.index, ticket, waiter: Arc::clone(&waiter), temper };
-        let entry = blocked.key;
-        self.ledger.set_state(entry, State::Waiting(waiting));
-
+    fn wait(
+        &self,
+        request: &Request<P>,
+        waiter: &Waiter,
+        deadline: Option<Instant>,
+    ) -> Result<(), (Refusal<P>, usize)> {
         // Every cycle has a nested request in it, and only such a one is ever reported.
-        let mut look = nested.then_some(FIRST_LOOK);
+        let mut look = self.ledger.is_nested(request).then_some(FIRST_LOOK);
         loop {
-            let refusal = match waiter.wait(look, deadline) {
-                Woken::Granted => {
-                    self.ledger.set_state(entry, State::Walking);
-                    return Ok(());
-                }
-                Woken::At(Time::Deadline) => {
-                    self.ledger.set_state(entry, State::Walking);
-                    Refusal::TimedOut
-                }
-                Woken::At(Time::Look) => {
-                    match self.looks.turn().and_then(|_turn| parties::find(self.ledger.lock(), entry)) {
-                        Some(cycle) => Refusal::Deadlock(cycle),
-                        None => {
-                            look = look.map(|look| (look * 2).min(LONGEST_LOOK));
-                            continue;
-                        }
+            match waiter.wait(look, deadline) {
+                Woken::Granted => return Ok(()),
+                Woken::At(Time::Deadline) => loop {
+                    match self.cancel(waiter.key) {
+                        Cancelled::Out(taken) => return Err((Refusal::TimedOut, taken)),
+                        Cancelled::Granted => return Ok(()),
+                        // Each time it stands further on, and in the end it waits, or holds everything.
+                        Cancelled::LetOn(node, number) => self.move_on(&mut Due::of_move(node, number)),
                     }
+                },
+                Woken::At(Time::Look) => {
+                    let turn = self.looks.turn();
+                    let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), waiter.key));
+                    drop(turn);
+                    if let Some(cycle) = cycle {
+                        if let Cancelled::Out(taken) = self.cancel(waiter.key) {
+                            return Err((Refusal::Deadlock(cycle), taken));
+                        }
+                        // Another one of the cycle has given up.
+                    }
+                    look = look.map(|look| (look * 2).min(LONGEST_LOOK));
                 }
+            }
+        }
+    }
+
+    /// Takes a request out of the queue that it waits in.
+    fn cancel(&self, key: Key) -> Cancelled {
+        loop {
+            let Some((request, step, standing)) = self.ledger.waiting(key) else { return Cancelled::Granted };
+            let node = request.plan.steps()[step].node;
+            let ticket = match standing {
+                Standing::Queued(ticket) => ticket,
+                Standing::LetOn(number) => return Cancelled::LetOn(node, number),
             };
             let mut due = Due::default();
-            return match self.table.cancel(step.node, ticket, &mut due) {
-                true => Err(refusal),
-                // It was granted in the last moment: it goes on.
-                false => Ok(()),
-            };
+            let mut shard = self.table.lock(Place::of(node));
+            let is_out = shard.cancel(node, ticket, &self.ledger, &mut due);
+            if is_out {
+                self.ledger.stop_waiting(key);
+            }
+            drop(shard);
+            self.move_on(&mut due);
+            if is_out {
+                return Cancelled::Out(step);
+            }
         }
+    }
+
+    /// Walks on all that a change has let on, and those that are brought to another node's movers by that.
+    fn move_on(&self, due: &mut Due) {
+        while let Some((node, until)) = due.moves.pop() {
+            let Some(turn) = self.table.turn(node, until) else { continue };
+            let _turn = turn.lock();
+            while let Some(waiter) = self.table.next_mover(node, until) {
+                self.walk_on(&waiter, due);
+                self.table.arrived(node);
+            }
+        }
+    }
+
+    /// Walks on a mover, for the thread that has the turn.
+    fn walk_on(&self, waiter: &Arc<Waiter>, due: &mut Due) {
+        let Some((request, at, _)) = self.ledger.waiting(waiter.key) else {
+            unreachable!("a mover waits until it is walked on")
+        };
+        let steps = request.plan.steps();
+        let stopped = walk(at + 1, steps.len(), |index| {
+            let step = steps[index];
+            if let published @ 1.. = self.publish(waiter.key, index, step) {
+                return Taken::Steps(published);
+            }
+            let mut shard = self.table.lock(Place::of(step.node));
+            let held = || self.ledger.held(&request, step.node);
+            match shard.take(step, waiter.stamp, &self.ledger, held) {
+                Grant::Behind(_) if index + 1 < steps.len() => {
+                    let number = shard.move_behind(step, waiter);
+                    self.ledger.wait(index, Standing::LetOn(number), waiter);
+                    due.moves.push((step.node, number));
+                    Taken::No
+                }
+                Grant::Granted | Grant::Behind(_) => Taken::Steps(1),
+                Grant::Refused(held) => {
+                    self.queue(&mut shard, index, step, held, waiter);
+                    Taken::No
+                }
+            }
+        });
+        if stopped.is_none() {
+            self.ledger.grant(waiter.key);
+            waiter.grant();
+            due.granted.push(Arc::clone(waiter));
+        }
+    }
+
+    /// Publishes a step with those behind it, as many as are biased; returns how many.
+    fn publish(&self, key: Key, index: usize, step: Step) -> usize {
+        match step.mode.is_intention() && self.table.is_biased(step.node) {
+            true => self.ledger.publish(key, index, |node| self.table.is_biased(node)),
+            false => 0,
+        }
+    }
+
+    /// Lets a request queue for a step that was refused.
+    fn queue(&self, shard: &mut LockedShard<'_>, index: usize, step: Step, held: ModeCounts, waiter: &Arc<Waiter>) {
+        let ticket = shard.enqueue(step, held, waiter);
+        self.ledger.wait(index, Standing::Queued(ticket), waiter);
     }
 
     /// Releases what a guard holds.
     pub(crate) fn release(&self, Entry { key, last }: Entry) {
         let mut due = Due::default();
         let mut shard = self.table.lock(last);
-        let left = self.ledger.leave(key, |node, mode| shard.release(node, mode, &mut due));
-        drop(shard);
-        drop(due);
-        match left {
-            Ok(request) => Request::recycle(request),
+        match self.ledger.leave(key) {
+            Ok((request, step)) => {
+                shard.release(step.node, step.mode, &self.ledger, &mut due);
+                drop(shard);
+                self.move_on(&mut due);
+                drop(due);
+                Request::recycle(request);
+            }
             Err(leaving) => {
+                drop(shard);
                 let taken = leaving.request.plan.steps().len();
                 self.give_back(key, leaving, taken);
             }
@@ -211,7 +380,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             }
             // This one its node counts, or has begun to.
             if let Some(step) = left.checked_sub(1).map(|last| leaving.request.plan.steps()[last]) {
-                self.table.release(step.node, leaving.access.mode(step.mode), &mut due);
+                let mut shard = self.table.lock(Place::of(step.node));
+                shard.release(step.node, leaving.access.mode(step.mode), &self.ledger, &mut due);
+                drop(shard);
+                self.move_on(&mut due);
                 left -= 1;
             }
         }
@@ -232,7 +404,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.ledger.downgrade(key);
         let mut due = Due::default();
         for (_, step) in weakened() {
-            self.table.downgrade(step.node, step.mode, &mut due);
+            let mut shard = self.table.lock(Place::of(step.node));
+            shard.downgrade(step.node, step.mode, &self.ledger, &mut due);
+            drop(shard);
+            self.move_on(&mut due);
         }
     }
 
@@ -248,7 +423,6 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     fn explain(&self, refusal: Refusal<P>) -> LockError {
         match refusal {
-            Refusal::WouldBlock => LockError::WouldBlock,
             Refusal::TimedOut => LockError::TimedOut,
             Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, &self.seeds))),
         }
@@ -277,4 +451,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             .collect();
         waiters.iter().for_each(|waiter| waiter.strike(time));
     }
+}
+
+/// Where the last step of a request is.
+fn last_place<P: TreePath + ?Sized>(request: &Request<P>) -> Place {
+    request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node))
 }

@@ -1,29 +1,36 @@
 //! What is granted and what waits, by request: the lock's memory of who.
 //!
-//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts, and is where intentions on
-//! biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this thread hold
-//! at that node (re-entrancy), who waits for whom (`deadlock.rs`), and who holds what (`inspect.rs`). It is cut into
-//! registers, by thread, each under a mutex of its own, so that a thread writes where no other does.
+//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts, and is where
+//! intentions on biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this
+//! owner hold at that node (re-entrancy), who waits for whom (`parties.rs`), and who holds what (`report.rs`). It is cut into
+//! registers, by owner, each under a mutex of its own, so that a thread writes where no other does.
+//!
+//! ```text
+//!            ┌────────────────────────── granted without waiting ─────────────────────────┐
+//!  enter ── Walking ── wait ──> Waiting, queued <──┐                                      v
+//!             ^                   │       │        │ has to wait again                  Granted ── leave
+//!             │                   │    let_on ──> Waiting, let on ── grant ───────────────^
+//!             └─── stop_waiting ──┘       └─────────── it was its last step ──────────────┘
+//! ```
 //!
 //! Invariants:
 //!
 //! 1. The ledger is never ahead of the nodes: a request is entered as granted after its last step is granted and
-//!    taken out (or weakened) before the first is released, or both happen under the mutex of its register. So two entries
-//!    that are granted never conflict.
-//! 2. An entry is marked as waiting after its request has queued, and the mark is taken back before it is
-//!    cancelled. A mark may be stale only if the waiter has been granted, and the [`Waiter`] knows that.
-//! 3. A register's index, where there is one, counts exactly the granted entries of plain guards in it.
+//!    taken out (or weakened) before the first is released, or both happen under the mutex of that step's shard. So two
+//!    entries that are granted never conflict.
+//! 2. An entry that waits is queued at its step exactly while it is marked so: both change under the mutex of that
+//!    node's shard. Whoever has locked the whole ledger sees what waits where at one moment.
+//! 3. A register's index, where there is one, counts exactly the granted entries of owners in it.
 //! 4. An empty register is of constant size.
-//! 5. A bit of `published` is set by the request's thread alone, as it enters; it is taken back under the mutexes of the
+//! 5. A bit of `published` is set by whoever walks the request, as it enters; it is taken back under the mutexes of the
 //!    node's shard and of the register (`bias.rs`), or under the mutex of the register, by whoever drops the guard.
 //!
-//! Lock order: a shard of the table; registers in the order of their numbers; a waiter.
+//! Lock order: shards of the table; registers in the order of their numbers; a waiter.
 
-use crate::core::deadlock::Temper;
 use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Ticket;
 use crate::core::node_id::NodeId;
-use crate::core::owner::Owner;
+use crate::core::owner::OwnerId;
 use crate::core::path::TreePath;
 use crate::core::plan::Step;
 use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
@@ -38,11 +45,11 @@ pub(crate) struct Ledger<P: TreePath + ?Sized> {
     registers: Box<[CachePadded<Mutex<Register<P>>>]>,
 }
 
-/// By thread and node.
-type Held = HashMap<(u64, NodeId), ModeCounts, foldhash::fast::RandomState>;
+/// By owner and node.
+type Held = HashMap<(OwnerId, NodeId), ModeCounts, foldhash::fast::RandomState>;
 
 /// Where an entry stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Key {
     register: usize,
     index: usize,
@@ -50,7 +57,7 @@ pub(crate) struct Key {
 
 pub(crate) struct Register<P: TreePath + ?Sized> {
     entries: Slab<Entry<P>>,
-    /// What each thread holds at each node by plain guards. Made when a request first meets a conflict that may
+    /// What each owner holds at each node. Made when a request first meets a conflict that may
     /// be its own doing; most registers never have one.
     held: Option<Held>,
     /// How often it has changed since it was asked last. What nobody asks is not worth its upkeep.
@@ -69,9 +76,9 @@ pub(crate) struct Entry<P: TreePath + ?Sized> {
 
 #[derive(Debug)]
 pub(crate) enum State {
-    /// On its way, in or out: it holds some of its steps.
+    /// Its own thread walks it, in or out: it holds some of its steps.
     Walking,
-    /// Queued, or granted and not yet awake.
+    /// Its thread waits.
     Waiting(Waiting),
     /// It holds all of its steps.
     Granted,
@@ -82,9 +89,38 @@ pub(crate) enum State {
 pub(crate) struct Waiting {
     /// The steps before it are held.
     pub(crate) step: usize,
-    pub(crate) ticket: Ticket,
+    pub(crate) standing: Standing,
     pub(crate) waiter: Arc<Waiter>,
-    pub(crate) temper: Temper,
+    /// Whether it has found itself in a deadlock, and is about to give up: nobody else need report that.
+    reported: bool,
+}
+
+/// How a request stands at the step where it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// In the queue.
+    Queued(Ticket),
+    /// It holds the step, and is the mover of that number (`moving.rs`).
+    LetOn(u64),
+}
+
+impl Waiting {
+    /// Its place in the queue, if it cannot go on by itself.
+    pub(crate) fn blocked(&self) -> Option<Ticket> {
+        match self.standing {
+            Standing::Queued(ticket) if !self.reported => Some(ticket),
+            _ => None,
+        }
+    }
+}
+
+/// What becomes of a request that is let on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetOn {
+    /// It was its last step: it holds everything.
+    Granted,
+    /// It is the mover of that number.
+    Moves(u64),
 }
 
 /// A request that is on its way out.
@@ -121,15 +157,6 @@ fn first_bits(count: usize) -> u64 {
     if count >= MOST_PUBLISHED { u64::MAX } else { (1 << count) - 1 }
 }
 
-/// What else a thread has to do with a lock that it asks something of.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Nesting {
-    /// Whether it has plain guards.
-    pub(crate) nested: bool,
-    /// What the request's owner holds by them at the node in question.
-    pub(crate) held: ModeCounts,
-}
-
 /// What became of the writes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -155,19 +182,24 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(register()))).collect() }
     }
 
-    /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
-    /// they are biased. Else it is given back, and nothing has happened. The caller has the shard of the last step.
+    /// How many of a request's first steps may be published, at a look without any mutex.
+    pub(crate) fn publishable(&self, request: &Request<P>, biased: impl Fn(NodeId) -> bool) -> usize {
+        publishable(request, 0, biased)
+    }
+
+    /// Enters a request of the calling thread as granted: the first `above` steps by publishing them, if they are biased,
+    /// the others by `grant`. Else it is given back, and nothing has happened. The caller has the shards of those others.
     #[inline]
     pub(crate) fn enter_granted(
         &self,
         request: SharedRequest<P>,
+        above: usize,
         biased: impl Fn(NodeId) -> bool,
         grant: impl FnOnce() -> bool,
     ) -> Result<Key, SharedRequest<P>> {
         let since = Moment::now();
-        let register = self.register_of(request.thread.id);
+        let register = self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id));
         let mut locked = self.registers[register].lock();
-        let above = request.plan.steps().len() - 1;
         if publishable(&request, 0, &biased) < above || !grant() {
             drop(locked);
             return Err(request);
@@ -180,7 +212,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     /// Enters a request of the calling thread that has taken nothing yet.
     pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
         let since = Moment::now();
-        let register = self.register_of(request.thread.id);
+        let register = self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id));
         let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published: 0, since };
         Key { register, index: self.registers[register].lock().insert(entry) }
     }
@@ -193,18 +225,18 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         count
     }
 
-    /// Takes out a granted request of which all steps but the last are still published, and that one released by
-    /// `release`. Else it is on its way out from now on. The caller has the shard of the last step.
+    /// Takes out a granted request of which all steps but the last are still published; returns it with the last one, as
+    /// the caller, who has its shard, has to release it. Else the request is on its way out from now on.
     #[inline]
-    pub(crate) fn leave(&self, key: Key, release: impl FnOnce(NodeId, Mode)) -> Result<SharedRequest<P>, Leaving<P>> {
+    pub(crate) fn leave(&self, key: Key) -> Result<(SharedRequest<P>, Step), Leaving<P>> {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
         register.index(key.index, ModeCounts::remove);
         let entry = &mut register.entries[key.index];
         match entry.request.plan.steps() {
             [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
-                release(last.node, entry.access.mode(last.mode));
-                Ok(register.remove(key.index).request)
+                let last = Step { mode: entry.access.mode(last.mode), ..*last };
+                Ok((register.remove(key.index).request, last))
             }
             _ => {
                 entry.state = State::Walking;
@@ -256,18 +288,67 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         index < MOST_PUBLISHED && self.registers[key.register].lock().entries[key.index].take_back(index)
     }
 
-    /// Marks an entry that is not granted.
-    pub(crate) fn set_state(&self, key: Key, state: State) {
+    /// Marks an entry as waiting at a step. The caller has the shard of that step.
+    pub(crate) fn wait(&self, step: usize, standing: Standing, waiter: &Arc<Waiter>) {
+        let mut register = self.registers[waiter.key.register].lock();
+        let entry = &mut register.entries[waiter.key.index];
+        match &mut entry.state {
+            State::Walking => {
+                let waiter = Arc::clone(waiter);
+                entry.state = State::Waiting(Waiting { step, standing, waiter, reported: false });
+                entry.since = Moment::now();
+            }
+            State::Waiting(waiting) => {
+                waiting.step = step;
+                waiting.standing = standing;
+                // What it was a part of is over.
+                waiting.reported = false;
+            }
+            State::Granted => debug_assert!(false, "a grant is final"),
+        }
+    }
+
+    /// Marks an entry that has waited as let on from its queue: as granted if it has no further step, else as the mover of
+    /// the number that `number` gives. The caller has the shard of that step.
+    pub(crate) fn let_on(&self, key: Key, number: impl FnOnce() -> u64) -> LetOn {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
         let entry = &mut register.entries[key.index];
-        debug_assert!(!matches!(entry.state, State::Granted), "a grant is final");
-        if !matches!(state, State::Walking) {
-            entry.since = Moment::now();
+        let steps = entry.request.plan.steps().len();
+        match &mut entry.state {
+            State::Waiting(waiting) if waiting.step + 1 < steps => {
+                let number = number();
+                waiting.standing = Standing::LetOn(number);
+                LetOn::Moves(number)
+            }
+            _ => {
+                register.grant(key.index);
+                LetOn::Granted
+            }
         }
+    }
+
+    /// Marks an entry as granted.
+    pub(crate) fn grant(&self, key: Key) {
+        self.registers[key.register].lock().grant(key.index);
+    }
+
+    /// A request that waits, and where; `None` if it is granted.
+    pub(crate) fn waiting(&self, key: Key) -> Option<(SharedRequest<P>, usize, Standing)> {
+        let register = self.registers[key.register].lock();
+        let entry = &register.entries[key.index];
+        match &entry.state {
+            State::Waiting(Waiting { step, standing, .. }) => {
+                Some((SharedRequest::clone(&entry.request), *step, *standing))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes back the mark of one that waits. The caller has the shard of its step.
+    pub(crate) fn stop_waiting(&self, key: Key) {
         // The waiter of the old state goes with it: nobody else's code runs in its drop.
-        entry.state = state;
-        register.index(key.index, ModeCounts::add);
+        self.registers[key.register].lock().entries[key.index].state = State::Walking;
     }
 
     /// The request of an entry, unless it is downgraded.
@@ -284,14 +365,29 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         register.index(key.index, ModeCounts::add);
     }
 
-    /// What matters of the other guards of a request's thread, when it cannot be granted at once at `node`.
-    pub(crate) fn nesting(&self, request: &Request<P>, node: NodeId) -> Nesting {
+    /// What the owner of a request holds at a node by its guards.
+    pub(crate) fn held(&self, request: &Request<P>, node: NodeId) -> ModeCounts {
+        let Some(owner) = request.owner.id(request.thread.id) else { return ModeCounts::NONE };
+        self.ask_index(owner, |held| held.get(&(owner, node)).copied()).unwrap_or_default()
+    }
+
+    /// Whether a thread that waits for a request pins guards, so that it can be a part of a deadlock: plain ones of its
+    /// own, or those of the request's owner.
+    pub(crate) fn is_nested(&self, request: &Request<P>) -> bool {
+        // Whatever a guard holds, it holds the root of the tree.
+        let Some(root) = request.plan.steps().first() else { return false };
+        let has_guards = |owner| self.ask_index(owner, |held| held.get(&(owner, root.node)).copied()).is_some();
         let thread = request.thread.id;
-        let mut guard = self.registers[self.register_of(thread)].lock();
+        has_guards(thread) || request.owner.id(thread).is_some_and(|owner| owner != thread && has_guards(owner))
+    }
+
+    /// Asks the index of an owner's register, which is made for that if it must.
+    fn ask_index<R>(&self, owner: OwnerId, ask: impl FnOnce(&Held) -> Option<R>) -> Option<R> {
+        let mut guard = self.registers[self.register_of(owner)].lock();
         let register = &mut *guard;
-        if register.entries.len() == 1 {
+        if register.entries.len() == 1 && register.entries.iter().all(|(_, entry)| !entry.is_granted()) {
             // It is the one that asks.
-            return Nesting::default();
+            return None;
         }
         let held = register.held.get_or_insert_with(|| {
             let mut held = HashMap::default();
@@ -299,13 +395,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             held
         });
         register.unasked = 0;
-        // Whatever a guard holds, it holds the root of the tree.
-        let nested = request.plan.steps().first().is_some_and(|root| held.contains_key(&(thread, root.node)));
-        let held = match request.owner {
-            Owner::Thread => held.get(&(thread, node)).copied().unwrap_or_default(),
-            Owner::Itself => ModeCounts::NONE,
-        };
-        Nesting { nested, held }
+        ask(held)
     }
 
     /// Locks the whole ledger: nothing is entered, marked or taken out meanwhile.
@@ -318,9 +408,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         self.registers.iter().map(|register| register.try_lock()).collect::<Option<_>>().map(LockedLedger)
     }
 
-    /// Where a thread's requests are entered.
-    fn register_of(&self, thread: u64) -> usize {
-        thread as usize % self.registers.len()
+    /// Where an owner's requests are entered; those of nobody with those of their thread.
+    fn register_of(&self, owner: OwnerId) -> usize {
+        owner as usize % self.registers.len()
     }
 
     /// The number of requests there is room for.
@@ -332,11 +422,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
 /// Adds to an index, or takes from it, what an entry counts there (invariant 3).
 fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mut ModeCounts, Mode)) {
-    if entry.request.owner != Owner::Thread || !matches!(entry.state, State::Granted) {
-        return;
-    }
+    let Some(owner) = entry.owner().filter(|_| entry.is_granted()) else { return };
     for (node, mode) in entry.holds() {
-        let key = (entry.request.thread.id, node);
+        let key = (owner, node);
         let counts = held.entry(key).or_default();
         change(counts, mode);
         if counts.is_empty() {
@@ -352,6 +440,15 @@ impl<P: TreePath + ?Sized> Register<P> {
         if let Some(held) = &mut self.held {
             count(held, &self.entries[entry], change);
         }
+    }
+
+    fn grant(&mut self, index: usize) {
+        let entry = &mut self.entries[index];
+        debug_assert!(!entry.is_granted(), "a grant is final");
+        entry.since = Moment::now();
+        // The waiter of the old state goes with it: nobody else's code runs in its drop.
+        entry.state = State::Granted;
+        self.index(index, ModeCounts::add);
     }
 
     #[inline]
@@ -396,11 +493,21 @@ impl<P: TreePath + ?Sized> Entry<P> {
         was
     }
 
+    /// Whose guard it is, or will be.
+    pub(crate) fn owner(&self) -> Option<OwnerId> {
+        self.request.owner.id(self.request.thread.id)
+    }
+
+    pub(crate) fn is_granted(&self) -> bool {
+        matches!(self.state, State::Granted)
+    }
+
     /// The nodes it holds, each with its mode.
     pub(crate) fn holds(&self) -> impl DoubleEndedIterator<Item = (NodeId, Mode)> + '_ {
         let steps: &[Step] = self.request.plan.steps();
         let taken = match &self.state {
-            State::Waiting(waiting) => &steps[..waiting.step],
+            State::Waiting(Waiting { step, standing: Standing::Queued(_), .. }) => &steps[..*step],
+            State::Waiting(Waiting { step, .. }) => &steps[..=*step],
             State::Granted => steps,
             State::Walking => &[],
         };
@@ -419,8 +526,9 @@ pub(crate) struct Found<P: TreePath + ?Sized> {
 
 impl<P: TreePath + ?Sized> Found<P> {
     pub(crate) fn of(entry: &Entry<P>) -> Self {
+        let steps = entry.request.plan.steps();
         let waiting = match &entry.state {
-            State::Waiting(waiting) => Some((waiting.step, waiting.ticket.mode())),
+            State::Waiting(waiting) => Some((waiting.step, steps[waiting.step].mode)),
             State::Walking | State::Granted => None,
         };
         Found { request: SharedRequest::clone(&entry.request), access: entry.access, since: entry.since, waiting }
@@ -437,8 +545,10 @@ impl<P: TreePath + ?Sized> LockedLedger<'_, P> {
         })
     }
 
-    /// Takes back the mark of one that waits.
-    pub(crate) fn stop_waiting(&mut self, key: Key) {
-        self.0[key.register].entries[key.index].state = State::Walking;
+    /// Notes that one that waits is about to give up, for a deadlock that it reports.
+    pub(crate) fn report(&mut self, key: Key) {
+        if let State::Waiting(waiting) = &mut self.0[key.register].entries[key.index].state {
+            waiting.reported = true;
+        }
     }
 }

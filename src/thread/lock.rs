@@ -7,7 +7,7 @@ use crate::error::LockError;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
 use crate::sync::{OnceByte, random_seed};
-use crate::thread::acquire::Looks;
+use crate::thread::acquire::{Looks, Stamps};
 use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 use crate::thread::ledger::{Ledger, State};
 use crate::thread::table::Table;
@@ -85,6 +85,7 @@ pub struct TreeLock<P: ?Sized + TreePath = Path> {
     pub(crate) table: Table,
     pub(crate) ledger: Ledger<P>,
     pub(crate) looks: Looks,
+    pub(crate) stamps: Stamps,
 }
 
 impl TreeLock<Path> {
@@ -114,6 +115,7 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
             table: Table::new(),
             ledger: Ledger::new(),
             looks: Looks::default(),
+            stamps: Stamps::default(),
         }
     }
 }

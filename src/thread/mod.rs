@@ -8,19 +8,21 @@
 //! | `table.rs` | the live nodes: found or made, dropped when idle |
 //! | `bias.rs` | which nodes do not count intentions, since requests publish them |
 //! | `ledger.rs` | what is granted and what waits, by request |
+//! | `moving.rs` | those that were let on from a node and have not gone on yet |
 //! | `waiter.rs` | one blocked request: grant, wake |
 //! | `guard.rs` | what a holder has: drop, downgrade |
 //! | `parties.rs` | the parties of a search for deadlocks |
 //! | `report.rs` | snapshots and reports of deadlocks |
 //!
-//! Lock order: whose turn it is to look for deadlocks; a shard of the table; registers of the ledger in the order of their
-//! numbers; a waiter.
+//! Lock order: whose turn it is to look for deadlocks; the turn of one node's movers; shards of the table in the order of
+//! their numbers; registers of the ledger in the order of theirs; a waiter.
 
 pub(crate) mod acquire;
 pub(crate) mod bias;
 pub(crate) mod guard;
 pub(crate) mod ledger;
 pub(crate) mod lock;
+pub(crate) mod moving;
 mod parties;
 mod report;
 pub(crate) mod request;

@@ -3,9 +3,9 @@
 use crate::core::deadlock::{Party, cycle_through};
 use crate::core::mode::Mode;
 use crate::core::node_id::NodeId;
-use crate::core::owner::Owner;
+use crate::core::owner::OwnerId;
 use crate::core::path::TreePath;
-use crate::thread::ledger::{Found, Key, LockedLedger, State};
+use crate::thread::ledger::{Entry, Found, Key, LockedLedger, State};
 use std::collections::{HashMap, HashSet};
 
 /// One in a cycle: the request it waits with, and the granted ones by which it holds up the one before.
@@ -16,28 +16,37 @@ pub(crate) struct Member<P: TreePath + ?Sized> {
     pub(crate) taken: Option<Mode>,
 }
 
-/// The cycle that the entry waits in. Its mark is taken back, so that nobody else reports the same one.
+/// The cycle that the entry waits in. It is marked, so that nobody else reports the same one.
 pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Option<Vec<Member<P>>> {
     let mut parties = Vec::new();
     let mut keys = Vec::new();
-    let mut by_thread = HashMap::new();
+    let mut owners = Vec::new();
+    let mut pinned_by: HashMap<OwnerId, usize> = HashMap::new();
     for (key, entry) in ledger.entries() {
         let State::Waiting(waiting) = &entry.state else { continue };
-        if waiting.waiter.is_granted() {
-            continue;
-        }
-        by_thread.insert(entry.request.thread.id, parties.len());
+        let Some(ticket) = waiting.blocked() else { continue };
+        // Its thread is blocked, and its owner is borrowed: neither lets go of anything meanwhile.
+        pinned_by.insert(entry.request.thread.id, parties.len());
+        owners.push(entry.owner());
+        pinned_by.extend(entry.owner().map(|owner| (owner, parties.len())));
         keys.push(key);
         let node = entry.request.plan.steps()[waiting.step].node;
-        parties.push(Party::new(node, waiting.ticket, waiting.temper, entry.request.owner));
+        parties.push(Party::new(node, ticket, waiting.waiter.temper));
     }
     let awaited: HashSet<NodeId> = parties.iter().map(Party::node).collect();
-    for (_, entry) in ledger.entries() {
-        let Some(&party) = by_thread.get(&entry.request.thread.id) else { continue };
-        let pinned = match entry.state {
-            State::Granted if entry.request.owner == Owner::Thread => &mut parties[party].guards,
-            State::Waiting(_) => &mut parties[party].steps,
-            State::Granted | State::Walking => continue,
+    let pins = |entry: &Entry<P>| pinned_by.get(&entry.owner().filter(|_| entry.is_granted())?).copied();
+    let mut waits = 0;
+    for (key, entry) in ledger.entries() {
+        let pinned = if let Some(party) = pins(entry) {
+            match owners[party] == entry.owner() {
+                true => &mut parties[party].own_guards,
+                false => &mut parties[party].other_guards,
+            }
+        } else if keys.get(waits) == Some(&key) {
+            waits += 1;
+            &mut parties[waits - 1].steps
+        } else {
+            continue;
         };
         pinned.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
     }
@@ -55,18 +64,14 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
             for (key, entry) in ledger.entries() {
                 if key == keys[party] {
                     waits = Some(Found::of(entry));
-                } else if matches!(entry.state, State::Granted)
-                    && entry.request.owner == Owner::Thread
-                    && by_thread.get(&entry.request.thread.id) == Some(&party)
-                    && entry.holds().any(|held| holds_up(&held))
-                {
+                } else if pins(entry) == Some(party) && entry.holds().any(|held| holds_up(&held)) {
                     holds.push(Found::of(entry));
                 }
             }
             Member { waits: waits.expect("a party was made from its entry"), holds, taken }
         })
         .collect();
-    ledger.stop_waiting(me);
+    ledger.report(me);
     Some(members)
 }
 

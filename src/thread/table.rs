@@ -1,28 +1,29 @@
 //! The live nodes of a lock: made when they are first asked for, dropped when they are idle (G6).
 //!
 //! A hash map from node id to [`Node`], cut into shards by the id, each under a mutex of its own that is held for
-//! one decision of one node. Registers of the ledger are locked under it, where a bias is revoked or a request entered or
-//! taken out together with its last step.
+//! one decision of one node, or for one of several nodes where a request must be decided at one moment. Registers of the
+//! ledger are locked under it, where a bias is revoked, or where an entry changes together with its node.
 //!
 //! Invariants:
 //!
 //! 1. A node is in its shard exactly while it counts a grant or somebody waits for it; what is only published is in the
 //!    ledger (`bias.rs`). All changes of it happen under the shard's mutex, so none is dropped while somebody looks.
-//! 2. Whoever is granted by a change is told so under that mutex, and woken by the caller, who gets it in a
-//!    [`Due`], after the mutex is let go.
+//! 2. A request that a change lets on is marked in the ledger under that mutex: as granted, to be woken; or as a mover, to
+//!    be walked on. The caller gets both in a [`Due`], and does it after the mutex is let go.
 //! 3. A shard's capacity is at most a few times the most that it needs now, and a constant when it is empty.
 //!
-//! Lock order: a shard, then the registers that a revocation goes through, one after the other, or the [`Waiter`]s
-//! that it grants; never two shards.
+//! Lock order: shards in the order of their numbers, and more than one only in [`Table::lock_all`]; then registers, one after
+//! the other, or a [`Waiter`].
 
 use crate::core::mode::{Mode, ModeCounts};
-use crate::core::node::{Node, Ticket};
+use crate::core::node::{Node, Stamp, Ticket};
 use crate::core::node_id::{NodeId, NodeMap};
 use crate::core::path::TreePath;
 use crate::core::plan::Step;
 use crate::sync::{CachePadded, Mutex, MutexGuard, SHARDS};
 use crate::thread::bias::{self, Heats, InTheWay, Tags};
-use crate::thread::ledger::Ledger;
+use crate::thread::ledger::{Ledger, LetOn};
+use crate::thread::moving::{Moving, Turn};
 use crate::thread::waiter::Waiter;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub(crate) struct Table {
 #[derive(Debug, Default)]
 struct Shard {
     nodes: NodeMap<Node<Arc<Waiter>>>,
+    moving: Moving,
     heats: Heats,
 }
 
@@ -53,15 +55,41 @@ impl Place {
 /// The capacity that a shard always keeps.
 const SHARD_CAPACITY: usize = 28;
 
-/// Those that were granted and are yet to be woken: when this is dropped, outside of any internal lock.
+/// What is left to be done after a change, outside of the mutex of any shard.
 #[derive(Debug, Default)]
 #[must_use]
-pub(crate) struct Due(Vec<Arc<Waiter>>);
+pub(crate) struct Due {
+    /// Those that hold everything are woken when this is dropped, outside of any internal lock.
+    pub(crate) granted: Vec<Arc<Waiter>>,
+    /// Those that hold the node are to be walked on, with all movers of it before them.
+    pub(crate) moves: Vec<(NodeId, u64)>,
+}
+
+impl Due {
+    /// The movers of a node up to that number.
+    pub(crate) fn of_move(node: NodeId, number: u64) -> Self {
+        Due { granted: Vec::new(), moves: vec![(node, number)] }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.granted.is_empty() && self.moves.is_empty()
+    }
+}
 
 impl Drop for Due {
     fn drop(&mut self) {
-        self.0.iter().for_each(|waiter| waiter.wake());
+        debug_assert!(self.moves.is_empty(), "movers are left to nobody");
+        self.granted.iter().for_each(|waiter| waiter.wake());
     }
+}
+
+/// What became of a step.
+pub(crate) enum Grant {
+    Granted,
+    /// It is granted, and there are movers at the node, up to this number.
+    Behind(u64),
+    /// It is not, and the owner holds so much there.
+    Refused(ModeCounts),
 }
 
 impl Table {
@@ -75,52 +103,33 @@ impl Table {
         self.tags.is_set(node)
     }
 
-    /// Grants the step to an owner that already holds `held` there, if it need not wait.
-    pub(crate) fn try_grant<P>(&self, step: Step, held: &ModeCounts, ledger: &Ledger<P>) -> bool
-    where
-        P: TreePath + ?Sized,
-    {
-        let mut shard = self.shard(step.node).lock();
-        self.revoke_for(step, &mut shard, ledger);
-        self.grant(step, held, &mut shard)
-    }
-
     /// Locks the shard of a node, for what has to be done together with the ledger.
     #[inline]
     pub(crate) fn lock(&self, place: Place) -> LockedShard<'_> {
         LockedShard { table: self, shard: self.shards[place.0].lock() }
     }
 
-    /// Grants the step, or lets `waiter` queue for it.
-    pub(crate) fn request<P>(
-        &self,
-        step: Step,
-        held: ModeCounts,
-        waiter: &Arc<Waiter>,
-        ledger: &Ledger<P>,
-    ) -> Option<Ticket>
-    where
-        P: TreePath + ?Sized,
-    {
-        let mut shard = self.shard(step.node).lock();
-        self.revoke_for(step, &mut shard, ledger);
-        let granted = self.grant(step, &held, &mut shard);
-        let mut queue =
-            || shard.nodes.get_mut(&step.node).map(|node| node.enqueue(step.mode, held, Arc::clone(waiter)));
-        if granted { None } else { queue() }
+    /// Locks the shards of several nodes.
+    pub(crate) fn lock_all(&self, nodes: impl Iterator<Item = NodeId>) -> LockedShards<'_> {
+        let mut places: Vec<usize> = nodes.map(bias::shard).collect();
+        places.sort_unstable();
+        places.dedup();
+        LockedShards(places.into_iter().map(|place| (place, self.lock(Place(place)))).collect())
     }
 
-    pub(crate) fn downgrade(&self, node: NodeId, mode: Mode, due: &mut Due) {
-        self.change(node, due, |node, due| node.downgrade(mode, mode.downgraded(), due));
+    /// The right to walk on the movers of a node, unless those up to `until` have gone.
+    pub(crate) fn turn(&self, node: NodeId, until: u64) -> Option<Turn> {
+        self.shard(node).lock().moving.turn(node, until)
     }
 
-    /// Takes a waiter out of its queue; `false` if it had been granted before.
-    pub(crate) fn cancel(&self, node: NodeId, ticket: Ticket, due: &mut Due) -> bool {
-        self.change(node, due, |node, due| node.cancel(ticket, due))
+    /// The next mover of a node up to `until`, for the thread that has the turn.
+    pub(crate) fn next_mover(&self, node: NodeId, until: u64) -> Option<Arc<Waiter>> {
+        self.shard(node).lock().moving.next(node, until)
     }
 
-    pub(crate) fn release(&self, node: NodeId, mode: Mode, due: &mut Due) {
-        self.change(node, due, |node, due| node.release(mode, due));
+    /// The mover that `next_mover` returned has got where it could.
+    pub(crate) fn arrived(&self, node: NodeId) {
+        self.shard(node).lock().moving.arrived(node);
     }
 
     /// Turns what a request has published on a node into a count of it, if it still is.
@@ -141,27 +150,6 @@ impl Table {
     #[cfg(all(test, not(feature = "model")))]
     pub(crate) fn capacity(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().nodes.capacity()).sum()
-    }
-
-    #[inline]
-    fn change<R>(
-        &self,
-        node: NodeId,
-        due: &mut Due,
-        change: impl FnOnce(&mut Node<Arc<Waiter>>, &mut Vec<Arc<Waiter>>) -> R,
-    ) -> R {
-        self.shard(node).lock().change(node, due, change)
-    }
-
-    #[inline]
-    fn grant(&self, step: Step, held: &ModeCounts, shard: &mut Shard) -> bool {
-        let Shard { nodes, heats } = shard;
-        let node = nodes.entry(step.node).or_default();
-        let granted = node.try_grant(step.mode, held);
-        if granted && step.mode.is_intention() && node.has_intentions_only() && !self.tags.is_set(step.node) {
-            self.tags.warm(step.node, heats);
-        }
-        granted
     }
 
     #[inline]
@@ -194,37 +182,135 @@ impl LockedShard<'_> {
     #[inline]
     pub(crate) fn try_grant(&mut self, step: Step) -> bool {
         self.table.in_the_way(step, &self.shard).is_none()
-            && self.table.grant(step, &ModeCounts::NONE, &mut self.shard)
+            && self.grant(step, |node| node.try_grant(step.mode, &ModeCounts::NONE))
+    }
+
+    /// Grants the step to a request with that stamp, if it need not wait; `held` tells what its owner holds there.
+    pub(crate) fn take<P>(
+        &mut self,
+        step: Step,
+        stamp: Stamp,
+        ledger: &Ledger<P>,
+        held: impl FnOnce() -> ModeCounts,
+    ) -> Grant
+    where
+        P: TreePath + ?Sized,
+    {
+        self.table.revoke_for(step, &mut self.shard, ledger);
+        let mut own = ModeCounts::NONE;
+        let taken = |node: &mut Node<_>| match node.take(stamp, step.mode, held) {
+            Ok(()) => true,
+            Err(held) => {
+                own = held;
+                false
+            }
+        };
+        match (self.grant(step, taken), self.shard.moving.last(step.node)) {
+            (true, None) => Grant::Granted,
+            (true, Some(last)) => Grant::Behind(last),
+            (false, _) => Grant::Refused(own),
+        }
+    }
+
+    /// Lets a request queue that was refused.
+    pub(crate) fn enqueue(&mut self, step: Step, held: ModeCounts, waiter: &Arc<Waiter>) -> Ticket {
+        let node = self.shard.nodes.entry(step.node).or_default();
+        node.enqueue(waiter.stamp, step.mode, held, Arc::clone(waiter))
+    }
+
+    /// Puts a request that holds the step behind the movers of its node.
+    pub(crate) fn move_behind(&mut self, step: Step, waiter: &Arc<Waiter>) -> u64 {
+        self.shard.moving.push(step.node, Arc::clone(waiter))
     }
 
     #[inline]
-    pub(crate) fn release(&mut self, node: NodeId, mode: Mode, due: &mut Due) {
-        self.shard.change(node, due, |node, due| node.release(mode, due));
+    pub(crate) fn release<P>(&mut self, node: NodeId, mode: Mode, ledger: &Ledger<P>, due: &mut Due)
+    where
+        P: TreePath + ?Sized,
+    {
+        self.change(node, ledger, due, |node, let_on| node.release(mode, let_on));
+    }
+
+    pub(crate) fn downgrade<P>(&mut self, node: NodeId, mode: Mode, ledger: &Ledger<P>, due: &mut Due)
+    where
+        P: TreePath + ?Sized,
+    {
+        self.change(node, ledger, due, |node, let_on| node.downgrade(mode, mode.downgraded(), let_on));
+    }
+
+    /// Takes a waiter out of its queue; `false` if it had been let on before.
+    pub(crate) fn cancel<P>(&mut self, node: NodeId, ticket: Ticket, ledger: &Ledger<P>, due: &mut Due) -> bool
+    where
+        P: TreePath + ?Sized,
+    {
+        self.change(node, ledger, due, |node, let_on| node.cancel(ticket, let_on))
+    }
+
+    #[inline]
+    fn grant(&mut self, step: Step, take: impl FnOnce(&mut Node<Arc<Waiter>>) -> bool) -> bool {
+        let Shard { nodes, moving, heats } = &mut *self.shard;
+        let node = nodes.entry(step.node).or_default();
+        let granted = take(node);
+        let tags = &self.table.tags;
+        if granted && step.mode.is_intention() && node.has_intentions_only() && !tags.is_set(step.node) {
+            // Or whoever publishes would pass the movers (invariant 1 of `moving.rs`).
+            if moving.last(step.node).is_none() {
+                tags.warm(step.node, heats);
+            }
+        }
+        granted
+    }
+
+    /// The one place where somebody lets go of a node, and where others are let on by that.
+    #[inline]
+    fn change<P, R>(
+        &mut self,
+        node: NodeId,
+        ledger: &Ledger<P>,
+        due: &mut Due,
+        change: impl FnOnce(&mut Node<Arc<Waiter>>, &mut Vec<Arc<Waiter>>) -> R,
+    ) -> R
+    where
+        P: TreePath + ?Sized,
+    {
+        let Shard { nodes, moving, .. } = &mut *self.shard;
+        let Entry::Occupied(mut place) = nodes.entry(node) else {
+            unreachable!("a node lives while it is held or awaited (invariant 1)")
+        };
+        let mut let_on = Vec::new();
+        let result = change(place.get_mut(), &mut let_on);
+        if place.get().is_idle() {
+            place.remove();
+            self.shard.trim();
+        } else {
+            for waiter in let_on {
+                let number = || moving.push(node, Arc::clone(&waiter));
+                match ledger.let_on(waiter.key, number) {
+                    LetOn::Granted => {
+                        waiter.grant();
+                        due.granted.push(waiter);
+                    }
+                    LetOn::Moves(number) => due.moves.push((node, number)),
+                }
+            }
+        }
+        result
+    }
+}
+
+/// The shards of several nodes, locked: what is decided there is decided at one moment.
+pub(crate) struct LockedShards<'a>(Vec<(usize, LockedShard<'a>)>);
+
+impl<'a> LockedShards<'a> {
+    /// The one of a node.
+    pub(crate) fn of(&mut self, node: NodeId) -> &mut LockedShard<'a> {
+        let shard = bias::shard(node);
+        let index = self.0.binary_search_by_key(&shard, |(place, _)| *place);
+        &mut self.0[index.expect("it is locked")].1
     }
 }
 
 impl Shard {
-    /// The one place where somebody lets go of a node, and where others may be granted by that.
-    #[inline]
-    fn change<R>(
-        &mut self,
-        node: NodeId,
-        due: &mut Due,
-        change: impl FnOnce(&mut Node<Arc<Waiter>>, &mut Vec<Arc<Waiter>>) -> R,
-    ) -> R {
-        let Entry::Occupied(mut place) = self.nodes.entry(node) else {
-            unreachable!("a node lives while it is held or awaited (invariant 1)")
-        };
-        let woken_before = due.0.len();
-        let result = change(place.get_mut(), &mut due.0);
-        due.0[woken_before..].iter().for_each(|waiter| waiter.grant());
-        if place.get().is_idle() {
-            place.remove();
-            self.trim();
-        }
-        result
-    }
-
     /// Gives back what it no longer needs; the cost is paid by the insertions that made it grow.
     #[inline]
     fn trim(&mut self) {

@@ -1,22 +1,29 @@
-//! One blocked request at one node: parked on a condition variable of its own, so that a release wakes exactly
-//! those whose turn has come (G9).
+//! One request that waits: a thread parked on a condition variable of its own, from when it first has to wait until the
+//! request holds everything or is refused (G9).
 //!
-//! A waiter is granted once, in two steps: [`Waiter::grant`] under the lock of the node's shard, so that
-//! whoever looks at it afterwards knows; [`Waiter::wake`] after all internal locks are let go. It is not used
-//! again after that, or a late wake-up would end the next wait.
+//! Whoever grants the last step calls [`Waiter::grant`], after the ledger has the request as granted; and
+//! [`Waiter::wake`] after all internal locks are let go, once. A waiter serves one request and is not used again.
 //!
 //! Time is the clock's in an ordinary build. In a model there is none, since waits with a deadline never end there:
 //! a thread of the model plays the clock by [`Waiter::strike`], and so both outcomes of every race are explored.
 //!
-//! Lock order: a shard of the table, or a register of the ledger, then a waiter.
+//! Lock order: the waiter's mutex is the last one; nothing else is locked under it.
 
+use crate::core::deadlock::Temper;
+use crate::core::node::Stamp;
 #[cfg(not(feature = "model"))]
 use crate::sync::spin;
 use crate::sync::{Condvar, Mutex};
+use crate::thread::ledger::Key;
 use std::time::{Duration, Instant};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Waiter {
+    /// The request's entry in the ledger.
+    pub(crate) key: Key,
+    /// Its place in the order of all that wait.
+    pub(crate) stamp: Stamp,
+    pub(crate) temper: Temper,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -32,7 +39,7 @@ struct State {
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// It holds what it waits for.
+    /// It holds everything.
     Granted,
     /// It does not, and it is time for something else.
     At(Time),
@@ -48,7 +55,11 @@ pub(crate) enum Time {
 }
 
 impl Waiter {
-    /// Tells the waiter that it holds what it waits for.
+    pub(crate) fn new(key: Key, stamp: Stamp, temper: Temper) -> Self {
+        Waiter { key, stamp, temper, state: Mutex::default(), wake: Condvar::default() }
+    }
+
+    /// Tells the waiter that it holds everything.
     pub(crate) fn grant(&self) {
         self.state.lock().granted = true;
     }
@@ -58,7 +69,8 @@ impl Waiter {
         self.wake.notify_one();
     }
 
-    pub(crate) fn is_granted(&self) -> bool {
+    #[cfg(not(feature = "model"))]
+    fn is_granted(&self) -> bool {
         self.state.lock().granted
     }
 
@@ -117,7 +129,7 @@ mod tests {
     /// No model makes a spurious wake-up, so here is one, and many.
     #[test]
     fn wake_up_without_a_grant_ends_no_wait() {
-        let waiter = Waiter::default();
+        let waiter = Waiter::new(Key::default(), Stamp(1), Temper::Endless);
         thread::scope(|scope| {
             let waits = scope.spawn(|| (waiter.wait(None, None), waiter.is_granted()));
             for _ in 0..3 {
