@@ -638,3 +638,235 @@ fn unrelated_guard_is_held_until_the_others_finish() {
         join_all([writer(lock, "a", &cell), writer(lock, "a", &cell)]);
     });
 }
+
+/// Who was served, in order: noted by each while it holds what it asked for.
+#[derive(Clone, Default)]
+struct Served(Arc<std::sync::Mutex<Vec<&'static str>>>);
+
+impl Served {
+    fn note(&self, name: &'static str) {
+        self.0.lock().unwrap().push(name);
+    }
+
+    fn order(&self) -> Vec<&'static str> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// A thread that writes `path` and notes its name.
+    fn writer(&self, lock: &Arc<Lock>, name: &'static str, path: &'static str) -> JoinHandle<()> {
+        let served = self.clone();
+        spawn(lock, move |lock| {
+            let _guard = lock.write(path);
+            served.note(name);
+        })
+    }
+}
+
+/// G3, G9: two that one release lets on at `a` are walked on to `a/b` in their order, and woken there.
+#[test]
+fn those_let_on_together_are_served_in_their_order() {
+    model(Bounds { quick: 2, slow: Some(4) }, |lock| {
+        let served = Served::default();
+        let held = lock.write("a");
+        let first = served.writer(lock, "first", "a/b");
+        until_waiting(lock, 1);
+        let second = served.writer(lock, "second", "a/b");
+        until_waiting(lock, 2);
+        drop(held);
+        join_all([first, second]);
+        assert_eq!(served.order(), ["first", "second"]);
+    });
+}
+
+/// G3: whoever comes to a node after others were let on there goes on behind them.
+#[test]
+fn newcomer_goes_on_behind_those_let_on() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let served = Served::default();
+        let held = lock.write("a");
+        let waiter = served.writer(lock, "waiter", "a/b");
+        until_waiting(lock, 1);
+        let newcomer = served.writer(lock, "newcomer", "a/b");
+        drop(held);
+        join_all([waiter, newcomer]);
+        assert_eq!(served.order(), ["waiter", "newcomer"]);
+    });
+}
+
+/// G3: a node with movers gets no bias, or the second request of the newcomer would be published past them.
+#[test]
+fn no_publication_passes_those_let_on() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let served = Served::default();
+        let held = lock.write("a");
+        let waiter = served.writer(lock, "waiter", "a/b");
+        until_waiting(lock, 1);
+        let newcomer = {
+            let served = served.clone();
+            spawn(lock, move |lock| {
+                drop(lock.write("a/c"));
+                let _guard = lock.write("a/b");
+                served.note("newcomer");
+            })
+        };
+        drop(held);
+        join_all([waiter, newcomer]);
+        assert_eq!(served.order(), ["waiter", "newcomer"]);
+    });
+}
+
+/// G3: a `try_lock` that comes after others were let on is granted after them, or refused.
+#[test]
+fn try_goes_on_behind_those_let_on() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let served = Served::default();
+        let held = lock.write("a");
+        let waiter = served.writer(lock, "waiter", "a/b");
+        until_waiting(lock, 1);
+        let tries = {
+            let served = served.clone();
+            spawn(lock, move |lock| {
+                if let Ok(_guard) = lock.try_lock(&[], &["a/b"]) {
+                    served.note("try");
+                }
+            })
+        };
+        drop(held);
+        join_all([waiter, tries]);
+        assert_eq!(served.order()[0], "waiter");
+    });
+}
+
+/// G3, G9: a release and a cancel let others on at the same node, one after the other, and each walks on its own: the
+/// second one in its turn.
+#[test]
+fn second_change_walks_on_behind_the_first() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let served = Served::default();
+        let held = lock.write("a");
+        let first = served.writer(lock, "first", "a/b");
+        until_waiting(lock, 1);
+        // It excludes both writers below, so the second one waits behind it.
+        let timed = spawn(lock, |lock| drop(lock.try_lock_for(&["a"], &[], Duration::ZERO)));
+        until_waiting(lock, 2);
+        let second = served.writer(lock, "second", "a/b");
+        until_waiting(lock, 3);
+        lock.strike(true);
+        drop(held);
+        join_all([first, timed, second]);
+        assert_eq!(served.order(), ["first", "second"]);
+    });
+}
+
+/// G3: a request keeps the place that it got where it began to wait.
+#[test]
+fn request_let_on_goes_ahead_of_one_that_began_to_wait_later() {
+    model(Bounds { quick: 2, slow: Some(4) }, |lock| {
+        let served = Served::default();
+        let (a, b) = (lock.write("a"), lock.write("b"));
+        let both = {
+            let served = served.clone();
+            spawn(lock, move |lock| {
+                let _guard = lock.lock(&[], &["a", "b"]);
+                served.note("both");
+            })
+        };
+        until_waiting(lock, 1);
+        // One of the two comes first in every plan; the request waits for that one.
+        let at = lock.snapshot().waiters[0].at.segments[0].clone();
+        let (near, far, later) = if at == "a" { (a, b, "b") } else { (b, a, "a") };
+        let alone = served.writer(lock, "alone", later);
+        until_waiting(lock, 2);
+        drop(near);
+        drop(far);
+        join_all([both, alone]);
+        assert_eq!(served.order(), ["both", "alone"]);
+    });
+}
+
+/// G7, G10: a deadline passes while a request is walked on, or when it waits in its second queue.
+#[test]
+fn deadline_against_walking_on() {
+    let (granted, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let outcomes = (Arc::clone(&granted), Arc::clone(&refused));
+    model(Bounds { quick: 3, slow: Some(4) }, move |lock| {
+        let (outer, inner) = (lock.write("a"), lock.write("a/b"));
+        let (granted, refused) = outcomes.clone();
+        let timed = spawn(lock, move |lock| match lock.try_lock_for(&[], &["a/b"], Duration::ZERO) {
+            Ok(_guard) => granted.fetch_add(1, Ordering::Relaxed),
+            Err(LockError::TimedOut) => refused.fetch_add(1, Ordering::Relaxed),
+            Err(error) => panic!("{error}"),
+        });
+        until_waiting(lock, 1);
+        let clock = spawn(lock, |lock| lock.strike(true));
+        drop(outer);
+        drop(inner);
+        timed.join().unwrap();
+        clock.join().unwrap();
+    });
+    assert!(granted.load(Ordering::Relaxed) > 0 && refused.load(Ordering::Relaxed) > 0, "both must be explored");
+}
+
+/// G7: a request that gives up in its second queue lets in whoever waits behind it there.
+#[test]
+fn request_cancelled_half_way_lets_in_the_one_behind_it() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let (outer, inner) = (lock.write("a"), lock.read("a/b"));
+        let timed = spawn(lock, |lock| {
+            let refused = lock.try_lock_for(&[], &["a/b"], Duration::ZERO);
+            assert!(matches!(refused, Err(LockError::TimedOut)));
+        });
+        until_waiting(lock, 1);
+        let behind = spawn(lock, |lock| drop(lock.read("a/b")));
+        until_waiting(lock, 2);
+        drop(outer);
+        lock.strike(true);
+        join_all([timed, behind]);
+        drop(inner);
+    });
+}
+
+/// G1, G9: what is published for a request that is walked on is seen by whoever revokes it, or the other way round.
+#[test]
+fn walking_on_against_revocation() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        bias_above(lock, "a/b/c");
+        let cell = Protected::new();
+        let held = lock.write("a");
+        let below = writer(lock, "a/b/c", &cell);
+        until_waiting(lock, 1);
+        let above = reader(lock, "a/b", &cell);
+        drop(held);
+        join_all([below, above]);
+    });
+}
+
+/// G2: a look for deadlocks while the release that ends the wait is walking the request on reports nothing.
+#[test]
+fn look_for_deadlock_against_walking_on() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let held = lock.write("a");
+        let nests = spawn(lock, |lock| {
+            let _own = lock.write("b");
+            let _guard = lock.try_lock_for(&[], &["a/x"], Duration::MAX).expect("nobody waits for it");
+        });
+        until_waiting(lock, 1);
+        // It waits for the one that nests, and is no part of a cycle.
+        let waits = spawn(lock, |lock| drop(lock.write("b")));
+        let clock = spawn(lock, |lock| lock.strike(false));
+        drop(held);
+        join_all([nests, waits, clock]);
+    });
+}
+
+/// G4: a `try_lock` that is refused takes nothing meanwhile, so nobody is refused for it.
+#[test]
+fn refused_try_refuses_nobody() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        let held = lock.write("held");
+        let refused = spawn(lock, |lock| assert!(lock.try_lock(&[], &["c", "held"]).is_err()));
+        let granted = spawn(lock, |lock| assert!(lock.try_lock(&["c/1"], &[]).is_ok()));
+        join_all([refused, granted]);
+        drop(held);
+    });
+}

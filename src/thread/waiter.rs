@@ -110,6 +110,7 @@ impl Waiter {
                 return Woken::At(Time::Look);
             }
             state = self.wake.wait(state);
+            assert!(state.granted || !state.struck.is_empty(), "it was woken before it holds everything (G9)");
         }
     }
 
