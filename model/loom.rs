@@ -28,7 +28,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use treelock::{LockError, TreeLock};
+use treelock::{LockError, LockOwner, TreeLock};
 
 type Lock = TreeLock<str>;
 
@@ -868,5 +868,56 @@ fn refused_try_refuses_nobody() {
         let granted = spawn(lock, |lock| assert!(lock.try_lock(&["c/1"], &[]).is_ok()));
         join_all([refused, granted]);
         drop(held);
+    });
+}
+
+/// G1, G9: a guard gives back one of its roots while one waits for that, another for the rest, and a reader revokes what
+/// is published above.
+#[test]
+fn part_released_against_waiting_writers_and_revocation() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        bias_above(lock, "a/b");
+        bias_above(lock, "c/d");
+        let (left, right) = (Protected::new(), Protected::new());
+        let mut guard = lock.lock(&[], &["a/b", "c/d"]);
+        let first = writer(lock, "a/b", &left);
+        let above = reader(lock, "c", &right);
+        left.write();
+        guard.release(&["a/b"]).unwrap();
+        // The other one is held until the first has finished: no later wake-up hides a lost one.
+        join_all([first]);
+        right.write();
+        drop(guard);
+        join_all([above]);
+    });
+}
+
+/// G2: of two owners in a deadlock one gets the report, and the other goes on.
+#[test]
+fn deadlock_of_owners_is_reported_to_one() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        fn reports(owner: &mut LockOwner<str>, wanted: &'static str) -> usize {
+            match owner.lock(&[], &[wanted]) {
+                Ok(_wanted) => 0,
+                Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let mut owner = lock.owner();
+        let _held = owner.lock(&[], &["a"]).unwrap();
+        let other = spawn(lock, move |lock| {
+            let mut owner = lock.owner();
+            let _held = owner.lock(&[], &["b"]).unwrap();
+            reports(&mut owner, "a")
+        });
+        until_waiting(lock, 1);
+        let clock = spawn(lock, |lock| {
+            until_waiting(lock, 2);
+            lock.strike(false);
+        });
+        let reports = reports(&mut owner, "b");
+        drop(owner);
+        clock.join().unwrap();
+        assert_eq!(reports + other.join().unwrap(), 1, "one report resolves it");
     });
 }

@@ -31,7 +31,8 @@
 //! | to lock | [`lock`](TreeLock::lock), or [`read`](TreeLock::read) and [`write`](TreeLock::write) for one root |
 //! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until); why they refuse: [`LockError`] |
 //! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
-//! | to go on reading after a write | [`downgrade`](TreeLockGuard::downgrade) |
+//! | to go on reading after a write, or to give back some roots | [`downgrade`](TreeLockGuard::downgrade), [`release`](TreeLockGuard::release) |
+//! | an owner that goes from thread to thread | [`LockOwner`] |
 //! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`] |
 //! | who is served when, what a thread may nest, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
@@ -70,6 +71,7 @@ pub use crate::core::path::{Frame, PathError, TreePath};
 pub use crate::core::segments::Segments;
 pub use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 pub use crate::thread::lock::TreeLock;
+pub use crate::thread::owner::{HeldLock, LockOwner};
 pub use error::LockError;
 pub use inspect::{Deadlock, Holder, Party, Root, Snapshot, Waiter};
 

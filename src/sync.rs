@@ -94,6 +94,11 @@ fn next_thread(next: &std::sync::atomic::AtomicU64) -> u64 {
     next.fetch_add(1, Ordering::Relaxed)
 }
 
+/// A number for an owner that is no thread, from the same numbers as those of the threads.
+pub(crate) fn new_owner_id() -> u64 {
+    next_thread(imp::next())
+}
+
 #[cfg(not(feature = "model"))]
 mod imp {
     use super::ThreadInfo;
@@ -179,6 +184,10 @@ mod imp {
     }
 
     static NEXT: AtomicU64 = AtomicU64::new(1);
+
+    pub(crate) fn next() -> &'static AtomicU64 {
+        &NEXT
+    }
 
     #[inline]
     fn thread_id() -> u64 {
@@ -328,6 +337,10 @@ mod imp {
     world::lazy_static! {
         /// Counts the threads of one iteration: which register a thread uses must not depend on those before.
         static ref NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    }
+
+    pub(crate) fn next() -> &'static std::sync::atomic::AtomicU64 {
+        &NEXT
     }
 
     world::thread_local! {

@@ -187,3 +187,57 @@ fn a_release_wakes_nobody_whose_turn_has_not_come() {
 
     assert!(sleeps[50] < 25, "{sleeps:?}");
 }
+
+/// A rename ends with its source free.
+#[test]
+fn a_guard_can_release_some_of_its_roots() {
+    let lock = common::new();
+    let mut guard = lock.lock(&["c"], &["a/x", "b"]);
+    let waits = Other::waits(&lock, &["a"], &[]);
+    guard.release(&["a//x/"]).unwrap();
+    waits.wait_until_granted();
+    waits.releases();
+    assert!(admits(&lock, &[], &["a"]) && admits(&lock, &["c"], &[]));
+    assert!(!admits(&lock, &[], &["c"]) && !admits(&lock, &["b"], &[]));
+    assert_eq!(lock.snapshot().holders[0].roots.len(), 2);
+    guard.release(&["b", "c"]).unwrap();
+    assert!(admits(&lock, &[], &["b", "c"]));
+    drop(guard);
+    assert_free(&lock, "".as_ref());
+}
+
+/// What the released root has covered so far is held as it was asked for.
+#[test]
+fn a_root_below_a_released_one_stays() {
+    let lock = common::new();
+    let mut guard = lock.lock(&["a/b", "a/b/c"], &["a"]);
+    guard.release(&["a"]).unwrap();
+    assert!(admits(&lock, &["a/b"], &["a/d"]) && !admits(&lock, &[], &["a/b/c/d"]));
+    guard.release(&["a/b"]).unwrap();
+    assert!(admits(&lock, &[], &["a/b/d"]) && !admits(&lock, &[], &["a/b/c"]));
+    // Also beside another guard of the same owner, which excludes it for everybody else.
+    let mut outer = lock.lock(&["d/e"], &["d"]);
+    let inner = lock.write("d/e");
+    outer.release(&["d"]).unwrap();
+    drop(inner);
+    assert!(admits(&lock, &["d/e"], &[]) && !admits(&lock, &[], &["d/e"]));
+    drop((guard, outer));
+    assert_free(&lock, "".as_ref());
+}
+
+/// G7.
+#[test]
+fn what_is_no_root_of_a_guard_cannot_be_released() {
+    let lock = common::new();
+    let mut guard = lock.lock_arc(&[], &["a", "b"]);
+    for paths in [["a/x"], ["c"], [""], ["../a"]] {
+        let error = guard.release(&paths).unwrap_err().to_string();
+        assert!(error.contains(&format!("{:?}", paths[0])), "{error}");
+    }
+    assert!(guard.release(&["a", "c"]).is_err());
+    assert!(!admits(&lock, &["a"], &[]) && !admits(&lock, &["b"], &[]), "nothing was released");
+    guard.release(&["a"]).unwrap();
+    assert!(guard.release(&["a"]).is_err(), "it is gone");
+    drop(guard);
+    assert_free(&lock, "".as_ref());
+}

@@ -74,23 +74,36 @@ impl Plan {
             }
             self.ends.push((self.ids.len(), mode));
         }
-        if let [(_, mode)] = self.ends[..] {
-            push_way(&mut self.steps, &self.ids, mode);
-        } else {
-            self.join_ways();
-        }
+        self.make_steps();
         Ok(())
+    }
+
+    /// The plan for the roots that `keep` keeps, each in the mode that it says: given the index and the mode of each.
+    pub(crate) fn of_some(&self, mut keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Plan {
+        let mut plan = Plan::default();
+        for (index, (way, mode)) in self.ways().enumerate() {
+            if let Some(mode) = keep(index, mode) {
+                plan.ids.extend(way);
+                plan.ends.push((plan.ids.len(), mode));
+            }
+        }
+        plan.make_steps();
+        plan
     }
 
     pub(crate) fn steps(&self) -> &[Step] {
         &self.steps
     }
 
-    /// The nodes of each root, from the top of the tree down to it.
-    #[cfg(feature = "process")]
-    pub(crate) fn ways(&self) -> impl Iterator<Item = &[NodeId]> {
+    /// The nodes of each root as it was asked for, from the top of the tree down to it, and its mode.
+    pub(crate) fn ways(&self) -> impl Iterator<Item = (&[NodeId], Mode)> {
         let mut start = 0;
-        self.ends.iter().map(move |&(end, _)| &self.ids[std::mem::replace(&mut start, end)..end])
+        self.ends.iter().map(move |&(end, mode)| (&self.ids[std::mem::replace(&mut start, end)..end], mode))
+    }
+
+    /// The mode of a node, if it has a step.
+    pub(crate) fn mode_of(&self, step: &Step) -> Option<Mode> {
+        self.index(step.node, step.depth as usize).map(|index| self.steps[index].mode)
     }
 
     /// The step at a node of that depth, if there is one.
@@ -112,6 +125,13 @@ impl Plan {
         self.ids.clear();
         self.ends.clear();
         self.tops.clear();
+    }
+
+    fn make_steps(&mut self) {
+        match self.ends[..] {
+            [(_, mode)] => push_way(&mut self.steps, &self.ids, mode),
+            _ => self.join_ways(),
+        }
     }
 
     fn join_ways(&mut self) {
@@ -242,6 +262,21 @@ mod tests {
             assert_eq!(plan.index(step.node, depth), Some(index));
             assert_eq!(plan.index(step.node, depth + 1), None);
         }
+    }
+
+    /// What is left of a guard that gives back some of its roots, or turns writes into reads.
+    #[test]
+    fn plan_of_some_roots_is_the_plan_of_these() {
+        let seeds = Seeds::new(|| 7);
+        let mut all = Plan::default();
+        all.build::<str, _>(&seeds, &["a/b", "c"], &["a", "d"]).unwrap();
+        let mut some = Plan::default();
+        some.build::<str, _>(&seeds, &["a/b"], &["d"]).unwrap();
+        assert_eq!(all.of_some(|index, mode| [0, 3].contains(&index).then_some(mode)).steps, some.steps);
+        let mut read = Plan::default();
+        read.build::<str, _>(&seeds, &["a/b", "c", "a", "d"], &[]).unwrap();
+        assert_eq!(all.of_some(|_, mode| Some(mode.downgraded())).steps, read.steps);
+        assert!(all.of_some(|_, _| None).steps.is_empty());
     }
 
     /// A thread keeps the buffers of its last plan, which must not be those of the largest it ever made (G6).

@@ -17,12 +17,13 @@
 //! ledger, or all in order; a waiter. No user code runs under any of these, and nobody is woken under one.
 
 use crate::core::deadlock::Temper;
-use crate::core::mode::ModeCounts;
+use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Stamp;
 use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
 use crate::core::path::{PathError, TreePath, common_frame, odd_frame};
 use crate::core::plan::Step;
+use crate::core::segments::Segments;
 use crate::core::walk::{Taken, walk};
 use crate::error::LockError;
 use crate::inspect::Deadlock;
@@ -381,7 +382,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             // This one its node counts, or has begun to.
             if let Some(step) = left.checked_sub(1).map(|last| leaving.request.plan.steps()[last]) {
                 let mut shard = self.table.lock(Place::of(step.node));
-                shard.release(step.node, leaving.access.mode(step.mode), &self.ledger, &mut due);
+                shard.release(step.node, step.mode, &self.ledger, &mut due);
                 drop(shard);
                 self.move_on(&mut due);
                 left -= 1;
@@ -392,23 +393,71 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Request::recycle(self.ledger.remove(key));
     }
 
-    /// Turns the writes of a guard into reads.
-    pub(crate) fn downgrade(&self, Entry { key, .. }: Entry) {
-        let Some(request) = self.ledger.as_asked(key) else { return };
-        let steps = request.plan.steps();
-        let weakened = || steps.iter().enumerate().rev().filter(|(_, step)| step.mode != step.mode.downgraded());
+    /// Gives back a part of what a guard holds: `keep` says which of its roots stay, and in which mode, given the index and
+    /// the mode of each.
+    pub(crate) fn weaken(&self, entry: Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Entry {
+        let key = entry.key;
+        // User code, so first and without any internal lock: paths are cloned.
+        let old = self.ledger.request(key);
+        let weaker = old.of_some(keep);
+        if weaker.plan.steps() == old.plan.steps() {
+            return entry;
+        }
+        let last = last_place(&weaker);
         // Nodes change one by one, the last first, as in a release; so they have to count what was published.
-        for (index, step) in weakened() {
+        for (index, step) in old.plan.steps().iter().enumerate().rev() {
             self.table.count(step.node, step.mode, || self.ledger.unpublish_step(key, index));
         }
-        self.ledger.downgrade(key);
-        let mut due = Due::default();
-        for (_, step) in weakened() {
+        // Nodes below a root that goes, which it has covered so far: nobody else can have them.
+        for step in weaker.plan.steps().iter().filter(|step| old.plan.mode_of(step).is_none()) {
             let mut shard = self.table.lock(Place::of(step.node));
-            shard.downgrade(step.node, step.mode, &self.ledger, &mut due);
+            let held = || self.ledger.held(&old, step.node);
+            let taken = shard.take(*step, Stamp::NEWCOMER, &self.ledger, held);
+            debug_assert!(!matches!(taken, Grant::Refused(_)), "it was covered");
+        }
+        let old = self.ledger.weaken(key, SharedRequest::clone(&weaker));
+        let mut due = Due::default();
+        for step in old.plan.steps().iter().rev() {
+            let kept = weaker.plan.mode_of(step);
+            if kept == Some(step.mode) {
+                continue;
+            }
+            let mut shard = self.table.lock(Place::of(step.node));
+            match kept {
+                Some(mode) => shard.downgrade(step.node, step.mode, mode, &self.ledger, &mut due),
+                None => shard.release(step.node, step.mode, &self.ledger, &mut due),
+            }
             drop(shard);
             self.move_on(&mut due);
         }
+        Entry { key, last }
+    }
+
+    /// Turns the writes of a guard into reads.
+    pub(crate) fn downgrade(&self, entry: Entry) -> Entry {
+        self.weaken(entry, |_, mode| Some(mode.downgraded()))
+    }
+
+    /// Releases some of the roots of a guard: those at the nodes of these paths.
+    pub(crate) fn release_roots<Q: AsRef<P>>(&self, entry: Entry, roots: &[Q]) -> Result<Entry, PathError> {
+        let request = self.ledger.request(entry.key);
+        let mut released = vec![false; request.plan.ways().count()];
+        for path in roots {
+            let mut ids = Vec::new();
+            Segments::of(path.as_ref(), &self.seeds, &mut ids, None)?;
+            let mut is_root = false;
+            for (index, (way, _)) in request.plan.ways().enumerate().filter(|(_, (way, _))| *way == ids) {
+                debug_assert_eq!(way.len(), ids.len());
+                (released[index], is_root) = (true, true);
+            }
+            if !is_root {
+                let reason =
+                    "it is no root of this guard: only what was asked for as a root can be released on its own";
+                return Err(PathError::new(reason).at(path.as_ref()));
+            }
+        }
+        drop(request);
+        Ok(self.weaken(entry, |index, mode| (!released[index]).then_some(mode)))
     }
 
     /// Refuses paths that cannot be compared with those before (invariant 3 of `path.rs`).

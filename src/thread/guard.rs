@@ -3,7 +3,7 @@
 //! A plain guard stays in its thread, which is its owner. An `Arc` guard is an owner of its own and may go
 //! anywhere. Both are a lock and a place in its ledger.
 
-use crate::core::path::TreePath;
+use crate::core::path::{PathError, TreePath};
 use crate::thread::acquire::Entry;
 use crate::thread::lock::TreeLock;
 use std::fmt;
@@ -63,9 +63,39 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     /// });
     /// # drop(reading);
     /// ```
-    pub fn downgrade(self) -> Self {
-        self.lock.downgrade(self.entry);
+    pub fn downgrade(mut self) -> Self {
+        self.entry = self.lock.downgrade(self.entry);
         self
+    }
+
+    /// Releases some of its roots, those at the nodes of these paths, and keeps the others: a rename may let go of its
+    /// source before it goes on at its target.
+    ///
+    /// ```
+    /// use treelock::TreeLock;
+    ///
+    /// let lock = TreeLock::new();
+    /// let mut moving = lock.lock(&[], &["inbox/report", "archive/2026"]);
+    /// moving.release(&["inbox/report"])?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| assert!(lock.try_lock(&[], &["inbox/report"]).is_ok()));
+    ///     scope.spawn(|| assert!(lock.try_lock(&[], &["archive/2026"]).is_err()));
+    /// });
+    /// # drop(moving);
+    /// # Ok::<(), treelock::PathError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A path that is unusable, or no root of this guard: what is not asked for as a root, but lies below one, cannot be
+    /// released on its own. Nothing is released then.
+    ///
+    /// # Cost
+    ///
+    /// O(depth of all its roots); what is left of the guard is released step by step then.
+    pub fn release<Q: AsRef<P>>(&mut self, roots: &[Q]) -> Result<(), PathError> {
+        self.entry = self.lock.release_roots(self.entry, roots)?;
+        Ok(())
     }
 }
 
@@ -75,9 +105,19 @@ impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
     }
 
     /// Turns the writes into reads; see [`TreeLockGuard::downgrade`].
-    pub fn downgrade(self) -> Self {
-        self.lock.downgrade(self.entry);
+    pub fn downgrade(mut self) -> Self {
+        self.entry = self.lock.downgrade(self.entry);
         self
+    }
+
+    /// Releases some of its roots; see [`TreeLockGuard::release`].
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLockGuard::release`].
+    pub fn release<Q: AsRef<P>>(&mut self, roots: &[Q]) -> Result<(), PathError> {
+        self.entry = self.lock.release_roots(self.entry, roots)?;
+        Ok(())
     }
 }
 

@@ -67,7 +67,6 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
 pub(crate) struct Entry<P: TreePath + ?Sized> {
     pub(crate) request: SharedRequest<P>,
     pub(crate) state: State,
-    pub(crate) access: Access,
     /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit.
     published: u64,
     /// When the state of waiting, or of being granted, began.
@@ -126,13 +125,12 @@ pub(crate) enum LetOn {
 /// A request that is on its way out.
 pub(crate) struct Leaving<P: TreePath + ?Sized> {
     pub(crate) request: SharedRequest<P>,
-    pub(crate) access: Access,
     published: u64,
 }
 
 impl<P: TreePath + ?Sized> Leaving<P> {
-    fn of(Entry { request, access, published, .. }: &Entry<P>) -> Self {
-        Leaving { request: SharedRequest::clone(request), access: *access, published: *published }
+    fn of(Entry { request, published, .. }: &Entry<P>) -> Self {
+        Leaving { request: SharedRequest::clone(request), published: *published }
     }
 
     /// Whether one of the first steps may still be published.
@@ -155,22 +153,6 @@ fn publishable<P: TreePath + ?Sized>(request: &Request<P>, from: usize, biased: 
 #[inline]
 fn first_bits(count: usize) -> u64 {
     if count >= MOST_PUBLISHED { u64::MAX } else { (1 << count) - 1 }
-}
-
-/// What became of the writes of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    AsAsked,
-    Downgraded,
-}
-
-impl Access {
-    pub(crate) fn mode(self, asked: Mode) -> Mode {
-        match self {
-            Access::AsAsked => asked,
-            Access::Downgraded => asked.downgraded(),
-        }
-    }
 }
 
 /// The capacity that a register always keeps.
@@ -205,7 +187,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             return Err(request);
         }
         let published = first_bits(above);
-        let entry = Entry { request, state: State::Granted, access: Access::AsAsked, published, since };
+        let entry = Entry { request, state: State::Granted, published, since };
         Ok(Key { register, index: locked.insert(entry) })
     }
 
@@ -213,7 +195,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
         let since = Moment::now();
         let register = self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id));
-        let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published: 0, since };
+        let entry = Entry { request, state: State::Walking, published: 0, since };
         Key { register, index: self.registers[register].lock().insert(entry) }
     }
 
@@ -235,7 +217,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let entry = &mut register.entries[key.index];
         match entry.request.plan.steps() {
             [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
-                let last = Step { mode: entry.access.mode(last.mode), ..*last };
+                let last = *last;
                 Ok((register.remove(key.index).request, last))
             }
             _ => {
@@ -266,7 +248,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
                 for index in 0..(u64::BITS - entry.published.leading_zeros()) as usize {
                     let step = entry.request.plan.steps()[index];
                     if bias::tag(step.node) == tag && entry.take_back(index) {
-                        count(step.node, entry.access.mode(step.mode));
+                        count(step.node, step.mode);
                     }
                 }
             }
@@ -351,18 +333,20 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         self.registers[key.register].lock().entries[key.index].state = State::Walking;
     }
 
-    /// The request of an entry, unless it is downgraded.
-    pub(crate) fn as_asked(&self, key: Key) -> Option<SharedRequest<P>> {
-        let entry = &self.registers[key.register].lock().entries[key.index];
-        (entry.access == Access::AsAsked).then(|| SharedRequest::clone(&entry.request))
+    /// The request of an entry.
+    pub(crate) fn request(&self, key: Key) -> SharedRequest<P> {
+        SharedRequest::clone(&self.registers[key.register].lock().entries[key.index].request)
     }
 
-    /// Marks an entry as downgraded.
-    pub(crate) fn downgrade(&self, key: Key) {
+    /// Puts a weaker request in the place of a granted one, of which no step is published; returns that.
+    pub(crate) fn weaken(&self, key: Key, weaker: SharedRequest<P>) -> SharedRequest<P> {
         let mut register = self.registers[key.register].lock();
         register.index(key.index, ModeCounts::remove);
-        register.entries[key.index].access = Access::Downgraded;
+        let entry = &mut register.entries[key.index];
+        debug_assert!(entry.published == 0, "its nodes count all");
+        let stronger = std::mem::replace(&mut entry.request, weaker);
         register.index(key.index, ModeCounts::add);
+        stronger
     }
 
     /// What the owner of a request holds at a node by its guards.
@@ -511,14 +495,13 @@ impl<P: TreePath + ?Sized> Entry<P> {
             State::Granted => steps,
             State::Walking => &[],
         };
-        taken.iter().map(|step| (step.node, self.access.mode(step.mode)))
+        taken.iter().map(|step| (step.node, step.mode))
     }
 }
 
 /// A copy of an entry, to be spelled out after the ledger is let go: that calls user code.
 pub(crate) struct Found<P: TreePath + ?Sized> {
     pub(crate) request: SharedRequest<P>,
-    pub(crate) access: Access,
     pub(crate) since: Moment,
     /// The step it waits at, and the mode it waits for there.
     pub(crate) waiting: Option<(usize, Mode)>,
@@ -531,7 +514,7 @@ impl<P: TreePath + ?Sized> Found<P> {
             State::Waiting(waiting) => Some((waiting.step, steps[waiting.step].mode)),
             State::Walking | State::Granted => None,
         };
-        Found { request: SharedRequest::clone(&entry.request), access: entry.access, since: entry.since, waiting }
+        Found { request: SharedRequest::clone(&entry.request), since: entry.since, waiting }
     }
 }
 

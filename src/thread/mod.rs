@@ -10,7 +10,8 @@
 //! | `ledger.rs` | what is granted and what waits, by request |
 //! | `moving.rs` | those that were let on from a node and have not gone on yet |
 //! | `waiter.rs` | one blocked request: grant, wake |
-//! | `guard.rs` | what a holder has: drop, downgrade |
+//! | `guard.rs` | what a holder has: drop, downgrade, release a part |
+//! | `owner.rs` | an owner that is no thread |
 //! | `parties.rs` | the parties of a search for deadlocks |
 //! | `report.rs` | snapshots and reports of deadlocks |
 //!
@@ -23,6 +24,7 @@ pub(crate) mod guard;
 pub(crate) mod ledger;
 pub(crate) mod lock;
 pub(crate) mod moving;
+pub(crate) mod owner;
 mod parties;
 mod report;
 pub(crate) mod request;

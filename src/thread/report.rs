@@ -97,13 +97,12 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Spelled {
         }
         let mode = |depth| {
             let index = plan.index(ids[depth], depth)?;
-            Some((index, found.access.mode(plan.steps()[index].mode)))
+            Some((index, plan.steps()[index].mode))
         };
         let last = ids.len() - 1;
-        // What lies in another root is not in the plan, or as an intention, or equal to that since the downgrade.
+        // What lies in another root is not in the plan, or as an intention.
         let Some((index, mine)) = mode(last).filter(|(_, mine)| mine.covers(Mode::Shared)) else { continue };
-        let covered = (0..last).filter_map(mode).any(|(_, above)| above.covers(mine));
-        if !covered && seen.insert(ids[last]) {
+        if seen.insert(ids[last]) {
             let root = Root { segments: names, mode: mine };
             if found.waiting.is_some_and(|(step, _)| index < step) {
                 spelled.taken.push(root.clone());

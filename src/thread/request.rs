@@ -1,15 +1,17 @@
 //! One request: who asked for what, and where in the source.
 //!
 //! A request is told completely, user code and all, before anything is locked; it does not change afterwards, so
-//! that reports can share it and spell it out after every internal lock is let go. A thread keeps a few spent ones, for
+//! that reports can share it and spell it out after every internal lock is let go. A guard that is weakened gets another. A thread keeps a few spent ones, for
 //! their buffers; the paths in them are dropped, or emptied, with the guard.
 
+use crate::core::mode::Mode;
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
 use crate::core::path::PathError;
 use crate::core::path::TreePath;
 use crate::core::plan::Plan;
 use crate::sync::{self, ThreadInfo};
+use std::borrow::Borrow;
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -66,6 +68,19 @@ impl<P: TreePath + ?Sized> Request<P> {
         this.owner = owner;
         this.location = location;
         Ok(request)
+    }
+
+    /// The same request for some of its roots, each in the mode that `keep` says: given the index and the mode of each.
+    pub(crate) fn of_some(&self, mut keep: impl FnMut(usize, Mode) -> Option<Mode>) -> SharedRequest<P> {
+        let mut roots = Vec::new();
+        let plan = self.plan.of_some(|index, mode| {
+            let kept = keep(index, mode)?;
+            roots.push(self.roots[index].borrow().to_owned());
+            Some(kept)
+        });
+        let thread = Arc::clone(&self.thread);
+        let Request { owner, location, .. } = *self;
+        SharedRequest::new(Request { plan, owner, thread, location, roots, emptied: Vec::new() })
     }
 
     /// Keeps the buffers of a spent request for the thread's next one.

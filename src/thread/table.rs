@@ -231,11 +231,11 @@ impl LockedShard<'_> {
         self.change(node, ledger, due, |node, let_on| node.release(mode, let_on));
     }
 
-    pub(crate) fn downgrade<P>(&mut self, node: NodeId, mode: Mode, ledger: &Ledger<P>, due: &mut Due)
+    pub(crate) fn downgrade<P>(&mut self, node: NodeId, from: Mode, to: Mode, ledger: &Ledger<P>, due: &mut Due)
     where
         P: TreePath + ?Sized,
     {
-        self.change(node, ledger, due, |node, let_on| node.downgrade(mode, mode.downgraded(), let_on));
+        self.change(node, ledger, due, |node, let_on| node.downgrade(from, to, let_on));
     }
 
     /// Takes a waiter out of its queue; `false` if it had been let on before.

@@ -1,0 +1,170 @@
+//! An owner that is no thread: what it holds is in it, and goes where it goes.
+
+use crate::core::owner::{Owner, OwnerId};
+use crate::core::path::TreePath;
+use crate::error::LockError;
+use crate::patience::Patience;
+use crate::sync::new_owner_id;
+use crate::thread::acquire::Entry;
+use crate::thread::lock::TreeLock;
+use slab::Slab;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An owner of locks that can be handed from thread to thread, with all that it holds: for a session, a task, the lock token
+/// of a client.
+///
+/// Plain guards are owned by their thread, and an `Arc` guard owns itself. An explicit owner stands between the two: it
+/// never waits for what it holds itself, so its requests nest and upgrade as those of a thread do; and it is `Send`. What it
+/// holds stays until it is [released](LockOwner::release) or the owner is dropped.
+///
+/// ```
+/// use std::sync::Arc;
+/// use treelock::TreeLock;
+///
+/// let lock = Arc::new(TreeLock::new());
+/// let mut session = lock.owner();
+/// let reading = session.lock(&["docs"], &[])?;
+/// std::thread::spawn(move || {
+///     // It writes below what it reads: an upgrade, which waits for the other readers alone.
+///     let writing = session.lock(&[], &["docs/index"])?;
+///     session.release(writing);
+///     session.release(reading);
+///     Ok::<_, treelock::LockError>(())
+/// })
+/// .join()
+/// .unwrap()?;
+/// assert!(lock.try_lock(&[], &["docs"]).is_ok());
+/// # Ok::<(), treelock::LockError>(())
+/// ```
+///
+/// # Deadlock
+///
+/// A request borrows its owner while it waits, so nobody can release what the owner holds meanwhile. The search for
+/// deadlocks counts on that: a cycle through owners is reported as one through threads is (see
+/// [`TreeLock`](TreeLock#deadlock)), always by an error. An owner that merely holds something is not a part of a cycle, since
+/// any thread may release it.
+#[must_use = "what it holds is released when the owner is dropped"]
+pub struct LockOwner<P: ?Sized + TreePath = Path> {
+    lock: Arc<TreeLock<P>>,
+    id: OwnerId,
+    held: Slab<Entry>,
+}
+
+/// Names what an owner got by one request.
+#[derive(Debug, PartialEq, Eq, Hash)]
+#[must_use = "its owner holds it until it is released by this, or the owner is dropped"]
+pub struct HeldLock {
+    owner: OwnerId,
+    index: usize,
+}
+
+impl<P: ?Sized + TreePath> TreeLock<P> {
+    /// An owner of locks that is no thread; see [`LockOwner`].
+    pub fn owner(self: &Arc<Self>) -> LockOwner<P> {
+        LockOwner { lock: Arc::clone(self), id: new_owner_id(), held: Slab::new() }
+    }
+}
+
+impl<P: ?Sized + TreePath> LockOwner<P> {
+    /// Locks as [`TreeLock::lock`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Deadlock`], [`LockError::Path`].
+    #[track_caller]
+    pub fn lock<Q: AsRef<P>>(&mut self, reads: &[Q], writes: &[Q]) -> Result<HeldLock, LockError> {
+        self.acquire(reads, writes, Patience::Until(None))
+    }
+
+    /// Locks as [`TreeLock::try_lock`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLock::try_lock`].
+    #[track_caller]
+    pub fn try_lock<Q: AsRef<P>>(&mut self, reads: &[Q], writes: &[Q]) -> Result<HeldLock, LockError> {
+        self.acquire(reads, writes, Patience::None)
+    }
+
+    /// Locks as [`TreeLock::try_lock_for`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLock::try_lock_for`].
+    #[track_caller]
+    pub fn try_lock_for<Q: AsRef<P>>(
+        &mut self,
+        reads: &[Q],
+        writes: &[Q],
+        timeout: Duration,
+    ) -> Result<HeldLock, LockError> {
+        self.acquire(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+    }
+
+    /// Locks as [`TreeLock::try_lock_until`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLock::try_lock_for`].
+    #[track_caller]
+    pub fn try_lock_until<Q: AsRef<P>>(
+        &mut self,
+        reads: &[Q],
+        writes: &[Q],
+        deadline: Instant,
+    ) -> Result<HeldLock, LockError> {
+        self.acquire(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// Releases what it got by one request.
+    ///
+    /// # Panics
+    ///
+    /// If another owner got it.
+    pub fn release(&mut self, held: HeldLock) {
+        let entry = self.entry(&held);
+        self.held.remove(held.index);
+        self.lock.release(entry);
+    }
+
+    /// Turns the writes that it got by one request into reads; see [`TreeLockGuard::downgrade`](crate::TreeLockGuard::downgrade).
+    ///
+    /// # Panics
+    ///
+    /// If another owner got it.
+    pub fn downgrade(&mut self, held: &HeldLock) {
+        let entry = self.entry(held);
+        self.held[held.index] = self.lock.downgrade(entry);
+    }
+
+    #[track_caller]
+    fn acquire<Q: AsRef<P>>(&mut self, reads: &[Q], writes: &[Q], patience: Patience) -> Result<HeldLock, LockError> {
+        let entry = self.lock.acquire(reads, writes, Owner::Handed(self.id), patience)?;
+        Ok(HeldLock { owner: self.id, index: self.held.insert(entry) })
+    }
+
+    fn entry(&self, held: &HeldLock) -> Entry {
+        assert!(held.owner == self.id, "treelock: another owner holds this: release it by the owner that got it");
+        self.held[held.index]
+    }
+}
+
+impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
+    fn drop(&mut self) {
+        // The latest first, as guards that nest are dropped.
+        let mut held: Vec<usize> = self.held.iter().map(|(index, _)| index).collect();
+        while let Some(index) = held.pop() {
+            let entry = self.held.remove(index);
+            self.lock.release(entry);
+        }
+    }
+}
+
+impl<P: ?Sized + TreePath> fmt::Debug for LockOwner<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockOwner").field("held", &self.held.len()).finish_non_exhaustive()
+    }
+}
