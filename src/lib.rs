@@ -67,6 +67,7 @@ mod thread;
 
 pub use crate::core::mode::Mode;
 pub use crate::core::path::{Frame, PathError, TreePath};
+pub use crate::core::roots::Roots;
 pub use crate::core::segments::Segments;
 pub use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 pub use crate::thread::lock::TreeLock;

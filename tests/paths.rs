@@ -31,6 +31,11 @@ fn paths_are_given_in_any_form_that_can_be_borrowed_as_one() {
         let _g = lock.lock(&[Path::new("a")], &[]);
     }
     {
+        let lock = TreeLock::new();
+        let string = String::from("a");
+        let _g = lock.lock(&[string], &["literal"]);
+    }
+    {
         let s = TreeLock::<str>::default();
         let _g = s.lock(&[String::from("bucket/key")], &[]);
     }
@@ -66,6 +71,28 @@ fn one_path_is_given_without_a_list() {
     let numbers = TreeLock::<[u8]>::default();
     drop((numbers.read([1, 2]), numbers.write(vec![1]), numbers.write("bytes"), numbers.write([0; 0])));
     assert_free(&lock, "".as_ref());
+}
+
+/// The lists are of any kind that can be borrowed as a slice, each of a type of its own; an empty one needs no type.
+#[test]
+fn reads_and_writes_may_be_lists_of_different_types() {
+    let lock = TreeLock::new();
+    let (string, owned) = (String::from("s"), vec![PathBuf::from("a"), PathBuf::from("b")]);
+    drop(lock.lock(&[&string], &[OsStr::new("o")]));
+    drop(lock.lock(&owned, &["c"]));
+    drop(lock.lock(&["c"; 32], &owned));
+    drop((lock.lock(&owned, &[]), lock.lock(&[], &owned[..1]), lock.lock(&[], &[])));
+    let any: Vec<&dyn AsRef<Path>> = vec![&string, &"literal", &owned[0]];
+    drop(lock.lock(&any, &owned.iter().map(|path| path.join("x")).collect::<Vec<_>>()));
+    let cases: [(common::Paths, common::Paths); 2] = [(&["a"], &[]), (&[], &["b"])];
+    for (reads, writes) in &cases {
+        drop(lock.lock(reads, writes));
+    }
+    let long = ["x"; 40];
+    drop(lock.lock(&long[..], &[]));
+    let numbers = TreeLock::<[u32]>::default();
+    drop((numbers.lock(&[vec![1, 2]], &[[3, 4], [5, 6]]), numbers.lock(&[], &[[7]])));
+    drop(numbers.try_lock(&[[1]], &[vec![2]]).unwrap());
 }
 
 /// G1: whoever spells a node in another way is excluded all the same.
@@ -257,7 +284,7 @@ fn a_refused_request_does_not_decide_the_kind_of_paths() {
         let lock = common::new();
         refusal(&lock, &[first], &[other]);
         refusal(&lock, &[other, "../a"], &[]);
-        drop(lock.lock::<&str>(&[], &[]));
+        drop(lock.lock(&[], &[]));
         drop(lock.read(first));
         refusal(&lock, &[other], &[]);
     }
@@ -318,9 +345,9 @@ fn a_request_of_ten_thousand_roots_is_a_request() {
 fn an_empty_request_is_granted_and_excludes_nobody() {
     let lock = common::new();
     let all = lock.write_arc("");
-    let nothing = lock.lock::<&str>(&[], &[]);
-    let nothing_more = lock.try_lock_for::<PathBuf>(&[], &[], Duration::ZERO).unwrap();
-    let arc = lock.try_lock_arc::<&Path>(&[], &[]).unwrap();
+    let nothing = lock.lock(&[], &[]);
+    let nothing_more = lock.try_lock_for(&[], &[], Duration::ZERO).unwrap();
+    let arc = lock.try_lock_arc(&[], &[]).unwrap();
     drop(all);
     assert!(admits(&lock, &[], &[""]));
     drop((nothing.downgrade(), nothing_more, arc.downgrade()));

@@ -297,24 +297,26 @@ impl Member {
 
     /// Takes a request, or waits for it.
     #[track_caller]
-    pub(super) fn acquire<P, Q>(
+    pub(super) fn acquire<P, R, W>(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &[R],
+        writes: &[W],
         owner: Owner,
         patience: Patience,
     ) -> Result<RequestId, ProcessLockError>
     where
         P: TreePath + ?Sized,
-        Q: AsRef<P>,
+        R: AsRef<P>,
+        W: AsRef<P>,
     {
         let location = Location::caller();
-        let frame = common_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
-        let mut ask = self.plan::<P, Q>(reads, writes, owner, location)?;
+        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
+        let frame = common_frame(paths())?;
+        let mut ask = self.plan::<P, R, W>(reads, writes, owner, location)?;
         ask.absolute = frame.map(|frame| frame == Frame::Absolute);
         let odd_frame = || {
-            let first = reads.iter().chain(writes).next().expect("a request without paths is of no frame");
-            ProcessLockError::from(odd_frame(first.as_ref()))
+            let first = paths().next().expect("a request without paths is of no frame");
+            ProcessLockError::from(odd_frame(first))
         };
         let deadline = match patience {
             Patience::None => Some(Instant::now() + TRY),
@@ -669,13 +671,20 @@ impl Member {
     }
 
     /// Tells a request completely, user code and all, before anything is locked.
-    fn plan<P, Q>(&self, reads: &[Q], writes: &[Q], owner: Owner, location: &Location<'_>) -> Result<Ask, PathError>
+    fn plan<P, R, W>(
+        &self,
+        reads: &[R],
+        writes: &[W],
+        owner: Owner,
+        location: &Location<'_>,
+    ) -> Result<Ask, PathError>
     where
         P: TreePath + ?Sized,
-        Q: AsRef<P>,
+        R: AsRef<P>,
+        W: AsRef<P>,
     {
         let Planned { mut plan, mut names } = sync::take_spare().unwrap_or_default();
-        plan.build_and_name::<P, Q>(&self.seeds, reads, writes, Some(&mut names))?;
+        plan.build_and_name::<P, R, W>(&self.seeds, reads, writes, Some(&mut names))?;
         let steps: Vec<Step> = plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect();
         let (mut roots, mut is_told) = (Vec::new(), vec![false; steps.len()]);
         let mut segments = names.iter();

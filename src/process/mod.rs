@@ -47,6 +47,7 @@ pub use report::{Deadlock, Holder, Party, Process, Snapshot, Waiter};
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
+use crate::core::roots::Roots;
 use crate::patience::Patience;
 use files::Directory;
 use member::Member;
@@ -195,10 +196,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// [`ProcessLockError::Path`], [`ProcessLockError::Deadlock`], [`ProcessLockError::File`]. Nothing is held then.
     #[track_caller]
-    pub fn lock<Q: AsRef<P>>(
+    pub fn lock(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         self.acquire(reads, writes, Patience::Endless)
     }
@@ -230,10 +231,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     /// [`ProcessLockError::WouldBlock`], also where somebody is stopped in the midst of a request;
     /// [`ProcessLockError::Path`], [`ProcessLockError::File`].
     #[track_caller]
-    pub fn try_lock<Q: AsRef<P>>(
+    pub fn try_lock(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         self.acquire(reads, writes, Patience::None)
     }
@@ -244,10 +245,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
     #[track_caller]
-    pub fn try_lock_for<Q: AsRef<P>>(
+    pub fn try_lock_for(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         // A time beyond what the clock can tell is for ever.
@@ -260,10 +261,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
     #[track_caller]
-    pub fn try_lock_until<Q: AsRef<P>>(
+    pub fn try_lock_until(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         self.acquire(reads, writes, Patience::Until(Some(deadline)))
@@ -275,10 +276,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`lock`](ProcessTreeLock::lock).
     #[track_caller]
-    pub fn lock_arc<Q: AsRef<P>>(
+    pub fn lock_arc(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::Endless)
     }
@@ -309,10 +310,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`try_lock`](ProcessTreeLock::try_lock).
     #[track_caller]
-    pub fn try_lock_arc<Q: AsRef<P>>(
+    pub fn try_lock_arc(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::None)
     }
@@ -323,10 +324,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_for<Q: AsRef<P>>(
+    pub fn try_lock_arc_for(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
@@ -339,10 +340,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_until<Q: AsRef<P>>(
+    pub fn try_lock_arc_until(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
@@ -379,24 +380,24 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     }
 
     #[track_caller]
-    fn acquire<Q: AsRef<P>>(
+    fn acquire(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        let request = self.member.acquire::<P, Q>(reads, writes, Owner::Thread, patience)?;
+        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)?;
         Ok(ProcessTreeLockGuard { lock: self, request: Some(request), stays: PhantomData })
     }
 
     #[track_caller]
-    fn acquire_arc<Q: AsRef<P>>(
+    fn acquire_arc(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        let request = self.member.acquire::<P, Q>(reads, writes, Owner::Itself, patience)?;
+        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
         Ok(ArcProcessTreeLockGuard { member: Arc::clone(&self.member), request: Some(request) })
     }
 }

@@ -458,7 +458,7 @@ mod tests {
 
     fn ask(number: u64, member: u64, thread: u64, owner: Owner, reads: &[&str], writes: &[&str]) -> Ask {
         let mut plan = Plan::default();
-        plan.build::<str, _>(&Seeds::new(|| 7), reads, writes).unwrap();
+        plan.build::<str, _, _>(&Seeds::new(|| 7), reads, writes).unwrap();
         Ask {
             id: RequestId { member: MemberId(member), number },
             thread,

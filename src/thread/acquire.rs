@@ -86,15 +86,15 @@ enum Refusal<P: TreePath + ?Sized> {
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
     #[track_caller]
-    pub(crate) fn acquire<Q: AsRef<P>>(
+    pub(crate) fn acquire<R: AsRef<P>, W: AsRef<P>>(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &[R],
+        writes: &[W],
         owner: Owner,
         patience: Patience,
     ) -> Result<Entry, LockError> {
         let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
-        self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
+        self.agree_on_frame(reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref)))?;
         let biased = |node| self.table.is_biased(node);
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.

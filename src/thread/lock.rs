@@ -3,6 +3,7 @@
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
+use crate::core::roots::Roots;
 use crate::error::LockError;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
@@ -88,7 +89,10 @@ pub struct TreeLock<P: ?Sized + TreePath = Path> {
 }
 
 impl TreeLock<Path> {
-    /// A lock over [`Path`]s. For paths of other types: [`TreeLock::default`].
+    /// A lock over [`Path`]s. One over paths of another type is made by [`TreeLock::default`].
+    ///
+    /// (Were `new` there for every type, `TreeLock::new()` alone would not compile: Rust applies the default of a type
+    /// parameter in types only, and not in calls. `HashMap::new` and its hashers are the same.)
     ///
     /// ```
     /// let lock = treelock::TreeLock::new();
@@ -121,14 +125,17 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
 impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
     ///
-    /// Either may be empty, and roots may repeat or lie in each other. Both are slices of one type: where `reads` are
-    /// `String`s and `writes` literals, borrow, as in `lock(&[&*read], &["a"])`. Where both are empty nothing is locked,
-    /// and the type has to be named: `lock.lock::<&str>(&[], &[])`.
+    /// Either may be empty, and roots may repeat or lie in each other. [`Roots`] says what a list of paths can be.
     ///
     /// ```
     /// # let lock = treelock::TreeLock::new();
     /// let guard = lock.lock(&["templates"], &["site/2026", "site/index"]);
     /// drop(guard);
+    /// let year = String::from("site/2026");
+    /// let guard = lock.lock(&[year], &["site/index"]);
+    /// drop(guard);
+    /// let guard = lock.lock(&[], &["site"]);
+    /// # drop(guard);
     /// ```
     ///
     /// # Panics
@@ -136,8 +143,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// If a path is unusable (see [`TreePath`]), or if the wait can never end because the thread is in a deadlock (see
     /// [above](TreeLock#deadlock)). [`try_lock_for`](TreeLock::try_lock_for) returns these as errors.
     #[track_caller]
-    pub fn lock<Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> TreeLockGuard<'_, P> {
-        match self.acquire(reads, writes, Owner::Thread, Patience::Endless) {
+    pub fn lock(&self, reads: &(impl Roots<P> + ?Sized), writes: &(impl Roots<P> + ?Sized)) -> TreeLockGuard<'_, P> {
+        match self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, Patience::Endless) {
             Ok(entry) => TreeLockGuard::new(self, entry),
             Err(error) => give_up(&error),
         }
@@ -174,8 +181,13 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// [`LockError::WouldBlock`], [`LockError::Path`].
     #[track_caller]
-    pub fn try_lock<Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> Result<TreeLockGuard<'_, P>, LockError> {
-        self.acquire(reads, writes, Owner::Thread, Patience::None).map(|entry| TreeLockGuard::new(self, entry))
+    pub fn try_lock(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<TreeLockGuard<'_, P>, LockError> {
+        self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, Patience::None)
+            .map(|entry| TreeLockGuard::new(self, entry))
     }
 
     /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than `timeout`.
@@ -197,15 +209,16 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// [`LockError::TimedOut`], [`LockError::Deadlock`], [`LockError::Path`]. Nothing is held then, and those who
     /// queued behind this request go on.
     #[track_caller]
-    pub fn try_lock_for<Q: AsRef<P>>(
+    pub fn try_lock_for(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<TreeLockGuard<'_, P>, LockError> {
         // A time beyond what the clock can tell is for ever.
         let patience = Patience::Until(Instant::now().checked_add(timeout));
-        self.acquire(reads, writes, Owner::Thread, patience).map(|entry| TreeLockGuard::new(self, entry))
+        self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)
+            .map(|entry| TreeLockGuard::new(self, entry))
     }
 
     /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than until `deadline`.
@@ -214,14 +227,15 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock_for`](TreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_until<Q: AsRef<P>>(
+    pub fn try_lock_until(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<TreeLockGuard<'_, P>, LockError> {
         let patience = Patience::Until(Some(deadline));
-        self.acquire(reads, writes, Owner::Thread, patience).map(|entry| TreeLockGuard::new(self, entry))
+        self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)
+            .map(|entry| TreeLockGuard::new(self, entry))
     }
 
     /// As [`lock`](TreeLock::lock), for a guard that owns the lock too, and may go to other threads.
@@ -240,8 +254,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`lock`](TreeLock::lock).
     #[track_caller]
-    pub fn lock_arc<Q: AsRef<P>>(self: &Arc<Self>, reads: &[Q], writes: &[Q]) -> ArcTreeLockGuard<P> {
-        match self.acquire(reads, writes, Owner::Itself, Patience::Endless) {
+    pub fn lock_arc(
+        self: &Arc<Self>,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> ArcTreeLockGuard<P> {
+        match self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, Patience::Endless) {
             Ok(entry) => ArcTreeLockGuard::new(Arc::clone(self), entry),
             Err(error) => give_up(&error),
         }
@@ -277,12 +295,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock`](TreeLock::try_lock).
     #[track_caller]
-    pub fn try_lock_arc<Q: AsRef<P>>(
+    pub fn try_lock_arc(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let entry = self.acquire(reads, writes, Owner::Itself, Patience::None)?;
+        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, Patience::None)?;
         Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
     }
 
@@ -293,14 +311,14 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock_for`](TreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_for<Q: AsRef<P>>(
+    pub fn try_lock_arc_for(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
         let patience = Patience::Until(Instant::now().checked_add(timeout));
-        let entry = self.acquire(reads, writes, Owner::Itself, patience)?;
+        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
         Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
     }
 
@@ -311,13 +329,14 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock_for`](TreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_until<Q: AsRef<P>>(
+    pub fn try_lock_arc_until(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let entry = self.acquire(reads, writes, Owner::Itself, Patience::Until(Some(deadline)))?;
+        let entry =
+            self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, Patience::Until(Some(deadline)))?;
         Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
     }
 

@@ -32,10 +32,10 @@ pub(crate) struct Request<P: TreePath + ?Sized> {
 }
 
 impl<P: TreePath + ?Sized> Request<P> {
-    pub(crate) fn new<Q: AsRef<P>>(
+    pub(crate) fn new<R: AsRef<P>, W: AsRef<P>>(
         seeds: &Seeds,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &[R],
+        writes: &[W],
         owner: Owner,
         location: &'static Location<'static>,
     ) -> Result<SharedRequest<P>, PathError> {
@@ -52,14 +52,14 @@ impl<P: TreePath + ?Sized> Request<P> {
                 this.thread = Arc::clone(thread);
             }
         });
-        this.plan.build::<P, Q>(seeds, reads, writes)?;
-        for path in reads.iter().chain(writes) {
+        this.plan.build::<P, R, W>(seeds, reads, writes)?;
+        for path in reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref)) {
             let root = match this.emptied.pop() {
                 Some(mut root) => {
-                    path.as_ref().clone_into(&mut root);
+                    path.clone_into(&mut root);
                     root
                 }
-                None => path.as_ref().to_owned(),
+                None => path.to_owned(),
             };
             this.roots.push(root);
         }
