@@ -314,10 +314,7 @@ impl Member {
         let frame = common_frame(paths())?;
         let mut ask = self.plan::<P, R, W>(reads, writes, owner, location)?;
         ask.absolute = frame.map(|frame| frame == Frame::Absolute);
-        let odd_frame = || {
-            let first = paths().next().expect("a request without paths is of no frame");
-            ProcessLockError::from(odd_frame(first))
-        };
+        let odd_frame = || ProcessLockError::from(odd_frame(paths()));
         let deadline = match patience {
             Patience::None => Some(Instant::now() + TRY),
             Patience::Until(deadline) => deadline,

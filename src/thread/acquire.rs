@@ -18,8 +18,7 @@
 use crate::core::deadlock::Temper;
 use crate::core::mode::ModeCounts;
 use crate::core::owner::Owner;
-use crate::core::path::PathError;
-use crate::core::path::{TreePath, common_frame, odd_frame};
+use crate::core::path::{TreePath, odd_frame};
 use crate::core::plan::Step;
 use crate::error::LockError;
 use crate::inspect::Deadlock;
@@ -31,6 +30,7 @@ use crate::thread::parties;
 use crate::thread::request::{Request, SharedRequest};
 use crate::thread::table::{Due, Place};
 use crate::thread::waiter::{Time, Waiter, Woken};
+use std::borrow::Borrow;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,7 +94,6 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         patience: Patience,
     ) -> Result<Entry, LockError> {
         let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
-        self.agree_on_frame(reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref)))?;
         let biased = |node| self.table.is_biased(node);
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.
@@ -113,7 +112,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Takes one step after the other.
     fn walk(&self, request: SharedRequest<P>, patience: Patience) -> Result<Entry, LockError> {
         let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
-        let key = self.ledger.enter(SharedRequest::clone(&request));
+        let Some(key) = self.ledger.enter(&request) else {
+            return Err(odd_frame(request.roots.iter().map(Borrow::borrow)).into());
+        };
         let steps = request.plan.steps();
         let mut index = 0;
         while index < steps.len() {
@@ -234,16 +235,6 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         for (_, step) in weakened() {
             self.table.downgrade(step.node, step.mode, &mut due);
         }
-    }
-
-    /// Refuses paths that cannot be compared with those before (invariant 3 of `path.rs`).
-    fn agree_on_frame<'p>(&self, paths: impl Iterator<Item = &'p P> + Clone) -> Result<(), PathError> {
-        // A request that is refused decides nothing, so its own paths must agree first.
-        let Some(frame) = common_frame(paths.clone())? else { return Ok(()) };
-        if self.frame.get_or_set(frame as u8 + 1) == frame as u8 + 1 {
-            return Ok(());
-        }
-        Err(odd_frame(paths.into_iter().next().expect("one has a frame")))
     }
 
     fn explain(&self, refusal: Refusal<P>) -> LockError {

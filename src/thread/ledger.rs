@@ -14,7 +14,9 @@
 //!    cancelled. A mark may be stale only if the waiter has been granted, and the [`Waiter`] knows that.
 //! 3. A register's index, where there is one, counts exactly the granted entries of plain guards in it.
 //! 4. An empty register is of constant size.
-//! 5. A bit of `published` is set by the request's thread alone, as it enters; it is taken back under the mutexes of the
+//! 5. All registers are of one frame, and so are all requests in them whose paths have one. It changes while the whole
+//!    ledger is locked and has no such request; so who enters compares its own with that of its register alone.
+//! 6. A bit of `published` is set by the request's thread alone, as it enters; it is taken back under the mutexes of the
 //!    node's shard and of the register (`bias.rs`), or under the mutex of the register, by whoever drops the guard.
 //!
 //! Lock order: a shard of the table; registers in the order of their numbers; a waiter.
@@ -24,7 +26,7 @@ use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Ticket;
 use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
-use crate::core::path::TreePath;
+use crate::core::path::{Frame, TreePath};
 use crate::core::plan::Step;
 use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
 use crate::thread::bias;
@@ -55,6 +57,8 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     held: Option<Held>,
     /// How often it has changed since it was asked last. What nobody asks is not worth its upkeep.
     unasked: usize,
+    /// Invariant 5.
+    frame: Frame,
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
@@ -151,7 +155,7 @@ const REGISTER_CAPACITY: usize = 16;
 
 impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn new() -> Self {
-        let register = || Register { entries: Slab::new(), held: None, unasked: 0 };
+        let register = || Register { entries: Slab::new(), held: None, unasked: 0, frame: Frame::Absolute };
         Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(register()))).collect() }
     }
 
@@ -168,7 +172,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let register = self.register_of(request.thread.id);
         let mut locked = self.registers[register].lock();
         let above = request.plan.steps().len() - 1;
-        if publishable(&request, 0, &biased) < above || !grant() {
+        if !locked.takes(&request) || publishable(&request, 0, &biased) < above || !grant() {
             drop(locked);
             return Err(request);
         }
@@ -177,12 +181,33 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ok(Key { register, index: locked.insert(entry) })
     }
 
-    /// Enters a request of the calling thread that has taken nothing yet.
-    pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
+    /// Enters a request of the calling thread that has taken nothing yet; `None` if its paths cannot be compared with
+    /// those of the others.
+    pub(crate) fn enter(&self, request: &SharedRequest<P>) -> Option<Key> {
         let since = Moment::now();
         let register = self.register_of(request.thread.id);
-        let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published: 0, since };
-        Key { register, index: self.registers[register].lock().insert(entry) }
+        let mut locked = self.registers[register].lock();
+        if !locked.takes(request) {
+            drop(locked);
+            return self.enter_in_other_frame(request);
+        }
+        Some(Key { register, index: locked.insert(Entry::new(request, since)) })
+    }
+
+    /// The same for a request whose paths are in another frame than those before it.
+    #[cold]
+    fn enter_in_other_frame(&self, request: &SharedRequest<P>) -> Option<Key> {
+        let since = Moment::now();
+        let mut ledger = self.lock();
+        let conflicts = |entry: &Entry<P>| entry.request.frame.is_some_and(|frame| request.frame != Some(frame));
+        if ledger.entries().any(|(_, entry)| conflicts(entry)) {
+            return None;
+        }
+        for register in &mut ledger.0 {
+            register.frame = request.frame.unwrap_or(register.frame);
+        }
+        let register = self.register_of(request.thread.id);
+        Some(Key { register, index: ledger.0[register].insert(Entry::new(request, since)) })
     }
 
     /// Publishes the steps of a request from `from` on, as many as are biased; returns how many.
@@ -346,6 +371,12 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
 }
 
 impl<P: TreePath + ?Sized> Register<P> {
+    /// Whether the paths of a request are in the frame of the others (invariant 5).
+    #[inline]
+    fn takes(&self, request: &Request<P>) -> bool {
+        request.frame.is_none_or(|frame| frame == self.frame)
+    }
+
     /// Adds to the index, if there is one, or takes from it, what the entry counts there.
     #[inline]
     fn index(&mut self, entry: usize, change: fn(&mut ModeCounts, Mode)) {
@@ -387,6 +418,12 @@ impl<P: TreePath + ?Sized> Register<P> {
 }
 
 impl<P: TreePath + ?Sized> Entry<P> {
+    /// That of a request that has taken nothing yet.
+    fn new(request: &SharedRequest<P>, since: Moment) -> Self {
+        let request = SharedRequest::clone(request);
+        Entry { request, state: State::Walking, access: Access::AsAsked, published: 0, since }
+    }
+
     /// Whether the step was published; it is not any longer.
     #[inline]
     fn take_back(&mut self, index: usize) -> bool {

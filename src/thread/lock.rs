@@ -7,7 +7,7 @@ use crate::core::roots::Roots;
 use crate::error::LockError;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
-use crate::sync::{OnceByte, random_seed};
+use crate::sync::random_seed;
 use crate::thread::acquire::Looks;
 use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 use crate::thread::ledger::{Ledger, State};
@@ -81,8 +81,6 @@ use std::time::{Duration, Instant};
 /// Data Base", 1976; see [`Mode`](crate::Mode).
 pub struct TreeLock<P: ?Sized + TreePath = Path> {
     pub(crate) seeds: Seeds,
-    /// What its paths are relative to, once there was one: 0 unset, else [`Frame`] + 1.
-    pub(crate) frame: OnceByte,
     pub(crate) table: Table,
     pub(crate) ledger: Ledger<P>,
     pub(crate) looks: Looks,
@@ -114,7 +112,6 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
     fn default() -> Self {
         TreeLock {
             seeds: Seeds::new(random_seed),
-            frame: OnceByte::default(),
             table: Table::new(),
             ledger: Ledger::new(),
             looks: Looks::default(),

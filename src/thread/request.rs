@@ -6,8 +6,7 @@
 
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
-use crate::core::path::PathError;
-use crate::core::path::TreePath;
+use crate::core::path::{Frame, PathError, TreePath, common_frame};
 use crate::core::plan::Plan;
 use crate::sync::{self, ThreadInfo};
 use std::panic::Location;
@@ -22,6 +21,8 @@ pub(crate) type SharedRequest<P> = triomphe::Arc<Request<P>>;
 pub(crate) struct Request<P: TreePath + ?Sized> {
     pub(crate) plan: Plan,
     pub(crate) owner: Owner,
+    /// That of its paths, if one of them has one.
+    pub(crate) frame: Option<Frame>,
     /// The thread that asked. A plain guard stays there; a blocked request of either kind does.
     pub(crate) thread: Arc<ThreadInfo>,
     pub(crate) location: &'static Location<'static>,
@@ -43,7 +44,8 @@ impl<P: TreePath + ?Sized> Request<P> {
             sync::take_spare::<SharedRequest<P>>().unwrap_or_else(|| {
                 let plan = Plan::default();
                 let thread = Arc::clone(thread);
-                SharedRequest::new(Request { plan, owner, thread, location, roots: Vec::new(), emptied: Vec::new() })
+                let (roots, emptied) = (Vec::new(), Vec::new());
+                SharedRequest::new(Request { plan, owner, frame: None, thread, location, roots, emptied })
             })
         });
         let this = SharedRequest::get_mut(&mut request).expect("a spare request is nobody else's");
@@ -53,7 +55,9 @@ impl<P: TreePath + ?Sized> Request<P> {
             }
         });
         this.plan.build::<P, R, W>(seeds, reads, writes)?;
-        for path in reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref)) {
+        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
+        this.frame = common_frame(paths())?;
+        for path in paths() {
             let root = match this.emptied.pop() {
                 Some(mut root) => {
                     path.clone_into(&mut root);
