@@ -382,12 +382,17 @@ impl Member {
         }
     }
 
-    /// Gives a request its number and its time; `None` if its paths cannot be compared with those before (invariant 3 of
-    /// `path.rs`).
-    fn number(&self, change: &Change<'_>, ask: &mut Ask, requests: &mut u64) -> Option<RequestId> {
-        let agreed = change.replica.absolute;
-        if agreed.is_some_and(|agreed| ask.absolute.is_some_and(|absolute| absolute != agreed)) {
-            return None;
+    /// Gives a request its number and its time; `None` if its paths cannot be compared with those that are held or awaited
+    /// (invariant 2 of `path.rs`).
+    fn number(&self, change: &mut Change<'_>, ask: &mut Ask, requests: &mut u64) -> Option<RequestId> {
+        let of_other_kind = ask.absolute.map(|absolute| change.replica.of_kind(!absolute)).unwrap_or_default();
+        if !of_other_kind.is_empty() {
+            let dead = self.dead_among(change, of_other_kind.iter().copied());
+            let is_free = dead.len() == of_other_kind.len();
+            change.bury(dead);
+            if !is_free {
+                return None;
+            }
         }
         *requests += 1;
         ask.id = RequestId { member: self.id, number: *requests };

@@ -102,9 +102,9 @@ use std::time::{Duration, Instant};
 /// # Paths
 ///
 /// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind
-/// and relative `Path`s another. One lock takes only one kind, as the first request says. Relative ones are relative to
-/// whatever their users agree on, and not to a working directory; the command `treelock` gives absolute ones. Segments of
-/// types of your own must hash alike in all programs, so give these the same version of that code.
+/// and relative `Path`s another. A lock takes one kind at a time, that of what is held or awaited in whatever process.
+/// Relative ones are relative to whatever their users agree on, and not to a working directory; the command `treelock` gives
+/// absolute ones. Segments of types of your own must hash alike in all programs, so give these the same version of that code.
 ///
 /// # Cost
 ///

@@ -170,8 +170,9 @@ impl Request {
 /// See the header of this file.
 #[derive(Debug, Default)]
 pub(super) struct Replica {
-    /// Whether paths are, once there was one.
-    pub(super) absolute: Option<bool>,
+    /// Whether the paths were, of the last request of which they were either. A request is refused while one of the other kind
+    /// is there, so it is that of all who are there.
+    absolute: Option<bool>,
     next_member: u64,
     pub(super) members: BTreeMap<MemberId, About>,
     /// In boxes: else the first of them, and the last, would cost an allocation of some KiB.
@@ -203,6 +204,15 @@ impl Replica {
         MemberId(self.next_member)
     }
 
+    /// The members of whom there are requests whose paths are absolute, or are not.
+    pub(super) fn of_kind(&self, absolute: bool) -> BTreeSet<MemberId> {
+        if self.absolute != Some(absolute) {
+            return BTreeSet::new();
+        }
+        let asks = self.requests.values().map(|request| &request.ask);
+        asks.filter(|ask| ask.absolute == Some(absolute)).map(|ask| ask.id.member).collect()
+    }
+
     pub(super) fn apply(&mut self, event: Event, effects: &mut Effects) {
         match event {
             Event::Join(about) => {
@@ -223,7 +233,7 @@ impl Replica {
             }
             Event::Ask(ask) => {
                 let id = ask.id;
-                self.absolute = self.absolute.or(ask.absolute);
+                self.absolute = ask.absolute.or(self.absolute);
                 let progress = Progress { taken: 0, since: ask.asked };
                 self.requests.insert(id, Box::new(Request { ask, progress, ticket: None }));
                 self.walk(id);

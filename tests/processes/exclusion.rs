@@ -302,6 +302,45 @@ fn late_comer_sees_what_is_held_and_who_waits() {
     late.is_done();
 }
 
+/// Two names of one place would pass each other silently. What is gone decides nothing, however it went.
+#[test]
+fn relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten() {
+    let home = Home::new();
+    let (mut one, mut other, mut killed) = (Agent::new(&home), Agent::new(&home), Agent::new(&home));
+    for (first, then) in [("a", "/a"), ("/a", "a"), ("a/b", "/c")] {
+        one.does(&format!("lock 1 r:{first}"));
+        other.is_refused(&format!("lock 1 w:{then}"), "Path");
+        other.is_refused(&format!("try 1 r: r:{then}"), "Path");
+        one.does("drop 1");
+        other.does(&format!("lock 1 w:{then}"));
+        one.is_refused(&format!("try 1 r:{first}"), "Path");
+        other.does("drop 1");
+    }
+    killed.does("lock 1 r:/a");
+    killed.does("arc 2 r:/b");
+    one.is_refused("try 1 w:a", "Path");
+    killed.kill();
+    one.does("try 1 w:a");
+}
+
+/// G1: everything, whatever the other paths are relative to.
+#[test]
+fn empty_path_is_the_root_beside_relative_and_absolute_paths() {
+    let home = Home::new();
+    let (mut one, mut other) = (Agent::new(&home), Agent::new(&home));
+    for kind in ["a", "/a"] {
+        one.does(&format!("lock 1 w:{kind}"));
+        other.is_refused("try 1 r:", "WouldBlock");
+        one.does(&format!("try 2 r: w:{kind} w:"));
+        one.does("clear");
+        other.does("lock 1 r:");
+        one.is_refused(&format!("try 1 w:{kind}"), "WouldBlock");
+        one.does(&format!("try 1 r:{kind}"));
+        one.does("drop 1");
+        other.does("drop 1");
+    }
+}
+
 /// P5: all processes see the same.
 #[test]
 fn snapshot_shows_holders_and_waiters_of_all_processes() {
