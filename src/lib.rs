@@ -29,7 +29,7 @@
 //! | | |
 //! |---|---|
 //! | to lock | [`lock`](TreeLock::lock), or [`read`](TreeLock::read) and [`write`](TreeLock::write) for one root |
-//! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until); why they refuse: [`LockError`] |
+//! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until), [`try_read`](TreeLock::try_read), [`try_write`](TreeLock::try_write); why they refuse: [`LockError`] |
 //! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
 //! | to go on reading after a write | [`downgrade`](TreeLockGuard::downgrade) |
 //! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`] |

@@ -206,7 +206,39 @@ fn every_way_to_lock_tells_where_it_was_called() {
         here(&lock);
     }
     {
+        let _guard = lock.try_read("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_read_for("a", soon).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write_for("a", soon).unwrap();
+        here(&lock);
+    }
+    {
         let _guard = lock.lock_arc(&["a"], &[]);
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_read_arc("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write_arc("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_read_arc_for("a", soon).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write_arc_for("a", soon).unwrap();
         here(&lock);
     }
     {
@@ -229,6 +261,29 @@ fn every_way_to_lock_tells_where_it_was_called() {
         let _guard = lock.try_lock_arc_until(&["a"], &[], Instant::now() + soon).unwrap();
         here(&lock);
     }
+}
+
+/// Whoever reads the message of a panic looks at his own code first.
+#[test]
+fn a_panic_of_lock_tells_where_it_was_called() {
+    let lock = common::new();
+    let place = Arc::new(std::sync::Mutex::new(None));
+    let own = Arc::clone(&place);
+    std::panic::set_hook(Box::new(move |panic| {
+        *own.lock().unwrap() = panic.location().map(|location| (location.file().to_owned(), location.line()));
+    }));
+    type Call = fn(&Arc<TreeLock>);
+    let calls: [(u32, Call); 4] = [
+        (line!(), |lock| drop(lock.lock(&["../a"], &[]))),
+        (line!(), |lock| drop(lock.write("../a"))),
+        (line!(), |lock| drop(lock.lock_arc(&["../a"], &[]))),
+        (line!(), |lock| drop(lock.read_arc("../a"))),
+    ];
+    for (line, call) in calls {
+        common::panic_message(|| call(&lock));
+        assert_eq!(place.lock().unwrap().take(), Some((file!().to_owned(), line)));
+    }
+    drop(std::panic::take_hook());
 }
 
 /// Line by line: nodes in the order of their names, chains in one line, holders before waiters, the longest first.

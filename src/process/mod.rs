@@ -251,8 +251,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        // A time beyond what the clock can tell is for ever.
-        self.acquire(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+        self.acquire(reads, writes, Patience::within(timeout))
     }
 
     /// Locks as [`lock`](ProcessTreeLock::lock) does, waiting no longer than until `deadline`.
@@ -268,6 +267,54 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         deadline: Instant,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         self.acquire(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[&path], &[], Patience::None)
+    }
+
+    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[], &[&path], Patience::None)
+    }
+
+    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[&path], &[], Patience::within(timeout))
+    }
+
+    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[], &[&path], Patience::within(timeout))
     }
 
     /// As [`lock`](ProcessTreeLock::lock), for a guard that may go to other threads and is an owner of its own.
@@ -330,7 +377,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+        self.acquire_arc(reads, writes, Patience::within(timeout))
     }
 
     /// As [`try_lock_until`](ProcessTreeLock::try_lock_until), for a guard as of
@@ -347,6 +394,58 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         deadline: Instant,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// As [`try_read`](ProcessTreeLock::try_read), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[&path], &[], Patience::None)
+    }
+
+    /// As [`try_write`](ProcessTreeLock::try_write), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[], &[&path], Patience::None)
+    }
+
+    /// As [`try_read_for`](ProcessTreeLock::try_read_for), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_arc_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[&path], &[], Patience::within(timeout))
+    }
+
+    /// As [`try_write_for`](ProcessTreeLock::try_write_for), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_arc_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[], &[&path], Patience::within(timeout))
     }
 
     /// Who holds what and who waits for what in all processes, at one moment; prints as a drawing of the tree.

@@ -141,8 +141,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// [above](TreeLock#deadlock)). [`try_lock_for`](TreeLock::try_lock_for) returns these as errors.
     #[track_caller]
     pub fn lock(&self, reads: &(impl Roots<P> + ?Sized), writes: &(impl Roots<P> + ?Sized)) -> TreeLockGuard<'_, P> {
-        match self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, Patience::Endless) {
-            Ok(entry) => TreeLockGuard::new(self, entry),
+        match self.guard(reads, writes, Patience::Endless) {
+            Ok(guard) => guard,
             Err(error) => give_up(&error),
         }
     }
@@ -183,8 +183,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         reads: &(impl Roots<P> + ?Sized),
         writes: &(impl Roots<P> + ?Sized),
     ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, Patience::None)
-            .map(|entry| TreeLockGuard::new(self, entry))
+        self.guard(reads, writes, Patience::None)
     }
 
     /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than `timeout`.
@@ -212,10 +211,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        // A time beyond what the clock can tell is for ever.
-        let patience = Patience::Until(Instant::now().checked_add(timeout));
-        self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)
-            .map(|entry| TreeLockGuard::new(self, entry))
+        self.guard(reads, writes, Patience::within(timeout))
     }
 
     /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than until `deadline`.
@@ -230,9 +226,64 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        let patience = Patience::Until(Some(deadline));
-        self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)
-            .map(|entry| TreeLockGuard::new(self, entry))
+        self.guard(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read(&self, path: impl AsRef<P>) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock(&[&path], &[])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
+    ///
+    /// ```
+    /// let lock = treelock::TreeLock::new();
+    /// let held = lock.read("a");
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| assert!(lock.try_read("a/b").is_ok() && lock.try_write("a/b").is_err()));
+    /// });
+    /// # drop(held);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write(&self, path: impl AsRef<P>) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock(&[], &[&path])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_for(&self, path: impl AsRef<P>, timeout: Duration) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock_for(&[&path], &[], timeout)?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_for(&self, path: impl AsRef<P>, timeout: Duration) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock_for(&[], &[&path], timeout)?;
+        drop(path);
+        Ok(guard)
     }
 
     /// As [`lock`](TreeLock::lock), for a guard that owns the lock too, and may go to other threads.
@@ -256,8 +307,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         reads: &(impl Roots<P> + ?Sized),
         writes: &(impl Roots<P> + ?Sized),
     ) -> ArcTreeLockGuard<P> {
-        match self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, Patience::Endless) {
-            Ok(entry) => ArcTreeLockGuard::new(Arc::clone(self), entry),
+        match self.guard_arc(reads, writes, Patience::Endless) {
+            Ok(guard) => guard,
             Err(error) => give_up(&error),
         }
     }
@@ -297,8 +348,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         reads: &(impl Roots<P> + ?Sized),
         writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, Patience::None)?;
-        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+        self.guard_arc(reads, writes, Patience::None)
     }
 
     /// As [`try_lock_for`](TreeLock::try_lock_for), for a guard that owns the lock too; see
@@ -314,9 +364,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let patience = Patience::Until(Instant::now().checked_add(timeout));
-        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
-        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+        self.guard_arc(reads, writes, Patience::within(timeout))
     }
 
     /// As [`try_lock_until`](TreeLock::try_lock_until), for a guard that owns the lock too; see
@@ -332,9 +380,67 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let entry =
-            self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, Patience::Until(Some(deadline)))?;
-        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+        self.guard_arc(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// As [`try_read`](TreeLock::try_read), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read_arc(self: &Arc<Self>, path: impl AsRef<P>) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc(&[&path], &[])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// As [`try_write`](TreeLock::try_write), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write_arc(self: &Arc<Self>, path: impl AsRef<P>) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc(&[], &[&path])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// As [`try_read_for`](TreeLock::try_read_for), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_arc_for(
+        self: &Arc<Self>,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc_for(&[&path], &[], timeout)?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// As [`try_write_for`](TreeLock::try_write_for), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_arc_for(
+        self: &Arc<Self>,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc_for(&[], &[&path], timeout)?;
+        drop(path);
+        Ok(guard)
     }
 
     /// Who holds what and who waits for what, at one moment; prints as a drawing of the tree.
@@ -346,6 +452,28 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(self.ledger.lock(), &self.seeds)
+    }
+
+    #[track_caller]
+    fn guard(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        patience: Patience,
+    ) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)?;
+        Ok(TreeLockGuard::new(self, entry))
+    }
+
+    #[track_caller]
+    fn guard_arc(
+        self: &Arc<Self>,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        patience: Patience,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
+        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
     }
 }
 

@@ -302,6 +302,27 @@ fn late_comer_sees_what_is_held_and_who_waits() {
     late.is_done();
 }
 
+/// One path is tried as a list of one is, in either form.
+#[test]
+fn one_path_is_tried_without_a_list() {
+    let home = Home::new();
+    let lock = home.open();
+    let _held = lock.lock_arc(&["r"], &["w"]).unwrap();
+    let soon = Duration::from_millis(5);
+    fn told<G>(answer: Result<G, ProcessLockError>) -> String {
+        answer.err().map_or("granted".into(), |error| format!("{error:?}"))
+    }
+    for (path, read, write) in [("r/x", true, false), ("w/x", false, false), ("x", true, true)] {
+        let expected = |granted, error: &str| if granted { "granted".into() } else { error.to_owned() };
+        let (reads, writes) = (expected(read, "WouldBlock"), expected(write, "WouldBlock"));
+        assert_eq!([told(lock.try_read(path)), told(lock.try_read_arc(path))], [&*reads; 2], "{path}");
+        assert_eq!([told(lock.try_write(path)), told(lock.try_write_arc(path))], [&*writes; 2], "{path}");
+        let (reads, writes) = (expected(read, "TimedOut"), expected(write, "TimedOut"));
+        assert_eq!([told(lock.try_read_for(path, soon)), told(lock.try_read_arc_for(path, soon))], [&*reads; 2]);
+        assert_eq!([told(lock.try_write_for(path, soon)), told(lock.try_write_arc_for(path, soon))], [&*writes; 2]);
+    }
+}
+
 /// Two names of one place would pass each other silently. What is gone decides nothing, however it went.
 #[test]
 fn relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten() {
