@@ -540,6 +540,34 @@ fn foreign_file_of_that_name_is_refused_and_left_alone() {
     assert_eq!(fs::read_to_string(home.file("table")).unwrap(), "name;price\napple;3\n");
 }
 
+/// Callers look at the kind, and whoever looks closer finds the error itself.
+#[test]
+fn io_error_has_the_kind_that_fits_and_keeps_what_it_was() {
+    use std::io::{Error, ErrorKind};
+    let home = Home::new();
+    let lock = home.open();
+    let refused = |error: ProcessLockError, kind| {
+        let text = error.to_string();
+        let wrapped = Error::from(error);
+        assert_eq!((wrapped.kind(), wrapped.to_string()), (kind, text));
+        assert!(wrapped.downcast::<ProcessLockError>().is_ok());
+    };
+    let _held = lock.write("a").unwrap();
+    refused(lock.try_read_arc("a").unwrap_err(), ErrorKind::WouldBlock);
+    refused(lock.try_write("../a").unwrap_err(), ErrorKind::InvalidInput);
+    refused(lock.read_arc("a").unwrap_err(), ErrorKind::Deadlock);
+    refused(home.open().try_read_for("a", Duration::from_millis(1)).unwrap_err(), ErrorKind::TimedOut);
+
+    let other = Home::new();
+    fs::write(other.file("table"), "name;price\napple;3\n").unwrap();
+    let foreign = Error::from(ProcessTreeLock::open(other.path()).unwrap_err());
+    assert_eq!(foreign.kind(), ErrorKind::InvalidData);
+    let nowhere = ProcessTreeLock::open(other.file("table")).unwrap_err();
+    let FileProblem::Io { source, .. } = nowhere.problem() else { panic!("{nowhere}") };
+    let kind = source.kind();
+    assert_eq!(Error::from(nowhere).kind(), kind);
+}
+
 /// A directory that is not the lock's own, by mistake.
 #[test]
 fn foreign_files_with_names_like_those_of_the_lock_are_left_alone() {
