@@ -50,6 +50,7 @@
 //! | `thread/` | [`TreeLock`], for the threads of a process; its map is in `thread/mod.rs` |
 //! | `process/` | the same contract between the processes of a host; its map is in `process/mod.rs` |
 //! | `inspect.rs` | what users see of all scopes: who holds and awaits what, since when, from where |
+//! | `drawing.rs` | the same as text |
 //! | `error.rs` | what a request can fail with |
 //! | `patience.rs` | how long a request waits, and when it looks for a deadlock |
 //! | `sync.rs` | the one file that names primitives |
@@ -57,6 +58,7 @@
 //! The lock order of a scope is stated in its map.
 
 mod core;
+mod drawing;
 mod error;
 mod inspect;
 mod patience;
@@ -72,7 +74,7 @@ pub use crate::core::segments::Segments;
 pub use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 pub use crate::thread::lock::TreeLock;
 pub use error::LockError;
-pub use inspect::{Deadlock, Holder, Party, Root, Snapshot, Waiter};
+pub use inspect::{Deadlock, Holder, Party, Process, Root, Snapshot, Waiter};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -17,7 +17,7 @@
 //! threads, and the [`AtomicU32`] of an estimate in `bias.rs`.
 
 pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::SystemTime;
 
 pub(crate) use imp::*;
 
@@ -35,18 +35,19 @@ impl Moment {
 /// The present on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Present {
-    pub(crate) exact: Instant,
+    pub(crate) time: SystemTime,
     moment: Moment,
 }
 
 impl Present {
     pub(crate) fn now() -> Self {
-        Present { exact: Instant::now(), moment: Moment::now() }
+        Present { time: SystemTime::now(), moment: Moment::now() }
     }
 
-    pub(crate) fn exact(self, past: Moment) -> Instant {
+    /// When a moment of the past was, if the clock was not set since.
+    pub(crate) fn time_of(self, past: Moment) -> SystemTime {
         let ago = self.moment.0.duration_since(past.0);
-        self.exact.checked_sub(ago.into()).unwrap_or(self.exact)
+        self.time.checked_sub(ago.into()).unwrap_or(self.time)
     }
 }
 

@@ -9,8 +9,8 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 use treelock::{
-    ArcTreeLockGuard, Deadlock, Holder, LockError, Mode, Party, PathError, Root, Snapshot, TreeLock, TreeLockGuard,
-    Waiter,
+    ArcTreeLockGuard, Deadlock, Holder, LockError, Mode, Party, PathError, Process, Root, Snapshot, TreeLock,
+    TreeLockGuard, Waiter,
 };
 
 fn anywhere<T: Send + Sync + 'static>() {}
@@ -36,6 +36,7 @@ fn locks_arc_guards_and_reports_go_to_other_threads() {
     anywhere::<Holder>();
     anywhere::<Waiter>();
     anywhere::<Root>();
+    anywhere::<Process>();
     anywhere::<Deadlock>();
     anywhere::<Party>();
 }
@@ -78,6 +79,7 @@ fn errors_are_errors() {
     printed::<Deadlock>();
     printed::<Snapshot>();
     printed::<Root>();
+    printed::<Process>();
     printed::<Mode>();
     let lock = TreeLock::new();
     let refused = || -> Result<(), Box<dyn Error + Send + Sync>> {

@@ -1,7 +1,7 @@
 //! What can go wrong with the files, and with a request.
 
-use super::Deadlock;
 use crate::core::path::PathError;
+use crate::inspect::Deadlock;
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
 use std::io;

@@ -25,7 +25,7 @@
 //! | `replica.rs` | pure: what all agree on, and what an event does to it |
 //! | `journal.rs` | the file of events: read, append, rewrite; why a death at any step does no harm |
 //! | `files.rs` | the directory: who is alive, who is woken, what file systems are refused |
-//! | `report.rs` | who holds what and who waits for what, in all processes |
+//! | `report.rs` | what a request tells of itself, and the snapshots and reports made of it |
 //! | `error.rs` | what a request, and a file, can fail with |
 //! | `crash.rs` | where tests let a process die |
 
@@ -43,11 +43,11 @@ mod replica;
 mod report;
 
 pub use error::{FileError, FileProblem, ProcessLockError};
-pub use report::{Deadlock, Holder, Party, Process, Snapshot, Waiter};
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::roots::Roots;
+use crate::inspect::Snapshot;
 use crate::patience::Patience;
 use files::Directory;
 use member::Member;
@@ -501,20 +501,18 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     }
 }
 
-impl Snapshot {
-    /// What [`ProcessTreeLock::snapshot`] tells, by one who has not opened the lock, and may have no right to.
-    ///
-    /// ```no_run
-    /// println!("{}", treelock::process::Snapshot::read("/run/lock/my-database")?);
-    /// # Ok::<(), treelock::process::FileError>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
-    pub fn read(directory: impl AsRef<Path>) -> Result<Self, FileError> {
-        member::look(&Directory::look(directory.as_ref())?)
-    }
+/// What [`ProcessTreeLock::snapshot`] tells of the lock in a directory, by one who has not opened it, and may have no right to.
+///
+/// ```no_run
+/// println!("{}", treelock::process::snapshot("/run/lock/my-database")?);
+/// # Ok::<(), treelock::process::FileError>(())
+/// ```
+///
+/// # Errors
+///
+/// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
+pub fn snapshot(directory: impl AsRef<Path>) -> Result<Snapshot, FileError> {
+    member::look(&Directory::look(directory.as_ref())?)
 }
 
 impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLock<P> {

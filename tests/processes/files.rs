@@ -13,7 +13,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, Snapshot};
+use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, snapshot};
 
 fn make_fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
@@ -336,7 +336,7 @@ fn older_copy_written_over_the_table_is_shown_to_nobody() {
     let _held = holder.write("a").unwrap();
     assert_eq!(behind.snapshot().unwrap().holders.len(), 1);
     fs::write(home.file("table"), copy).unwrap();
-    for looked in [behind.snapshot(), holder.snapshot(), Snapshot::read(home.path())] {
+    for looked in [behind.snapshot(), holder.snapshot(), snapshot(home.path())] {
         let error = looked.map(|snapshot| snapshot.to_string()).unwrap_err();
         assert!(matches!(error.problem(), FileProblem::Damaged), "{error}");
     }
@@ -479,7 +479,7 @@ fn snapshot_survives_a_removed_table() {
     assert_eq!(lock.snapshot().unwrap().holders.len(), 1);
     drop(lock.write("b").unwrap());
     home.files().iter().for_each(|name| fs::remove_file(home.file(name)).unwrap());
-    let error = Snapshot::read(home.path()).map(|seen| seen.to_string()).unwrap_err();
+    let error = snapshot(home.path()).map(|seen| seen.to_string()).unwrap_err();
     assert!(matches!(error.problem(), FileProblem::Removed), "somebody has the lock open: {error}");
 }
 
@@ -657,7 +657,7 @@ fn two_users_share_a_directory_that_both_may_write_to() {
     assert!(matches!(lock.try_lock(&["a"], &[]), Err(ProcessLockError::WouldBlock)));
     let mine = lock.write("b").unwrap();
     nobody.waits("lock 2 w:b", &lock);
-    assert_eq!(lock.snapshot().unwrap().waiters[0].process.user, "nobody");
+    assert_eq!(lock.snapshot().unwrap().waiters[0].process.as_ref().unwrap().user, "nobody");
     drop(mine);
     nobody.is_done();
     // Each writes the table anew from time to time, with rights for the other.
