@@ -4,7 +4,7 @@
 
 use crate::inspect::{Deadlock, Holder, Party, Process, Root, Snapshot, Waiter};
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Debug, Display, Write};
 use std::time::Duration;
 
 impl Display for Root {
@@ -59,7 +59,7 @@ fn is_direction(char: char) -> bool {
 }
 
 /// Several roots in a sentence: the first few by name.
-struct FirstOf<'a>(&'a [Root]);
+pub(crate) struct FirstOf<'a>(pub(crate) &'a [Root]);
 
 impl Display for FirstOf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -74,6 +74,19 @@ impl Display for FirstOf<'_> {
             more @ 4.. => write!(f, " and {} more", more - 3),
             _ => Ok(()),
         }
+    }
+}
+
+/// A list of roots as they print, for `Debug`.
+pub(crate) struct ListOf<'a>(pub(crate) &'a [Root]);
+
+impl Debug for ListOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut list = f.debug_list();
+        for root in self.0 {
+            list.entry(&format_args!("{root}"));
+        }
+        list.finish()
     }
 }
 
@@ -228,6 +241,44 @@ impl Drawing {
         for (index, &child) in self.nodes[at].children.values().rev().enumerate() {
             let branch = if index == 0 { "└─ " } else { "├─ " };
             open.push((child, format!("{below}{branch}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::mode::Mode;
+    use std::time::SystemTime;
+
+    #[test]
+    fn age_is_told_in_three_digits_or_as_just_now() {
+        let told = |micros| Since(Duration::from_micros(micros)).to_string();
+        assert_eq!([told(0), told(9_999)], ["since just now"; 2]);
+        assert_eq!([told(10_000), told(999_000)], ["for 10 ms", "for 999 ms"]);
+        assert_eq!([told(1_240_000), told(123_400_000)], ["for 1.2 s", "for 123 s"]);
+    }
+
+    /// Another process tells its place, and perhaps its command, as it likes.
+    #[test]
+    fn what_others_tell_is_spelled_out_where_a_terminal_would_obey_it() {
+        let (time, evil) = (SystemTime::now(), || String::from("e\x1b[2J\n"));
+        let holder = Holder {
+            process: Some(Process { id: 7, command: evil(), user: evil() }),
+            thread: evil(),
+            location: evil(),
+            since: time,
+            roots: vec![Root { segments: vec![evil()], mode: Mode::Exclusive }],
+        };
+        let Holder { process, thread, location, since, roots } = holder.clone();
+        let (at, taken) = (roots[0].clone(), Vec::new());
+        let waiter = Waiter { process, thread, location, since, roots, at, taken };
+        let cycle = vec![(waiter.clone(), vec![holder.clone()], Some(Mode::Shared))];
+        let lines =
+            [(Snapshot::new(time, vec![holder], vec![waiter]).to_string(), 5), (Deadlock::new(cycle).to_string(), 4)];
+        for (told, count) in lines {
+            assert!(!told.chars().any(|char| char.is_control() && char != '\n'), "{told:?}");
+            assert_eq!(told.lines().count(), count, "{told}");
         }
     }
 }

@@ -401,9 +401,27 @@ fn debug_tells_how_much_is_held_and_awaited() {
     let second = lock.read_arc("b");
     let waiting = [Other::waits(&lock, &[], &["a"]), Other::waits(&lock, &[], &["b"])];
     assert_eq!(format!("{lock:?}"), "TreeLock { held: 2, waiting: 2, .. }");
-    assert_eq!(format!("{first:?} {second:?}"), "TreeLockGuard { .. } ArcTreeLockGuard { .. }");
     drop((first, second));
     waiting.into_iter().for_each(Other::releases);
+}
+
+/// Whoever prints a guard wants to know what it holds: what it asked for, as it is now.
+#[test]
+fn a_guard_tells_its_roots_and_their_modes() {
+    let lock = common::new();
+    let plain = lock.lock(&["a", "b/c", "a/x"], &["a/b"]);
+    assert_eq!(plain.to_string(), "SIX a, S b/c, X a/b");
+    assert_eq!(format!("{plain:?}"), "TreeLockGuard { roots: [SIX a, S b/c, X a/b], .. }");
+    let nested = lock.read("a/b");
+    assert_eq!(nested.to_string(), "S a/b");
+    let plain = plain.downgrade();
+    assert_eq!(plain.to_string(), "S a, S b/c");
+
+    let arc = lock.lock_arc(&["1", "2", "3", "4", "5"], &[]);
+    assert_eq!(join(spawn("elsewhere", move || arc.to_string())), "S 1, S 2, S 3 and 2 more");
+    let arc = lock.write_arc("e\x1b[2J");
+    assert_eq!(format!("{arc:?}"), r"ArcTreeLockGuard { roots: [X e\u{1b}[2J], .. }");
+    assert_eq!(lock.lock(&[], &[]).to_string(), "nothing");
 }
 
 /// Neither `Debug` nor a snapshot is in anybody's way, or waits for long; and what a snapshot tells was true at one

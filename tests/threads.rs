@@ -78,6 +78,8 @@ fn errors_are_errors() {
     printed::<PathError>();
     printed::<Deadlock>();
     printed::<Snapshot>();
+    printed::<TreeLockGuard<'_>>();
+    printed::<ArcTreeLockGuard>();
     printed::<Root>();
     printed::<Process>();
     printed::<Mode>();

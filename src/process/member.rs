@@ -27,7 +27,7 @@ use crate::core::path::PathError;
 use crate::core::path::{Frame, TreePath, common_frame, odd_frame};
 use crate::core::plan::Plan;
 use crate::core::segments::Names;
-use crate::inspect::{Deadlock, Snapshot};
+use crate::inspect::{Deadlock, Root, Snapshot};
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::sync::{self, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -643,6 +643,12 @@ impl Member {
             }
             looked => looked,
         }
+    }
+
+    /// What was granted, if nobody in this process is in the midst of a change.
+    pub(super) fn roots(&self, id: RequestId) -> Option<Vec<Root>> {
+        let shared = self.shared.try_lock()?;
+        shared.replica.requests.get(&id).map(|request| report::roots(request))
     }
 
     /// Releases what was granted.

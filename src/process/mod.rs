@@ -20,7 +20,8 @@
 //!
 //! | file | concept |
 //! |---|---|
-//! | `mod.rs` | [`ProcessTreeLock`] and its guards: what a user sees |
+//! | `mod.rs` | [`ProcessTreeLock`]: what a user sees |
+//! | `guard.rs` | what a holder has: drop, downgrade |
 //! | `member.rs` | one who has opened a lock: changes, waits, the burial of the dead |
 //! | `replica.rs` | pure: what all agree on, and what an event does to it |
 //! | `journal.rs` | the file of events: read, append, rewrite; why a death at any step does no harm |
@@ -37,12 +38,14 @@ mod crash;
 mod deaths;
 mod error;
 mod files;
+mod guard;
 mod journal;
 mod member;
 mod replica;
 mod report;
 
 pub use error::{FileError, FileProblem, ProcessLockError};
+pub use guard::{ArcProcessTreeLockGuard, ProcessTreeLockGuard};
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
@@ -51,11 +54,10 @@ use crate::inspect::Snapshot;
 use crate::patience::Patience;
 use files::Directory;
 use member::Member;
-use replica::RequestId;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A read/write lock over the sub-trees of a tree, for all threads of all processes that open the same directory.
@@ -486,7 +488,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         patience: Patience,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)?;
-        Ok(ProcessTreeLockGuard { lock: self, request: Some(request), stays: PhantomData })
+        Ok(ProcessTreeLockGuard::new(self, request))
     }
 
     #[track_caller]
@@ -497,7 +499,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         patience: Patience,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
-        Ok(ArcProcessTreeLockGuard { member: Arc::clone(&self.member), request: Some(request) })
+        Ok(ArcProcessTreeLockGuard::new(Arc::clone(&self.member), request))
     }
 }
 
@@ -518,85 +520,5 @@ pub fn snapshot(directory: impl AsRef<Path>) -> Result<Snapshot, FileError> {
 impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLock<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProcessTreeLock").field("directory", &self.member.directory.path()).finish_non_exhaustive()
-    }
-}
-
-/// Sub-trees that are held by the thread that asked for them, against all others of all processes, until this is dropped.
-#[must_use = "what it holds is released when the guard is dropped, here at once"]
-pub struct ProcessTreeLockGuard<'a, P: ?Sized + TreePath = Path> {
-    lock: &'a ProcessTreeLock<P>,
-    request: Option<RequestId>,
-    stays: PhantomData<MutexGuard<'static, ()>>,
-}
-
-/// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock open.
-#[must_use = "what it holds is released when the guard is dropped, here at once"]
-pub struct ArcProcessTreeLockGuard {
-    member: Arc<Member>,
-    request: Option<RequestId>,
-}
-
-impl<P: ?Sized + TreePath> ProcessTreeLockGuard<'_, P> {
-    /// Turns the writes into reads, without letting go in between, and lets in whoever may come then.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`]. All is held as before then.
-    pub fn downgrade(&mut self) -> Result<(), FileError> {
-        self.request.map_or(Ok(()), |request| self.lock.member.downgrade(request))
-    }
-
-    /// Releases what it holds, as dropping it does, and says whether that could be written down.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`]. What is held then is released with the next request of this lock that can be written, or when the
-    /// process ends.
-    pub fn release(mut self) -> Result<(), FileError> {
-        self.request.take().map_or(Ok(()), |request| self.lock.member.release(request))
-    }
-}
-
-impl ArcProcessTreeLockGuard {
-    /// As [`ProcessTreeLockGuard::downgrade`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ProcessTreeLockGuard::downgrade`].
-    pub fn downgrade(&mut self) -> Result<(), FileError> {
-        self.request.map_or(Ok(()), |request| self.member.downgrade(request))
-    }
-
-    /// As [`ProcessTreeLockGuard::release`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ProcessTreeLockGuard::release`].
-    pub fn release(mut self) -> Result<(), FileError> {
-        self.request.take().map_or(Ok(()), |request| self.member.release(request))
-    }
-}
-
-impl<P: ?Sized + TreePath> Drop for ProcessTreeLockGuard<'_, P> {
-    fn drop(&mut self) {
-        let _ = self.request.take().map(|request| self.lock.member.release(request));
-    }
-}
-
-impl Drop for ArcProcessTreeLockGuard {
-    fn drop(&mut self) {
-        let _ = self.request.take().map(|request| self.member.release(request));
-    }
-}
-
-impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLockGuard<'_, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProcessTreeLockGuard").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for ArcProcessTreeLockGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArcProcessTreeLockGuard").finish_non_exhaustive()
     }
 }

@@ -102,6 +102,11 @@ pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
     Deadlock::new(cycle.iter().map(told).collect())
 }
 
+/// What a request has, or asks for.
+pub(super) fn roots(request: &Request) -> Vec<Root> {
+    Told::of(request).roots(request, |_| true)
+}
+
 fn process(replica: &Replica, request: &Request) -> Process {
     match replica.members.get(&request.ask.id.member) {
         Some(about) => Process { id: about.id, command: about.command.clone(), user: about.user.clone() },

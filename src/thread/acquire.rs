@@ -24,7 +24,7 @@ use crate::error::LockError;
 use crate::inspect::Deadlock;
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::sync::{Mutex, MutexGuard};
-use crate::thread::ledger::{Key, Leaving, Nesting, State, Waiting};
+use crate::thread::ledger::{Found, Key, Leaving, Nesting, State, Waiting};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
 use crate::thread::request::{Request, SharedRequest};
@@ -219,6 +219,11 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         drop(due);
         drop(leaving);
         Request::recycle(self.ledger.remove(key));
+    }
+
+    /// What a guard has, as reports tell it.
+    pub(crate) fn found(&self, Entry { key, .. }: Entry) -> Found<P> {
+        self.ledger.found(key)
     }
 
     /// Turns the writes of a guard into reads.

@@ -295,6 +295,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         register.index(key.index, ModeCounts::add);
     }
 
+    /// A copy of an entry.
+    pub(crate) fn found(&self, key: Key) -> Found<P> {
+        Found::of(&self.registers[key.register].lock().entries[key.index])
+    }
+
     /// The request of an entry, unless it is downgraded.
     pub(crate) fn as_asked(&self, key: Key) -> Option<SharedRequest<P>> {
         let entry = &self.registers[key.register].lock().entries[key.index];

@@ -42,6 +42,11 @@ impl Deadlock {
     }
 }
 
+/// What a guard holds.
+pub(crate) fn roots<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Vec<Root> {
+    spell(found, seeds).roots
+}
+
 fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Holder {
     Holder {
         process: None,

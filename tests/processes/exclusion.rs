@@ -323,6 +323,20 @@ fn one_path_is_tried_without_a_list() {
     }
 }
 
+/// Whoever prints a guard wants to know what it holds.
+#[test]
+fn guard_tells_its_roots_and_their_modes() {
+    let home = Home::new();
+    let lock = home.open();
+    let mut plain = lock.lock(&["a", "b/c"], &["a/b"]).unwrap();
+    assert_eq!(plain.to_string(), "SIX a, S b/c, X a/b");
+    assert_eq!(format!("{plain:?}"), "ProcessTreeLockGuard { roots: [SIX a, S b/c, X a/b], .. }");
+    plain.downgrade().unwrap();
+    assert_eq!(plain.to_string(), "S a, S b/c");
+    let arc = lock.write_arc("x").unwrap();
+    assert_eq!(format!("{arc} {arc:?}"), "X x ArcProcessTreeLockGuard { roots: [X x], .. }");
+}
+
 /// Two names of one place would pass each other silently. What is gone decides nothing, however it went.
 #[test]
 fn relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten() {
