@@ -8,6 +8,7 @@ mod common;
 use common::{admits, assert_free, panic_message};
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -533,4 +534,45 @@ fn a_path_inside_of_another_does_not_lead_out_of_it() {
     }
     let _held = lock.write(Tenant(7, "/../a"));
     assert!(!admits(&lock, &[Tenant(7, "a/b")], &[]) && admits(&lock, &[], &[Tenant(7, "b"), Tenant(8, "a")]));
+}
+
+/// The documentation of `TreeLock`: a node alone is a child that no real node has. What is locked of `folder` by one, and
+/// whether another gets the same, or something else, beside it.
+#[test]
+fn a_node_alone_conflicts_with_the_whole_and_with_itself_and_with_nothing_below() {
+    const CASES: [(char, &str, char, &str, bool); 16] = [
+        ('r', "ALONE", 'r', "folder", true),
+        ('r', "ALONE", 'w', "folder", false),
+        ('w', "ALONE", 'r', "folder", false),
+        ('w', "ALONE", 'w', "folder", false),
+        ('r', "ALONE", 'r', "ALONE", true),
+        ('r', "ALONE", 'w', "ALONE", false),
+        ('w', "ALONE", 'w', "ALONE", false),
+        ('r', "ALONE", 'w', "folder/file", true),
+        ('w', "ALONE", 'r', "folder/file", true),
+        ('w', "ALONE", 'w', "folder/file/deep", true),
+        ('r', "ALONE", 'w', "", false),
+        ('w', "ALONE", 'r', "", false),
+        ('r', "ALONE", 'r', "", true),
+        ('w', "ALONE", 'w', "fold", true),
+        ('w', "ALONE", 'w', "folder.", true),
+        ('w', "ALONE", 'r', "other/ALONE", true),
+    ];
+    fn check<P: TreePath + ?Sized, Q: AsRef<P> + From<String> + Debug + Sync>(alone: &str) {
+        for (held, holds, asked, asks, granted) in CASES {
+            for ((held, holds), (asked, asks)) in [((held, holds), (asked, asks)), ((asked, asks), (held, holds))] {
+                let lock = common::watched(TreeLock::<P>::default());
+                let named = |name: &str| match name {
+                    "ALONE" => Q::from(format!("folder/{alone}")),
+                    name => Q::from(name.replace("ALONE", alone)),
+                };
+                let (holds, asks) = ([named(holds)], [named(asks)]);
+                let _guard = if held == 'r' { lock.lock(&holds, &[]) } else { lock.lock(&[], &holds) };
+                let admitted = if asked == 'r' { admits(&lock, &asks, &[]) } else { admits(&lock, &[], &asks) };
+                assert_eq!(admitted, granted, "{asked} {asks:?} beside {held} {holds:?}");
+            }
+        }
+    }
+    check::<str, String>(".");
+    check::<Path, PathBuf>("\0self");
 }

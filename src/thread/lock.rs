@@ -37,6 +37,33 @@ use std::time::{Duration, Instant};
 /// let _all = lock.write("");
 /// ```
 ///
+/// # One node without what is below
+///
+/// A root stands for all that is below it. To lock a node alone, say to list a folder or to change its properties, lock a
+/// child of it with a name that no real child has. Of a `str` that is `folder/.`, since `.` is a name like any other there;
+/// of a [`Path`] it is `folder/\0self`, since no name of a file has a zero byte. What such a lock conflicts with:
+///
+/// ```
+/// use std::sync::Arc;
+/// use treelock::TreeLock;
+///
+/// let lock = Arc::new(TreeLock::<str>::default());
+/// let listing = lock.read_arc("folder/.");
+/// assert!(lock.try_write_arc("folder").is_err());       // whoever writes the whole folder,
+/// assert!(lock.try_write_arc("folder/.").is_err());     // whoever writes it alone,
+/// assert!(lock.try_read_arc("folder").is_ok());         // but no reader of either kind,
+/// assert!(lock.try_write_arc("folder/file").is_ok());   // and nobody below.
+/// drop(listing);
+///
+/// let changing = lock.write_arc("folder/.");
+/// assert!(lock.try_read_arc("folder").is_err());        // A writer of it alone excludes readers of the whole,
+/// assert!(lock.try_write_arc("folder/file").is_ok());   // and still nobody below.
+/// # drop(changing);
+/// ```
+///
+/// Where the list of the folder is what matters, whoever adds or removes an entry writes that as well:
+/// `lock(&[], &["folder/.", "folder/new"])`.
+///
 /// # Fairness
 ///
 /// First come, first served, node by node: a request never overtakes one that it conflicts with and that waits at
