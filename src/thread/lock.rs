@@ -90,6 +90,29 @@ use std::time::{Duration, Instant};
 /// Not seen: cycles that involve something else, such as another lock, a channel or the join of a thread; and waits for
 /// `Arc` guards, which any thread might drop, so that a thread which waits for its own `Arc` guard waits for ever.
 ///
+/// # Snapshots and reports
+///
+/// [`snapshot`](TreeLock::snapshot) and the report of a deadlock name the thread that asked, so give your threads names
+/// ([`std::thread::Builder::name`]), and the place in the source where it called. A helper of your own that locks is passed
+/// over if it is `#[track_caller]`, so that the place is that of its caller:
+///
+/// ```
+/// use treelock::{TreeLock, TreeLockGuard};
+///
+/// struct Store(TreeLock<str>);
+///
+/// impl Store {
+///     #[track_caller]
+///     fn reading(&self, bucket: &str) -> TreeLockGuard<'_, str> {
+///         self.0.read(bucket)
+///     }
+/// }
+///
+/// let store = Store(TreeLock::default());
+/// let (_guard, line) = (store.reading("photos"), line!());
+/// assert!(store.0.snapshot().holders[0].location.contains(&format!(":{line}:")));
+/// ```
+///
 /// # Panics
 ///
 /// There is no poisoning: a guard that is dropped by unwinding releases what it holds. The methods that block without
