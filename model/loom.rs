@@ -25,10 +25,11 @@
 use loom::cell::UnsafeCell;
 use loom::thread::{self, JoinHandle};
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use treelock::{LockError, LockOwner, TreeLock};
+use treelock::{LockError, LockOwner, TreeLock, TreePath};
 
 type Lock = TreeLock<str>;
 
@@ -59,6 +60,11 @@ impl Protected {
 
 /// Runs the program in every interleaving within the bounds, and prints how many there were.
 fn model(bounds: Bounds, program: impl Fn(&Arc<Lock>) + Send + Sync + 'static) {
+    model_of::<str>(bounds, program);
+}
+
+/// The same with a lock over paths of another type.
+fn model_of<P: TreePath + ?Sized>(bounds: Bounds, program: impl Fn(&Arc<TreeLock<P>>) + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     assert!(
         builder.max_duration.is_none() && builder.max_permutations.is_none(),
@@ -76,7 +82,7 @@ fn model(bounds: Bounds, program: impl Fn(&Arc<Lock>) + Send + Sync + 'static) {
     let counted = Arc::clone(&count);
     builder.check(move || {
         counted.fetch_add(1, Ordering::Relaxed);
-        let lock = Arc::new(Lock::default());
+        let lock = Arc::new(TreeLock::default());
         program(&lock);
         nothing_is_left(&lock);
     });
@@ -89,7 +95,7 @@ fn model(bounds: Bounds, program: impl Fn(&Arc<Lock>) + Send + Sync + 'static) {
 }
 
 /// The lock is free, and knows of nobody.
-fn nothing_is_left(lock: &Lock) {
+fn nothing_is_left<P: TreePath + ?Sized>(lock: &TreeLock<P>) {
     let snapshot = lock.snapshot();
     assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "{snapshot}");
     assert_eq!(lock.live(), (0, 0), "a node or a request is left");
@@ -919,5 +925,23 @@ fn deadlock_of_owners_is_reported_to_one() {
         drop(owner);
         clock.join().unwrap();
         assert_eq!(reports + other.join().unwrap(), 1, "one report resolves it");
+    });
+}
+
+/// G1: a relative and an absolute path are different nodes, so nothing but the ledger's frame keeps them apart. Each comes
+/// while the other may be on its way in or out.
+#[test]
+fn two_kinds_of_paths_that_come_together() {
+    model_of::<Path>(Bounds { quick: 3, slow: None }, |lock| {
+        let cell = Protected::new();
+        let thread = |path: &'static str| {
+            let (lock, cell) = (Arc::clone(lock), cell.clone());
+            thread::spawn(move || match lock.try_lock(&[], &[path]) {
+                Ok(_guard) => cell.write(),
+                Err(LockError::Path(_)) => {}
+                Err(error) => panic!("{error}"),
+            })
+        };
+        join_all([thread("a"), thread("/a")]);
     });
 }

@@ -66,7 +66,8 @@ impl Way {
     }
 
     /// The way that a `Path` names, by `std`'s own reading of it.
-    pub(crate) fn of_path(path: &Path) -> Result<(Origin, Way), Unusable> {
+    /// The empty one is the root wherever it is told from: it has no origin.
+    pub(crate) fn of_path(path: &Path) -> Result<(Option<Origin>, Way), Unusable> {
         let mut way = Vec::new();
         let mut origin = Origin::Somewhere;
         for component in path.components() {
@@ -81,7 +82,7 @@ impl Way {
                 Component::Normal(name) => way.push(name.as_encoded_bytes().to_vec()),
             }
         }
-        Ok((origin, Way(way)))
+        Ok(((!path.as_os_str().is_empty()).then_some(origin), Way(way)))
     }
 
     /// Whether `other` lies in the sub-tree of `self`: rule 1, one way round.
@@ -109,13 +110,13 @@ impl Request {
     }
 
     /// Refuses a request with an unusable path, and one whose paths cannot be compared.
-    /// Its origin is `None` if it has no paths.
+    /// Its origin is `None` if none of its paths has one.
     pub(crate) fn of_paths<S: AsRef<Path>>(reads: &[S], writes: &[S]) -> Result<(Option<Origin>, Request), Unusable> {
         let mut origins = Vec::new();
         let mut ways = |paths: &[S]| -> Result<Vec<Way>, Unusable> {
             let told = paths.iter().map(|path| {
                 let (origin, way) = Way::of_path(path.as_ref())?;
-                origins.push(origin);
+                origins.extend(origin);
                 Ok(way)
             });
             told.collect()

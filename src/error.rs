@@ -4,9 +4,28 @@ use crate::core::path::PathError;
 use crate::inspect::Deadlock;
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
+use std::io;
 
 /// Why a request was not granted. Nothing of it is held, and nobody waits for it.
-#[derive(Debug)]
+///
+/// It becomes an [`io::Error`] by `?` or `into`, of the kind [`WouldBlock`](io::ErrorKind::WouldBlock),
+/// [`TimedOut`](io::ErrorKind::TimedOut), [`Deadlock`](io::ErrorKind::Deadlock) or, for paths,
+/// [`InvalidInput`](io::ErrorKind::InvalidInput), which keeps it:
+///
+/// ```
+/// use std::io;
+/// use treelock::{LockError, TreeLock};
+///
+/// fn rename(lock: &TreeLock, from: &str, to: &str) -> io::Result<()> {
+///     let _guard = lock.try_lock(&[], &[from, to])?;
+///     Ok(())
+/// }
+///
+/// let error = rename(&TreeLock::new(), "../a", "b").unwrap_err();
+/// assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+/// assert!(matches!(error.downcast::<LockError>(), Ok(LockError::Path(_))));
+/// ```
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LockError {
     /// Somebody holds a conflicting sub-tree or waits for one since before, or another `try_lock` was passing there.
@@ -31,6 +50,18 @@ impl Display for LockError {
 }
 
 impl Error for LockError {}
+
+impl From<LockError> for io::Error {
+    fn from(error: LockError) -> Self {
+        let kind = match error {
+            LockError::WouldBlock => io::ErrorKind::WouldBlock,
+            LockError::TimedOut => io::ErrorKind::TimedOut,
+            LockError::Deadlock(_) => io::ErrorKind::Deadlock,
+            LockError::Path(_) => io::ErrorKind::InvalidInput,
+        };
+        io::Error::new(kind, error)
+    }
+}
 
 impl From<PathError> for LockError {
     fn from(error: PathError) -> Self {

@@ -1,12 +1,10 @@
-//! Who holds what and who waits for what, as plain data and as a drawing.
+//! Who holds what and who waits for what, as plain data: the same for all scopes.
 //!
-//! Not here: how it is gathered (`thread/report.rs`, `process/report.rs`); how a cycle is found (`core/deadlock.rs`).
+//! Not here: how it is gathered (`thread/report.rs`, `process/report.rs`); how it is drawn and told (`drawing.rs`); how a
+//! cycle is found (`core/deadlock.rs`).
 
 use crate::core::mode::Mode;
-use std::collections::BTreeMap;
-use std::fmt::{self, Display, Write};
-use std::panic::Location;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 /// All that a lock had granted and all that waited for it at one moment, and what those that wait have taken already.
 ///
@@ -20,7 +18,7 @@ use std::time::{Duration, Instant};
 /// │       X    held by "worker-1" for 1.2 s, taken at src/job.rs:41:22
 /// │       S    awaited by "worker-2" for 310 ms, asked for at src/job.rs:64:22
 /// └─ logs/today
-///      S    held by "main" for 2.0 s, taken at src/main.rs:12:20
+///      S    held by "main" since just now, taken at src/main.rs:12:20
 /// ```
 ///
 /// ```
@@ -31,41 +29,69 @@ use std::time::{Duration, Instant};
 /// assert!(snapshot.to_string().contains("data/users"));
 /// # drop(guard);
 /// ```
+///
+/// # Serialization
+///
+/// The feature `serde` makes this, and a [`Deadlock`], `Serialize`; as JSON:
+///
+/// ```text
+/// {"time": 1767225600.25,
+///  "holders": [{"thread": "worker-1", "location": "src/job.rs:41:22", "since": 1767225599.05,
+///               "roots": [{"path": ["data", "users"], "mode": "X"}]}],
+///  "waiters": [{"thread": "worker-2", "location": "src/job.rs:64:22", "since": 1767225599.94,
+///               "roots": [{"path": ["data", "users", "7"], "mode": "S"}],
+///               "at": {"path": ["data", "users"], "mode": "IS"}, "taken": []}]}
+/// ```
+///
+/// Times are seconds since 1970, with a fraction. Between processes each holder and waiter has a `process` too, which is
+/// `{"id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may come.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Snapshot {
+    /// When it was taken.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "as_seconds"))]
+    pub time: SystemTime,
     /// Those that hold sub-trees, the longest first.
     pub holders: Vec<Holder>,
     /// Those that wait, the longest first.
     pub waiters: Vec<Waiter>,
-    /// When it was taken.
-    pub taken: Instant,
 }
 
 /// A guard that is alive, or was forgotten.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Holder {
+    /// The process that asked, where processes share the lock; a child of it may have inherited the guard.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub process: Option<Process>,
     /// The name of the thread that asked, or `unnamed-` and a number.
     pub thread: String,
-    /// Where in the source it asked.
-    pub location: &'static Location<'static>,
+    /// Where it asked: a place in the source, as `src/job.rs:41:22`, or what its program tells instead.
+    pub location: String,
     /// When it was granted, to a few milliseconds.
-    pub since: Instant,
+    #[cfg_attr(feature = "serde", serde(serialize_with = "as_seconds"))]
+    pub since: SystemTime,
     /// What it holds, without what lies in other roots of its own.
     pub roots: Vec<Root>,
 }
 
 /// A request that is not granted yet.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Waiter {
+    /// The process that waits, where processes share the lock.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub process: Option<Process>,
     /// The name of the thread that waits, or `unnamed-` and a number.
     pub thread: String,
-    /// Where in the source it asked.
-    pub location: &'static Location<'static>,
+    /// Where it asked: a place in the source, as `src/job.rs:41:22`, or what its program tells instead.
+    pub location: String,
     /// When it began to wait, to a few milliseconds.
-    pub since: Instant,
+    #[cfg_attr(feature = "serde", serde(serialize_with = "as_seconds"))]
+    pub since: SystemTime,
     /// What it asked for, without what lies in other roots of its own.
     pub roots: Vec<Root>,
     /// The node where it waits now, and the mode it waits for there.
@@ -74,18 +100,34 @@ pub struct Waiter {
     pub taken: Vec<Root>,
 }
 
+/// A process, as it told of itself when it opened the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Process {
+    /// Its number, as it knew itself: in another container it may be another one.
+    pub id: u32,
+    /// Its command line, shortened.
+    pub command: String,
+    /// The name of its user, or the number.
+    pub user: String,
+}
+
 /// A node, and how it is held or asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Root {
     /// The names of the segments from the root of the tree down, as text; what is not UTF-8 is spelled `\xFF`.
+    #[cfg_attr(feature = "serde", serde(rename = "path"))]
     pub segments: Vec<String>,
     /// S or X on what was asked for, SIX on a read root with a write root of the same request below.
     pub mode: Mode,
 }
 
-/// A cycle of threads each of which waits for the next, and the last for the first.
+/// A cycle of threads, of one or several processes, each of which waits for the next, and the last for the first.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Deadlock {
     /// The first is the one that got this report.
@@ -94,6 +136,7 @@ pub struct Deadlock {
 
 /// A thread in a cycle.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Party {
     /// The request that it waits with. It may hold some of its roots already.
@@ -102,240 +145,44 @@ pub struct Party {
     pub holds: Vec<Holder>,
 }
 
-impl Display for Root {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.mode, Joined(&self.segments))
+impl Snapshot {
+    /// One of those, sorted.
+    pub(crate) fn new(time: SystemTime, mut holders: Vec<Holder>, mut waiters: Vec<Waiter>) -> Self {
+        holders.sort_by_key(|holder| holder.since);
+        waiters.sort_by_key(|waiter| waiter.since);
+        Snapshot { time, holders, waiters }
+    }
+
+    /// How long before the snapshot that was.
+    pub(crate) fn age(&self, since: SystemTime) -> Duration {
+        self.time.duration_since(since).unwrap_or_default()
     }
 }
 
-/// Segments as a path, quoted, with what a terminal would take as a command spelled out.
-struct Joined<'a>(&'a [String]);
-
-impl Display for Joined<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("/");
-        }
-        for (index, segment) in self.0.iter().enumerate() {
-            if index > 0 {
-                f.write_char('/')?;
-            }
-            Plain(segment).fmt(f)?;
-        }
-        Ok(())
+impl Deadlock {
+    /// The report of a cycle, of each in it: what it waits with, its guards that hold up the one before, and how the steps
+    /// that its request has taken do the same.
+    pub(crate) fn new(cycle: Vec<(Waiter, Vec<Holder>, Option<Mode>)>) -> Self {
+        let last = cycle.len() - 1;
+        let awaited: Vec<Vec<String>> = cycle.iter().map(|(waits, ..)| waits.at.segments.clone()).collect();
+        let party = |(place, (waits, mut holds, taken)): (usize, (Waiter, Vec<Holder>, Option<Mode>))| {
+            let before = &awaited[place.checked_sub(1).unwrap_or(last)];
+            holds.extend(taken.map(|mode| Holder {
+                process: waits.process.clone(),
+                thread: waits.thread.clone(),
+                location: waits.location.clone(),
+                since: waits.since,
+                roots: vec![Root { segments: before.clone(), mode }],
+            }));
+            Party { waits, holds }
+        };
+        Deadlock { parties: cycle.into_iter().enumerate().map(party).collect() }
     }
 }
 
-/// Text of others, with what a terminal would take as a command spelled out.
-pub(crate) struct Plain<'a>(pub(crate) &'a str);
-
-impl Plain<'_> {
-    pub(crate) fn quoted(&self) -> String {
-        format!("\"{self}\"")
-    }
-}
-
-impl Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for char in self.0.chars() {
-            if char.is_control() || is_direction(char) {
-                Display::fmt(&char.escape_default(), f)?
-            } else {
-                f.write_char(char)?
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a character changes the direction in which others are shown.
-fn is_direction(char: char) -> bool {
-    matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Several roots in a sentence: the first few by name.
-struct FirstOf<'a>(&'a [Root]);
-
-impl Display for FirstOf<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, root) in self.0.iter().take(3).enumerate() {
-            if index > 0 {
-                f.write_str(", ")?;
-            }
-            Display::fmt(root, f)?;
-        }
-        match self.0.len() {
-            0 => f.write_str("nothing"),
-            more @ 4.. => write!(f, " and {} more", more - 3),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Display for Deadlock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parties = self.parties.iter().map(|Party { waits, holds }| DrawnParty {
-            who: Plain(&waits.thread).quoted(),
-            at: &waits.at,
-            asked: Asked { roots: &waits.roots, location: &waits.location },
-            holds: holds.iter().map(|hold| Asked { roots: &hold.roots, location: &hold.location }).collect(),
-        });
-        write_cycle(f, &parties.collect::<Vec<_>>())
-    }
-}
-
-/// One in a cycle, as it is written down.
-pub(crate) struct DrawnParty<'a> {
-    pub(crate) who: String,
-    pub(crate) at: &'a Root,
-    pub(crate) asked: Asked<'a>,
-    pub(crate) holds: Vec<Asked<'a>>,
-}
-
-/// What was asked for, and where in the source.
-pub(crate) struct Asked<'a> {
-    pub(crate) roots: &'a [Root],
-    pub(crate) location: &'a dyn Display,
-}
-
-pub(crate) fn write_cycle(f: &mut fmt::Formatter<'_>, parties: &[DrawnParty<'_>]) -> fmt::Result {
-    match parties.len() {
-        1 => f.write_str("deadlock of a thread with itself:")?,
-        length => write!(f, "deadlock of {length} threads:")?,
-    }
-    for (index, DrawnParty { who, at, asked, holds }) in parties.iter().enumerate() {
-        write!(f, "\n  {who} waits for {at} (asked for {} at {})", FirstOf(asked.roots), asked.location)?;
-        for hold in holds {
-            write!(f, "\n    and holds {} (taken at {})", FirstOf(hold.roots), hold.location)?;
-        }
-        if parties.len() > 1 {
-            write!(f, "\n    behind {}", parties[(index + 1) % parties.len()].who)?;
-        }
-    }
-    Ok(())
-}
-
-impl Display for Snapshot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut drawing = Drawing::default();
-        let age = |since| self.taken.saturating_duration_since(since);
-        for Holder { thread, location, since, roots } in &self.holders {
-            drawing.add_holder(&Plain(thread).quoted(), location, age(*since), roots);
-        }
-        for Waiter { thread, location, since, roots, at, taken } in &self.waiters {
-            drawing.add_waiter(&Plain(thread).quoted(), location, age(*since), roots, at, taken);
-        }
-        write!(f, "treelock: {} held, {} waiting", self.holders.len(), self.waiters.len())?;
-        drawing.draw(f)
-    }
-}
-
-/// A duration in three digits or so.
-struct Short(Duration);
-
-impl Display for Short {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.as_secs_f64();
-        match seconds {
-            100.0.. => write!(f, "{seconds:.0} s"),
-            1.0.. => write!(f, "{seconds:.1} s"),
-            0.001.. => write!(f, "{:.0} ms", seconds * 1e3),
-            _ => write!(f, "{:.0} µs", seconds * 1e6),
-        }
-    }
-}
-
-/// A tree of names with lines of text at some of them. Nodes are in one vector: paths may be deeper than a stack.
-#[derive(Default)]
-pub(crate) struct Drawing {
-    nodes: Vec<DrawnNode>,
-}
-
-#[derive(Default)]
-struct DrawnNode {
-    name: String,
-    children: BTreeMap<String, usize>,
-    lines: Vec<String>,
-}
-
-impl Drawing {
-    pub(crate) fn add_holder(&mut self, who: &str, location: &dyn Display, age: Duration, roots: &[Root]) {
-        for root in roots {
-            self.add(root, format_args!("held by {who} for {}, taken at {location}", Short(age)));
-        }
-    }
-
-    pub(crate) fn add_waiter(
-        &mut self,
-        who: &str,
-        location: &dyn Display,
-        age: Duration,
-        roots: &[Root],
-        at: &Root,
-        taken: &[Root],
-    ) {
-        for root in taken {
-            let at = Joined(&at.segments);
-            self.add(root, format_args!("taken by {who}, which waits at {at}, asked for at {location}"));
-        }
-        let age = Short(age);
-        if *roots == [at.clone()] {
-            self.add(at, format_args!("awaited by {who} for {age}, asked for at {location}"));
-        } else {
-            let roots = FirstOf(roots);
-            self.add(at, format_args!("awaited by {who} for {age}, on its way to {roots}, asked for at {location}"));
-        }
-    }
-
-    fn add(&mut self, root: &Root, line: fmt::Arguments<'_>) {
-        if self.nodes.is_empty() {
-            self.nodes.push(DrawnNode::default());
-        }
-        let mut at = 0;
-        for segment in &root.segments {
-            let new = self.nodes.len();
-            at = *self.nodes[at].children.entry(segment.clone()).or_insert(new);
-            if at == new {
-                self.nodes.push(DrawnNode { name: segment.clone(), ..DrawnNode::default() });
-            }
-        }
-        self.nodes[at].lines.push(format!("{:<4} {line}", root.mode));
-    }
-
-    pub(crate) fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.nodes.is_empty() {
-            return Ok(());
-        }
-        f.write_str("\n/")?;
-        for line in &self.nodes[0].lines {
-            write!(f, "\n  {line}")?;
-        }
-        let mut open = Vec::new();
-        self.open_children(0, "", &mut open);
-        while let Some((mut at, indent)) = open.pop() {
-            // `indent` ends in the branch to this node.
-            write!(f, "\n{indent}{}", Plain(&self.nodes[at].name))?;
-            // A chain of nodes that have nothing to tell is drawn as one.
-            while self.nodes[at].lines.is_empty() && self.nodes[at].children.len() == 1 {
-                at = *self.nodes[at].children.values().next().expect("it has one");
-                write!(f, "/{}", Plain(&self.nodes[at].name))?;
-            }
-            let below = match indent.strip_suffix("└─ ") {
-                Some(above) => format!("{above}   "),
-                None => format!("{}│  ", indent.strip_suffix("├─ ").unwrap_or_default()),
-            };
-            for line in &self.nodes[at].lines {
-                write!(f, "\n{below}  {line}")?;
-            }
-            self.open_children(at, &below, &mut open);
-        }
-        Ok(())
-    }
-
-    fn open_children(&self, at: usize, below: &str, open: &mut Vec<(usize, String)>) {
-        for (index, &child) in self.nodes[at].children.values().rev().enumerate() {
-            let branch = if index == 0 { "└─ " } else { "├─ " };
-            open.push((child, format!("{below}{branch}")));
-        }
-    }
+/// Since 1970, to a millisecond.
+#[cfg(feature = "serde")]
+fn as_seconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    serializer.serialize_f64(since.as_millis() as f64 / 1e3)
 }

@@ -29,7 +29,7 @@
 //! | | |
 //! |---|---|
 //! | to lock | [`lock`](TreeLock::lock), or [`read`](TreeLock::read) and [`write`](TreeLock::write) for one root |
-//! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until); why they refuse: [`LockError`] |
+//! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until), [`try_read`](TreeLock::try_read), [`try_write`](TreeLock::try_write); why they refuse: [`LockError`] |
 //! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
 //! | to go on reading after a write, or to give back some roots | [`downgrade`](TreeLockGuard::downgrade), [`release`](TreeLockGuard::release) |
 //! | an owner that goes from thread to thread | [`LockOwner`] |
@@ -51,6 +51,7 @@
 //! | `thread/` | [`TreeLock`], for the threads of a process; its map is in `thread/mod.rs` |
 //! | `process/` | the same contract between the processes of a host; its map is in `process/mod.rs` |
 //! | `inspect.rs` | what users see of all scopes: who holds and awaits what, since when, from where |
+//! | `drawing.rs` | the same as text |
 //! | `error.rs` | what a request can fail with |
 //! | `patience.rs` | how long a request waits, and when it looks for a deadlock |
 //! | `sync.rs` | the one file that names primitives |
@@ -58,6 +59,7 @@
 //! The lock order of a scope is stated in its map.
 
 mod core;
+mod drawing;
 mod error;
 mod inspect;
 mod patience;
@@ -68,12 +70,13 @@ mod thread;
 
 pub use crate::core::mode::Mode;
 pub use crate::core::path::{Frame, PathError, TreePath};
+pub use crate::core::roots::Roots;
 pub use crate::core::segments::Segments;
 pub use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 pub use crate::thread::lock::TreeLock;
 pub use crate::thread::owner::{HeldLock, LockOwner};
 pub use error::LockError;
-pub use inspect::{Deadlock, Holder, Party, Root, Snapshot, Waiter};
+pub use inspect::{Deadlock, Holder, Party, Process, Root, Snapshot, Waiter};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

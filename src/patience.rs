@@ -13,6 +13,13 @@ pub(crate) enum Patience {
     Endless,
 }
 
+impl Patience {
+    /// It waits for so long; for ever, if that is beyond what the clock can tell.
+    pub(crate) fn within(timeout: Duration) -> Self {
+        Patience::Until(Instant::now().checked_add(timeout))
+    }
+}
+
 /// A nested request looks whether it is in a deadlock when it has waited for so long, and after twice as long again, and
 /// so on up to the longest. (The second look matters where one party leaves the report to another.)
 pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(20);

@@ -13,33 +13,13 @@
 //! | [`AtomicU64`] | `std`'s | the model's |
 //! | [`SHARDS`], [`REGISTERS`], [`SLOTS`], [`WARM`], [`EVICT`] | many | few: models stay small |
 //!
-//! Three more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
-//! threads, [`OnceByte`], and the [`AtomicU32`] of an estimate in `bias.rs`.
+//! Two more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
+//! threads, and the [`AtomicU32`] of an estimate in `bias.rs`.
 
-use std::sync::atomic::AtomicU8;
 pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::SystemTime;
 
 pub(crate) use imp::*;
-
-/// A byte that is set once: who comes later is told what it is.
-#[derive(Debug, Default)]
-pub(crate) struct OnceByte(AtomicU8);
-
-impl OnceByte {
-    /// Sets it to `value`, not 0, unless it is set; returns what it is then.
-    #[inline]
-    pub(crate) fn get_or_set(&self, value: u8) -> u8 {
-        // Relaxed: the byte stands for itself alone.
-        match self.0.load(Ordering::Relaxed) {
-            0 => match self.0.compare_exchange(0, value, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => value,
-                Err(other) => other,
-            },
-            set => set,
-        }
-    }
-}
 
 /// A moment, to the tick of the system's clock: some milliseconds. It costs a fifth of an exact one.
 #[derive(Clone, Copy, Debug)]
@@ -55,18 +35,19 @@ impl Moment {
 /// The present on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Present {
-    pub(crate) exact: Instant,
+    pub(crate) time: SystemTime,
     moment: Moment,
 }
 
 impl Present {
     pub(crate) fn now() -> Self {
-        Present { exact: Instant::now(), moment: Moment::now() }
+        Present { time: SystemTime::now(), moment: Moment::now() }
     }
 
-    pub(crate) fn exact(self, past: Moment) -> Instant {
+    /// When a moment of the past was, if the clock was not set since.
+    pub(crate) fn time_of(self, past: Moment) -> SystemTime {
         let ago = self.moment.0.duration_since(past.0);
-        self.exact.checked_sub(ago.into()).unwrap_or(self.exact)
+        self.time.checked_sub(ago.into()).unwrap_or(self.time)
     }
 }
 

@@ -19,7 +19,8 @@ use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use treelock::process::{ProcessTreeLock, Snapshot};
+use treelock::Snapshot;
+use treelock::process::ProcessTreeLock;
 
 const TREELOCK: &str = env!("CARGO_BIN_EXE_treelock");
 

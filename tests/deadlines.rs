@@ -116,6 +116,28 @@ fn a_refused_try_leaves_nothing() {
     assert_free(&lock, "".as_ref());
 }
 
+/// One path is tried as a list of one is, in either form.
+#[test]
+fn one_path_is_tried_without_a_list() {
+    let lock = common::new();
+    let held = lock.lock_arc(&["r"], &["w"]);
+    let soon = Duration::from_millis(5);
+    fn told<G>(answer: Result<G, LockError>) -> String {
+        answer.err().map_or("granted".into(), |error| format!("{error:?}"))
+    }
+    for (path, read, write) in [("r/x", true, false), ("w/x", false, false), ("x", true, true)] {
+        let expected = |granted, error: &str| if granted { "granted".into() } else { error.to_owned() };
+        let (reads, writes) = (expected(read, "WouldBlock"), expected(write, "WouldBlock"));
+        assert_eq!([told(lock.try_read(path)), told(lock.try_read_arc(path))], [&*reads; 2], "{path}");
+        assert_eq!([told(lock.try_write(path)), told(lock.try_write_arc(path))], [&*writes; 2], "{path}");
+        let (reads, writes) = (expected(read, "TimedOut"), expected(write, "TimedOut"));
+        assert_eq!([told(lock.try_read_for(path, soon)), told(lock.try_read_arc_for(path, soon))], [&*reads; 2]);
+        assert_eq!([told(lock.try_write_for(path, soon)), told(lock.try_write_arc_for(path, soon))], [&*writes; 2]);
+    }
+    drop(held);
+    assert_free(&lock, "".as_ref());
+}
+
 /// G7, G9: for a moment it holds `a`, and whoever comes to wait for that in this moment is woken.
 #[test]
 fn a_refused_try_wakes_who_waited_behind_what_it_had_taken() {

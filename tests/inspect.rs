@@ -7,7 +7,7 @@ use common::{Other, join, join_all, spawn, wait_until, wait_until_thread_waits, 
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use treelock::{Mode, Root, Snapshot, TreeLock};
 
 /// As they print: `X a/b`.
@@ -18,15 +18,23 @@ fn told(roots: &[Root]) -> Vec<String> {
 /// The drawing without what differs from run to run: times, and places in this file.
 fn steady(drawing: &str) -> String {
     let steady = |line: &str| {
-        let Some((head, tail)) = line.split_once(" for ") else { return line.to_owned() };
+        let line = line.replace(" since just now, ", " for 0 ms, ");
+        let Some((head, tail)) = line.split_once(" for ") else { return line };
         let (time, tail) = tail.split_once(", ").unwrap();
         let (number, unit) = time.split_once(' ').unwrap();
-        assert!(number.parse::<f64>().is_ok() && ["s", "ms", "µs"].contains(&unit), "{time} is no time");
+        assert!(number.parse::<f64>().is_ok() && ["s", "ms"].contains(&unit), "{time} is no time");
         let (action, place) = tail.split_once(file!()).unwrap();
         assert!(place.chars().all(|char| char.is_ascii_digit() || char == ':'), "{place} is no place");
         format!("{head} for TIME, {action}HERE")
     };
     drawing.lines().map(steady).collect::<Vec<_>>().join("\n")
+}
+
+/// The file and the line of a place in the source.
+fn place(location: &str) -> (&str, u32) {
+    let mut parts = location.rsplitn(3, ':');
+    let [_column, line, file] = [(); 3].map(|()| parts.next().unwrap());
+    (file, line.parse().unwrap())
 }
 
 /// As exact as times are told: some ticks of the system's clock.
@@ -42,21 +50,22 @@ fn pass(time: Duration) {
 #[test]
 fn a_snapshot_tells_who_holds_what_since_when_and_from_where() {
     let lock = common::new();
-    let before = Instant::now();
+    let before = SystemTime::now();
     let line = line!() + 1;
     let _first = lock.lock(&["a", "c/d"], &["a/b", "e"]);
     pass(2 * TICK);
-    let between = Instant::now();
+    let between = SystemTime::now();
     let own = Arc::clone(&lock);
     let other = spawn("a holder", move || own.read_arc("f/g"));
     let _second = join(other);
-    let after = Instant::now();
+    let after = SystemTime::now();
 
     let snapshot = lock.snapshot();
-    assert!(snapshot.waiters.is_empty() && snapshot.taken >= after);
+    assert!(snapshot.waiters.is_empty() && snapshot.time >= after);
     let [first, second] = &snapshot.holders[..] else { panic!("{snapshot}") };
     assert_eq!(first.thread, std::thread::current().name().unwrap());
-    assert_eq!((first.location.file(), first.location.line()), (file!(), line));
+    assert_eq!(place(&first.location), (file!(), line));
+    assert_eq!(first.process, None);
     assert_eq!(told(&first.roots), ["SIX a", "S c/d", "X a/b", "X e"]);
     assert!(before <= first.since + TICK && first.since + TICK <= between);
     assert_eq!(second.thread, "a holder", "whoever has it now, that one asked");
@@ -68,7 +77,7 @@ fn a_snapshot_tells_who_holds_what_since_when_and_from_where() {
 #[test]
 fn a_snapshot_tells_who_waits_for_what() {
     let lock = common::new();
-    let before = Instant::now();
+    let before = SystemTime::now();
     let held = lock.write("a/b");
     let waiting = spawn("a waiter", {
         let lock = Arc::clone(&lock);
@@ -84,10 +93,10 @@ fn a_snapshot_tells_who_waits_for_what() {
     let line = join(waiting);
     let [waiter] = &snapshot.waiters[..] else { panic!("{snapshot}") };
     assert_eq!(waiter.thread, "a waiter");
-    assert_eq!((waiter.location.file(), waiter.location.line()), (file!(), line));
+    assert_eq!(place(&waiter.location), (file!(), line));
     assert_eq!(told(&waiter.roots), ["S a/b/c/d", "S z", "X y"]);
     assert_eq!(waiter.at.to_string(), "IS a/b");
-    assert!(before <= waiter.since + TICK && waiter.since <= snapshot.taken);
+    assert!(before <= waiter.since + TICK && waiter.since <= snapshot.time);
 }
 
 /// Which root covers which is settled before.
@@ -137,7 +146,7 @@ fn a_snapshot_tells_since_when_a_request_waits_also_where_it_has_moved_on() {
     drop(near);
     let snapshot = lock.snapshot();
     assert_eq!(snapshot.waiters[0].at.segments, ["x", "y"], "the release walked it on");
-    assert!(snapshot.waiters[0].since <= began + TICK, "{:?} too late", snapshot.waiters[0].since - began);
+    assert!(snapshot.waiters[0].since <= began + TICK, "it waits since {began:?}");
     drop(far);
     join(waiting);
 }
@@ -173,9 +182,8 @@ fn every_way_to_lock_tells_where_it_was_called() {
     #[track_caller]
     fn here(lock: &Arc<TreeLock>) {
         let snapshot = lock.snapshot();
-        let location = snapshot.holders[0].location;
-        assert_eq!(location.file(), file!());
-        assert_eq!(location.line() + 1, Location::caller().line());
+        let (file, line) = place(&snapshot.holders[0].location);
+        assert_eq!((file, line + 1), (file!(), Location::caller().line()));
     }
     let lock = Arc::new(TreeLock::new());
     let soon = Duration::from_secs(1);
@@ -204,7 +212,39 @@ fn every_way_to_lock_tells_where_it_was_called() {
         here(&lock);
     }
     {
+        let _guard = lock.try_read("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_read_for("a", soon).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write_for("a", soon).unwrap();
+        here(&lock);
+    }
+    {
         let _guard = lock.lock_arc(&["a"], &[]);
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_read_arc("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write_arc("a").unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_read_arc_for("a", soon).unwrap();
+        here(&lock);
+    }
+    {
+        let _guard = lock.try_write_arc_for("a", soon).unwrap();
         here(&lock);
     }
     {
@@ -227,6 +267,29 @@ fn every_way_to_lock_tells_where_it_was_called() {
         let _guard = lock.try_lock_arc_until(&["a"], &[], Instant::now() + soon).unwrap();
         here(&lock);
     }
+}
+
+/// Whoever reads the message of a panic looks at his own code first.
+#[test]
+fn a_panic_of_lock_tells_where_it_was_called() {
+    let lock = common::new();
+    let place = Arc::new(std::sync::Mutex::new(None));
+    let own = Arc::clone(&place);
+    std::panic::set_hook(Box::new(move |panic| {
+        *own.lock().unwrap() = panic.location().map(|location| (location.file().to_owned(), location.line()));
+    }));
+    type Call = fn(&Arc<TreeLock>);
+    let calls: [(u32, Call); 4] = [
+        (line!(), |lock| drop(lock.lock(&["../a"], &[]))),
+        (line!(), |lock| drop(lock.write("../a"))),
+        (line!(), |lock| drop(lock.lock_arc(&["../a"], &[]))),
+        (line!(), |lock| drop(lock.read_arc("../a"))),
+    ];
+    for (line, call) in calls {
+        common::panic_message(|| call(&lock));
+        assert_eq!(place.lock().unwrap().take(), Some((file!().to_owned(), line)));
+    }
+    drop(std::panic::take_hook());
 }
 
 /// Line by line: nodes in the order of their names, chains in one line, holders before waiters, the longest first.
@@ -336,9 +399,27 @@ fn debug_tells_how_much_is_held_and_awaited() {
     let second = lock.read_arc("b");
     let waiting = [Other::waits(&lock, &[], &["a"]), Other::waits(&lock, &[], &["b"])];
     assert_eq!(format!("{lock:?}"), "TreeLock { held: 2, waiting: 2, .. }");
-    assert_eq!(format!("{first:?} {second:?}"), "TreeLockGuard { .. } ArcTreeLockGuard { .. }");
     drop((first, second));
     waiting.into_iter().for_each(Other::releases);
+}
+
+/// Whoever prints a guard wants to know what it holds: what it asked for, as it is now.
+#[test]
+fn a_guard_tells_its_roots_and_their_modes() {
+    let lock = common::new();
+    let plain = lock.lock(&["a", "b/c", "a/x"], &["a/b"]);
+    assert_eq!(plain.to_string(), "SIX a, S b/c, X a/b");
+    assert_eq!(format!("{plain:?}"), "TreeLockGuard { roots: [SIX a, S b/c, X a/b], .. }");
+    let nested = lock.read("a/b");
+    assert_eq!(nested.to_string(), "S a/b");
+    let plain = plain.downgrade();
+    assert_eq!(plain.to_string(), "S a, S b/c");
+
+    let arc = lock.lock_arc(&["1", "2", "3", "4", "5"], &[]);
+    assert_eq!(join(spawn("elsewhere", move || arc.to_string())), "S 1, S 2, S 3 and 2 more");
+    let arc = lock.write_arc("e\x1b[2J");
+    assert_eq!(format!("{arc:?}"), r"ArcTreeLockGuard { roots: [X e\u{1b}[2J], .. }");
+    assert_eq!(lock.lock(&[], &[]).to_string(), "nothing");
 }
 
 /// Neither `Debug` nor a snapshot is in anybody's way, or waits for long; and what a snapshot tells was true at one
@@ -385,4 +466,56 @@ fn a_lock_in_use_can_be_looked_at_and_is_never_seen_in_a_conflict() {
     });
     stop.store(true, Ordering::Relaxed);
     join_all(threads);
+}
+
+/// What the documentation of `Snapshot` shows, field by field.
+#[cfg(feature = "serde")]
+#[test]
+fn a_snapshot_is_serialized_as_documented() {
+    use serde_json::{Value, json};
+    let lock = common::new();
+    let held = lock.lock(&["data"], &["data/users"]);
+    let waiting = Other::waits(&lock, &["data/users/7"], &["a"]);
+    let snapshot = lock.snapshot();
+    drop(held);
+    waiting.releases();
+    let mut told = serde_json::to_value(&snapshot).unwrap();
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    for (told, time) in [
+        (told["time"].take(), snapshot.time),
+        (told["holders"][0]["since"].take(), snapshot.holders[0].since),
+        (told["waiters"][0]["since"].take(), snapshot.waiters[0].since),
+    ] {
+        assert!((told.as_f64().unwrap() - seconds(time)).abs() < 0.002, "{told}");
+    }
+    let [holder, waiter] = [&snapshot.holders[0].thread, &snapshot.waiters[0].thread];
+    assert_eq!(
+        told,
+        json!({
+            "time": Value::Null,
+            "holders": [{
+                "thread": holder, "location": snapshot.holders[0].location, "since": Value::Null,
+                "roots": [{"path": ["data"], "mode": "SIX"}, {"path": ["data", "users"], "mode": "X"}],
+            }],
+            "waiters": [{
+                "thread": waiter, "location": snapshot.waiters[0].location, "since": Value::Null,
+                "roots": [{"path": ["data", "users", "7"], "mode": "S"}, {"path": ["a"], "mode": "X"}],
+                "at": {"path": ["data", "users"], "mode": "IS"}, "taken": [{"path": ["a"], "mode": "X"}],
+            }],
+        })
+    );
+}
+
+/// The same words as in a snapshot.
+#[cfg(feature = "serde")]
+#[test]
+fn a_report_of_a_deadlock_is_serialized() {
+    let lock = common::new();
+    let _held = lock.write("a");
+    let refused = lock.try_read_arc_for("a/b", common::LIMIT);
+    let Err(treelock::LockError::Deadlock(report)) = refused else { panic!("{refused:?}") };
+    let told = serde_json::to_value(&report).unwrap();
+    let [party] = &told["parties"].as_array().unwrap()[..] else { panic!("{told}") };
+    assert_eq!(party["waits"]["at"], serde_json::json!({"path": ["a"], "mode": "IS"}));
+    assert_eq!(party["holds"][0]["roots"], serde_json::json!([{"path": ["a"], "mode": "X"}]));
 }

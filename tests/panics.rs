@@ -66,9 +66,9 @@ impl TreePath for Trapped {
         Ok(())
     }
 
-    fn frame(&self) -> Frame {
+    fn frame(&self) -> Option<Frame> {
         self.1.at(Place::Frame);
-        Frame::Absolute
+        Some(Frame::Absolute)
     }
 }
 

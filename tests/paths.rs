@@ -8,8 +8,10 @@ mod common;
 use common::{admits, assert_free, panic_message};
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use treelock::{Frame, LockError, PathError, Segments, TreeLock, TreePath};
 
@@ -29,6 +31,11 @@ fn paths_are_given_in_any_form_that_can_be_borrowed_as_one() {
     {
         let lock = TreeLock::new();
         let _g = lock.lock(&[Path::new("a")], &[]);
+    }
+    {
+        let lock = TreeLock::new();
+        let string = String::from("a");
+        let _g = lock.lock(&[string], &["literal"]);
     }
     {
         let s = TreeLock::<str>::default();
@@ -68,6 +75,28 @@ fn one_path_is_given_without_a_list() {
     assert_free(&lock, "".as_ref());
 }
 
+/// The lists are of any kind that can be borrowed as a slice, each of a type of its own; an empty one needs no type.
+#[test]
+fn reads_and_writes_may_be_lists_of_different_types() {
+    let lock = TreeLock::new();
+    let (string, owned) = (String::from("s"), vec![PathBuf::from("a"), PathBuf::from("b")]);
+    drop(lock.lock(&[&string], &[OsStr::new("o")]));
+    drop(lock.lock(&owned, &["c"]));
+    drop(lock.lock(&["c"; 32], &owned));
+    drop((lock.lock(&owned, &[]), lock.lock(&[], &owned[..1]), lock.lock(&[], &[])));
+    let any: Vec<&dyn AsRef<Path>> = vec![&string, &"literal", &owned[0]];
+    drop(lock.lock(&any, &owned.iter().map(|path| path.join("x")).collect::<Vec<_>>()));
+    let cases: [(common::Paths, common::Paths); 2] = [(&["a"], &[]), (&[], &["b"])];
+    for (reads, writes) in &cases {
+        drop(lock.lock(reads, writes));
+    }
+    let long = ["x"; 40];
+    drop(lock.lock(&long[..], &[]));
+    let numbers = TreeLock::<[u32]>::default();
+    drop((numbers.lock(&[vec![1, 2]], &[[3, 4], [5, 6]]), numbers.lock(&[], &[[7]])));
+    drop(numbers.try_lock(&[[1]], &[vec![2]]).unwrap());
+}
+
 /// G1: whoever spells a node in another way is excluded all the same.
 #[test]
 fn every_spelling_of_a_path_is_the_same_node() {
@@ -95,10 +124,26 @@ fn every_spelling_of_the_root_is_the_whole_tree() {
         let _below = lock.write("a/b");
         assert!(!admits(&lock, &[root], &[]), "{root:?}");
     }
-    for root in ["/", "//", "/.", "/..", "/a/..", "/../../"] {
+    for root in ["", "/", "//", "/.", "/..", "/a/..", "/../../"] {
         let lock = common::new();
         let _held = lock.write(root);
         assert!(!admits(&lock, &["/a"], &[]), "{root:?}");
+    }
+}
+
+/// G1: everything, whatever the other paths are relative to.
+#[test]
+fn the_empty_path_is_the_root_beside_relative_and_absolute_paths() {
+    for kind in ["a/b", "/a/b"] {
+        let lock = common::new();
+        let held = lock.write(kind);
+        assert!(!admits(&lock, &[""], &[]), "{kind}");
+        assert!(lock.try_lock(&["", kind], &["", kind]).is_ok(), "{kind}");
+        drop(held);
+        let all = lock.read("");
+        assert!(!admits(&lock, &[], &[kind]) && admits(&lock, &[kind], &[""; 0]), "{kind}");
+        drop(all);
+        assert_free(&lock, "".as_ref());
     }
 }
 
@@ -230,9 +275,9 @@ fn a_path_that_leads_out_of_its_tree_is_refused_by_name() {
 /// Two names of one place would pass each other silently, so the second kind is refused.
 #[test]
 fn relative_and_absolute_paths_do_not_mix() {
-    for (first, then) in [("a", "/a"), ("/a", "a"), (".", "/"), ("/", "")] {
+    for (first, then) in [("a", "/a"), ("/a", "a"), (".", "/"), ("/", ".")] {
         let lock = common::new();
-        drop(lock.read(first));
+        let _held = lock.read(first);
         let error = refusal(&lock, &[], &[then]).to_string();
         assert!(error.starts_with(&format!("unusable path {then:?}: ")), "{error}");
         assert!(error.contains("relative") && error.contains("absolute"), "{error}");
@@ -250,20 +295,53 @@ fn relative_and_absolute_paths_do_not_mix_in_one_request() {
     assert!(error.starts_with("unusable path \"c\": it is relative"), "{error}");
 }
 
-/// A request that is refused for its paths decides nothing: the first that could be granted does.
+/// A request that is refused for its paths decides nothing, nor does one that has no path of either kind.
 #[test]
 fn a_refused_request_does_not_decide_the_kind_of_paths() {
     for (first, other) in [("a", "/a"), ("/a", "a")] {
         let lock = common::new();
+        let _all = lock.read("");
+        let _nothing = lock.lock(&[], &[]);
         refusal(&lock, &[first], &[other]);
         refusal(&lock, &[other, "../a"], &[]);
-        drop(lock.lock::<&str>(&[], &[]));
-        drop(lock.read(first));
+        let _held = lock.read(first);
         refusal(&lock, &[other], &[]);
+        refusal(&lock, &["", other], &[]);
     }
 }
 
-/// The kind is decided once, also when the first requests come at the same time.
+/// Or any client of a server could make it refuse all others from then on.
+#[test]
+fn a_stray_path_is_forgotten_when_nothing_is_held() {
+    let lock = common::new();
+    for (one, other) in [("a", "/a"), ("/a", "a"), ("a", "/b/c")] {
+        let first = lock.read_arc(one);
+        let second = lock.write_arc(Path::new(one).join("../z"));
+        drop(first);
+        refusal(&lock, &[other], &[]);
+        drop(second);
+        let held = lock.write(other);
+        refusal(&lock, &[one], &[]);
+        drop(held);
+    }
+    assert_free(&lock, "".as_ref());
+}
+
+/// Nor is it forgotten while somebody waits who will get what it asked for.
+#[test]
+fn a_kind_of_paths_that_is_awaited_is_not_forgotten() {
+    let lock = common::new();
+    let all = lock.write("");
+    let waiting = common::Other::waits(&lock, &["/a"], &[]);
+    refusal(&lock, &[], &["a"]);
+    drop(all);
+    waiting.wait_until_granted();
+    refusal(&lock, &[], &["a"]);
+    waiting.releases();
+    assert!(lock.try_lock(&[], &["a"]).is_ok());
+}
+
+/// Also when the first requests come at the same time.
 #[test]
 fn of_two_kinds_that_come_together_one_is_refused() {
     for _ in 0..50 {
@@ -273,11 +351,39 @@ fn of_two_kinds_that_come_together_one_is_refused() {
             let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
             common::spawn(path, move || {
                 together.wait();
-                lock.try_lock(&[path], &[]).is_ok()
+                let granted = lock.try_lock(&[path], &[]);
+                together.wait();
+                granted.is_ok()
             })
         });
         assert_eq!(common::join_all(threads).into_iter().filter(|granted| *granted).count(), 1);
     }
+}
+
+/// G1: or two names of one place would pass each other, and nobody would know.
+#[test]
+fn two_kinds_that_come_and_go_are_never_held_together() {
+    let lock = common::new();
+    let held = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let threads = (0..4usize).map(|number| {
+        let (lock, held) = (Arc::clone(&lock), Arc::clone(&held));
+        let (kind, paths) = (number % 2, [["a", "b/c"], ["/a", "/b/c"]][number % 2]);
+        common::spawn(paths[0], move || {
+            let mut granted = 0;
+            while granted < 500 {
+                let Ok(_guard) = lock.try_lock(&[paths[granted % 2]], &[]) else {
+                    std::thread::yield_now();
+                    continue;
+                };
+                granted += 1;
+                held[kind].fetch_add(1, Ordering::SeqCst);
+                assert_eq!(held[1 - kind].load(Ordering::SeqCst), 0, "both kinds are held");
+                held[kind].fetch_sub(1, Ordering::SeqCst);
+            }
+        })
+    });
+    common::join_all(threads);
+    assert_free(&lock, "".as_ref());
 }
 
 /// G5: neither the stack nor time is exceeded, in the lock or in what is told about it.
@@ -318,9 +424,9 @@ fn a_request_of_ten_thousand_roots_is_a_request() {
 fn an_empty_request_is_granted_and_excludes_nobody() {
     let lock = common::new();
     let all = lock.write_arc("");
-    let nothing = lock.lock::<&str>(&[], &[]);
-    let nothing_more = lock.try_lock_for::<PathBuf>(&[], &[], Duration::ZERO).unwrap();
-    let arc = lock.try_lock_arc::<&Path>(&[], &[]).unwrap();
+    let nothing = lock.lock(&[], &[]);
+    let nothing_more = lock.try_lock_for(&[], &[], Duration::ZERO).unwrap();
+    let arc = lock.try_lock_arc(&[], &[]).unwrap();
     drop(all);
     assert!(admits(&lock, &[], &[""]));
     drop((nothing.downgrade(), nothing_more, arc.downgrade()));
@@ -368,8 +474,8 @@ fn a_path_type_of_ones_own_is_locked_like_any_other() {
             Ok(())
         }
 
-        fn frame(&self) -> Frame {
-            if self.0.ends_with('.') { Frame::Absolute } else { Frame::Relative }
+        fn frame(&self) -> Option<Frame> {
+            Some(if self.0.ends_with('.') { Frame::Absolute } else { Frame::Relative })
         }
     }
 
@@ -392,11 +498,11 @@ fn a_path_type_of_ones_own_is_locked_like_any_other() {
     drop(held);
     let number = lock.write(Host("#7.org"));
     assert!(!admits(&lock, &[Host("#07.org")], &[]) && admits(&lock, &[], &[Host("7.org")]));
-    drop(number);
     let error = |path| lock.try_lock(&[Host(path)], &[]).unwrap_err().to_string();
     assert_eq!(error("^.^.org"), "unusable path Host(\"^.^.org\"): there is nothing above");
     assert_eq!(error("#x.org"), "unusable path Host(\"#x.org\"): invalid digit found in string");
     assert!(error("www.example.org.").starts_with("unusable path Host(\"www.example.org.\"): it is absolute"));
+    drop(number);
     assert!(lock.snapshot().holders.is_empty());
 }
 
@@ -428,4 +534,45 @@ fn a_path_inside_of_another_does_not_lead_out_of_it() {
     }
     let _held = lock.write(Tenant(7, "/../a"));
     assert!(!admits(&lock, &[Tenant(7, "a/b")], &[]) && admits(&lock, &[], &[Tenant(7, "b"), Tenant(8, "a")]));
+}
+
+/// The documentation of `TreeLock`: a node alone is a child that no real node has. What is locked of `folder` by one, and
+/// whether another gets the same, or something else, beside it.
+#[test]
+fn a_node_alone_conflicts_with_the_whole_and_with_itself_and_with_nothing_below() {
+    const CASES: [(char, &str, char, &str, bool); 16] = [
+        ('r', "ALONE", 'r', "folder", true),
+        ('r', "ALONE", 'w', "folder", false),
+        ('w', "ALONE", 'r', "folder", false),
+        ('w', "ALONE", 'w', "folder", false),
+        ('r', "ALONE", 'r', "ALONE", true),
+        ('r', "ALONE", 'w', "ALONE", false),
+        ('w', "ALONE", 'w', "ALONE", false),
+        ('r', "ALONE", 'w', "folder/file", true),
+        ('w', "ALONE", 'r', "folder/file", true),
+        ('w', "ALONE", 'w', "folder/file/deep", true),
+        ('r', "ALONE", 'w', "", false),
+        ('w', "ALONE", 'r', "", false),
+        ('r', "ALONE", 'r', "", true),
+        ('w', "ALONE", 'w', "fold", true),
+        ('w', "ALONE", 'w', "folder.", true),
+        ('w', "ALONE", 'r', "other/ALONE", true),
+    ];
+    fn check<P: TreePath + ?Sized, Q: AsRef<P> + From<String> + Debug + Sync>(alone: &str) {
+        for (held, holds, asked, asks, granted) in CASES {
+            for ((held, holds), (asked, asks)) in [((held, holds), (asked, asks)), ((asked, asks), (held, holds))] {
+                let lock = common::watched(TreeLock::<P>::default());
+                let named = |name: &str| match name {
+                    "ALONE" => Q::from(format!("folder/{alone}")),
+                    name => Q::from(name.replace("ALONE", alone)),
+                };
+                let (holds, asks) = ([named(holds)], [named(asks)]);
+                let _guard = if held == 'r' { lock.lock(&holds, &[]) } else { lock.lock(&[], &holds) };
+                let admitted = if asked == 'r' { admits(&lock, &asks, &[]) } else { admits(&lock, &[], &asks) };
+                assert_eq!(admitted, granted, "{asked} {asks:?} beside {held} {holds:?}");
+            }
+        }
+    }
+    check::<str, String>(".");
+    check::<Path, PathBuf>("\0self");
 }

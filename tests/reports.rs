@@ -78,11 +78,11 @@ fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
         let roots: Vec<(&[String], Mode)> =
             party.waits.roots.iter().map(|root| (&*root.segments, root.mode)).collect();
         assert_eq!(roots, [(&["c".into()][..], Mode::Shared), (&asks.map(String::from)[..], Mode::Exclusive)]);
-        assert_eq!((party.waits.location.file(), party.waits.location.line()), (file!(), asked));
+        assert!(party.waits.location.starts_with(&format!("{}:{asked}:", file!())), "{party:?}");
         let [hold] = &party.holds[..] else { panic!("{party:?}") };
         assert_eq!((&hold.thread, &*hold.roots[0].segments), (&party.waits.thread, &[holds.to_owned()][..]));
         assert_eq!((hold.roots[0].mode, hold.roots.len()), (Mode::Exclusive, 1));
-        assert_eq!((hold.location.file(), hold.location.line()), (file!(), taken));
+        assert!(hold.location.starts_with(&format!("{}:{taken}:", file!())), "{party:?}");
         assert!(hold.since <= party.waits.since);
     }
     let text = without_places(&report.to_string());

@@ -84,15 +84,16 @@ fn spellings_of_one_node_are_one_way() {
     assert_eq!(way("a/../b").0.len(), 3, "dots are names in text");
 
     let path = |text: &str| Way::of_path(Path::new(text));
-    assert_eq!(path("./a//x/../b/."), Ok((Origin::Somewhere, way("a/b"))));
-    assert_eq!(path(""), Ok((Origin::Somewhere, Way::default())));
-    assert_eq!(path("/../../a"), Ok((Origin::Top, way("a"))));
+    assert_eq!(path("./a//x/../b/."), Ok((Some(Origin::Somewhere), way("a/b"))));
+    assert_eq!(path(""), Ok((None, Way::default())));
+    assert_eq!(path("/../../a"), Ok((Some(Origin::Top), way("a"))));
     assert_eq!(path("a/../../b"), Err(Unusable));
 
     let paths = |reads: &[&str], writes: &[&str]| Request::of_paths(reads, writes).map(|(origin, _)| origin);
     assert_eq!(paths(&["a"], &["/a"]), Err(Unusable));
     assert_eq!(paths(&["/a"], &["/a"]), Ok(Some(Origin::Top)));
-    assert_eq!(paths(&[], &[]), Ok(None));
+    assert_eq!(paths(&["", "/a"], &[""]), Ok(Some(Origin::Top)));
+    assert_eq!(paths(&[], &[""]), Ok(None));
 }
 
 #[test]

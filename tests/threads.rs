@@ -4,12 +4,13 @@
 
 use std::error::Error;
 use std::fmt::{Debug, Display};
+use std::io::ErrorKind;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 use treelock::{
-    ArcTreeLockGuard, Deadlock, Holder, LockError, Mode, Party, PathError, Root, Snapshot, TreeLock, TreeLockGuard,
-    Waiter,
+    ArcTreeLockGuard, Deadlock, Holder, LockError, Mode, Party, PathError, Process, Root, Snapshot, TreeLock,
+    TreeLockGuard, Waiter,
 };
 
 fn anywhere<T: Send + Sync + 'static>() {}
@@ -17,6 +18,7 @@ fn shared<T: Sync>() {}
 fn through_panics<T: UnwindSafe + RefUnwindSafe>() {}
 fn printed<T: Debug + Display>() {}
 fn error<T: Error + Send + Sync + 'static>() {}
+fn cloned<T: Clone>() {}
 
 /// The lock and all that is told about it may be shared and sent, over whatever paths.
 #[test]
@@ -34,6 +36,7 @@ fn locks_arc_guards_and_reports_go_to_other_threads() {
     anywhere::<Holder>();
     anywhere::<Waiter>();
     anywhere::<Root>();
+    anywhere::<Process>();
     anywhere::<Deadlock>();
     anywhere::<Party>();
 }
@@ -70,11 +73,15 @@ fn all_go_through_panics() {
 fn errors_are_errors() {
     error::<LockError>();
     error::<PathError>();
+    cloned::<LockError>();
     printed::<LockError>();
     printed::<PathError>();
     printed::<Deadlock>();
     printed::<Snapshot>();
+    printed::<TreeLockGuard<'_>>();
+    printed::<ArcTreeLockGuard>();
     printed::<Root>();
+    printed::<Process>();
     printed::<Mode>();
     let lock = TreeLock::new();
     let refused = || -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -82,6 +89,34 @@ fn errors_are_errors() {
         Ok(())
     };
     let error = refused().unwrap_err();
+    // By `?` in a function that does input and output, and what it was is not lost.
+    let refused = |lock: &TreeLock| -> std::io::Result<()> {
+        let _guard = lock.try_lock(&["../a"], &[])?;
+        Ok(())
+    };
+    let refused = refused(&lock).unwrap_err();
+    assert_eq!((refused.kind(), refused.to_string()), (ErrorKind::InvalidInput, error.to_string()));
     // A chain of causes is printed one after the other: what an error says itself is not its cause.
     assert!(error.to_string().contains("../a") && error.source().is_none());
+}
+
+/// Callers look at the kind, and whoever looks closer finds the error itself.
+#[test]
+fn an_io_error_has_the_kind_that_fits_and_keeps_what_it_was() {
+    let lock = Arc::new(TreeLock::new());
+    let _held = lock.write("a");
+    let soon = std::time::Duration::from_millis(1);
+    let deadlock = lock.try_lock_arc_for(&["a"], &[], std::time::Duration::from_secs(40)).map(drop);
+    let refused = std::thread::scope(|scope| {
+        let others = scope.spawn(|| [lock.try_read("a").map(drop), lock.try_read_for("a", soon).map(drop)]);
+        others.join().unwrap()
+    });
+    let kinds = [ErrorKind::WouldBlock, ErrorKind::TimedOut, ErrorKind::Deadlock];
+    for (refused, kind) in refused.into_iter().chain([deadlock]).zip(kinds) {
+        let error = refused.unwrap_err();
+        let wrapped = std::io::Error::from(error.clone());
+        assert_eq!((wrapped.kind(), wrapped.to_string()), (kind, error.to_string()));
+        let kept = wrapped.downcast::<LockError>().unwrap();
+        assert_eq!(format!("{kept:?}"), format!("{error:?}"));
+    }
 }

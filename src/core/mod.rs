@@ -11,6 +11,7 @@
 //! | `node_id.rs` | a node's id: a seeded hash of the way to it |
 //! | `mode.rs` | IS IX S SIX X, compatible, join: the only place that knows a conflict |
 //! | `plan.rs` | reads and writes -> the shortest ordered list of nodes and modes |
+//! | `roots.rs` | the lists of paths that a request is made of |
 //! | `owner.rs` | whose guards a request does not wait for |
 //! | `node.rs` | one node: what is granted, who waits, who is next |
 //! | `walk.rs` | the steps of one request, in order, and the order of those that go on together |
@@ -23,5 +24,6 @@ pub(crate) mod node_id;
 pub(crate) mod owner;
 pub(crate) mod path;
 pub(crate) mod plan;
+pub(crate) mod roots;
 pub(crate) mod segments;
 pub(crate) mod walk;

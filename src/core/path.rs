@@ -7,8 +7,9 @@
 //! Invariants:
 //!
 //! 1. One spelling more or less of a node gives the same id: what a type ignores, it does not push.
-//! 2. All paths of one lock are in one [`Frame`]: a relative and an absolute name of one place have different segments
-//!    and would pass each other silently, so the second kind is refused.
+//! 2. All paths that are locked or awaited at one moment are in one [`Frame`]: a relative and an absolute name of one place
+//!    have different segments and would pass each other silently, so the second kind is refused. Nothing is remembered of
+//!    a kind when its last request has gone, so a stray path does no lasting harm.
 //!
 //! Not here: how segments become ids (`segments.rs`, `node_id.rs`); which nodes a request holds, and how (`plan.rs`).
 
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 ///
 /// | type | segments | the root |
 /// |---|---|---|
-/// | [`Path`] | its components; `.` and repeated separators are ignored, `..` takes one back | `.` or empty; `/` where paths are absolute |
+/// | [`Path`] | its components; `.` and repeated separators are ignored, `..` takes one back | empty; `.` where paths are relative, `/` where they are absolute |
 /// | `str` | what stands between `/`; empty ones are ignored, `.` and `..` are names like others | empty, or `/` |
 /// | `[T]` | its elements | empty |
 ///
@@ -34,8 +35,10 @@ use std::path::{Path, PathBuf};
 ///
 /// `Path`s are compared by their text alone; the file system is never asked. So:
 ///
-/// - Relative and absolute paths cannot be compared, and one lock takes only one kind: the first request
-///   decides, and a path of the other kind is an error from then on.
+/// - Relative and absolute paths cannot be compared, so one lock takes one kind at a time. While a path of one kind is
+///   locked or awaited, a path of the other kind is an error; when nothing is, the next request may be of either kind. The
+///   empty path is the root in both. Paths that others choose are best made absolute, or taken relative to one
+///   directory, before they are locked.
 /// - `..` is resolved lexically, as if no directory were a symbolic link; above `/` it stays at `/`; a relative
 ///   path that leads out of its tree (`../a`) is an error.
 /// - Symbolic links, hard links, bind mounts and names that differ only in case are names of their own. Where
@@ -102,9 +105,10 @@ pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
     /// [`PathError::new`], if the path cannot be used; the request fails, and nothing is locked.
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError>;
 
-    /// What the path is relative to. Only types whose paths come in two kinds that cannot be compared need it.
-    fn frame(&self) -> Frame {
-        Frame::Absolute
+    /// What the path is relative to; `None` if that makes no difference, since it is the root in either frame. Only types
+    /// whose paths come in two kinds that cannot be compared need it.
+    fn frame(&self) -> Option<Frame> {
+        Some(Frame::Absolute)
     }
 
     /// Empties a path that the lock has kept for reports and needs no longer, so that its memory can take the next one.
@@ -126,30 +130,40 @@ pub enum Frame {
     Relative,
 }
 
-/// The frame of all paths of a request; `None` if there are none.
+/// The frame of all paths of a request; `None` if none has one.
 #[inline]
 pub(crate) fn common_frame<'p, P: TreePath + ?Sized>(
-    mut paths: impl Iterator<Item = &'p P>,
+    paths: impl Iterator<Item = &'p P>,
 ) -> Result<Option<Frame>, PathError> {
-    let Some(first) = paths.next().map(P::frame) else { return Ok(None) };
-    match paths.find(|path| path.frame() != first) {
-        Some(odd) => Err(odd_frame(odd)),
-        None => Ok(Some(first)),
+    let mut common = None;
+    for path in paths {
+        let frame = path.frame();
+        if common.is_none() {
+            common = frame;
+        } else if frame.is_some() && frame != common {
+            return Err(odd_frame([path].into_iter()));
+        }
     }
+    Ok(common)
 }
 
-/// What is wrong with a path of the other frame than those before it.
+/// What is wrong with a request whose paths are in another frame than those that are locked or awaited.
 #[cold]
-pub(crate) fn odd_frame<P: TreePath + ?Sized>(path: &P) -> PathError {
-    let (this, others) = match path.frame() {
-        Frame::Absolute => ("absolute", "relative"),
-        Frame::Relative => ("relative", "absolute"),
+pub(crate) fn odd_frame<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'p P>) -> PathError {
+    let framed = paths.map(|path| (path, path.frame())).find(|(_, frame)| frame.is_some());
+    let (this, others) = match framed {
+        Some((_, Some(Frame::Relative))) => ("relative", "absolute"),
+        _ => ("absolute", "relative"),
     };
-    PathError::new(format!(
-        "it is {this} and others given to this lock are {others}, so the two cannot be compared: \
-         give all of them in one way; of a Path, std::path::absolute makes an absolute one, and \"/\" is then the root"
-    ))
-    .at(path)
+    let error = PathError::new(format!(
+        "it is {this} and others that this lock has are {others}, so the two cannot be compared: give all of them in one \
+         way; of a Path, std::path::absolute makes an absolute one, and the empty one is the root in both"
+    ));
+    match framed {
+        Some((path, _)) => error.at(path),
+        // A type whose paths change their frame.
+        None => error,
+    }
 }
 
 impl TreePath for str {
@@ -193,11 +207,12 @@ impl TreePath for Path {
         })
     }
 
-    fn frame(&self) -> Frame {
+    #[inline]
+    fn frame(&self) -> Option<Frame> {
+        let first = self.as_os_str().as_encoded_bytes().first()?;
         // On Unix the first byte tells; `is_absolute` takes the path apart for it.
-        let absolute =
-            if cfg!(unix) { self.as_os_str().as_encoded_bytes().first() == Some(&b'/') } else { self.is_absolute() };
-        if absolute { Frame::Absolute } else { Frame::Relative }
+        let absolute = if cfg!(unix) { *first == b'/' } else { self.is_absolute() };
+        Some(if absolute { Frame::Absolute } else { Frame::Relative })
     }
 
     fn clear(kept: &mut PathBuf) -> bool {
@@ -257,8 +272,8 @@ fn push_prefix(segments: &mut Segments<'_>, prefix: std::path::Prefix<'_>) {
 }
 
 /// Resolves `..`.
-fn parent(segments: &mut Segments<'_>, frame: Frame) -> Result<(), PathError> {
-    if segments.pop() || frame == Frame::Absolute {
+fn parent(segments: &mut Segments<'_>, frame: Option<Frame>) -> Result<(), PathError> {
+    if segments.pop() || frame == Some(Frame::Absolute) {
         Ok(())
     } else {
         Err(PathError::new("its \"..\" leads out of the tree: join the path to the directory that it is relative to"))

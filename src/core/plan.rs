@@ -44,31 +44,33 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Replaces the plan by the one for these roots; on an error it is empty.
-    pub(crate) fn build<P, Q>(&mut self, seeds: &Seeds, reads: &[Q], writes: &[Q]) -> Result<(), PathError>
+    pub(crate) fn build<P, R, W>(&mut self, seeds: &Seeds, reads: &[R], writes: &[W]) -> Result<(), PathError>
     where
         P: TreePath + ?Sized,
-        Q: AsRef<P>,
+        R: AsRef<P>,
+        W: AsRef<P>,
     {
-        self.build_and_name::<P, Q>(seeds, reads, writes, None)
+        self.build_and_name::<P, R, W>(seeds, reads, writes, None)
     }
 
     /// The same; the names of the segments of all roots, if asked, one root's after the other.
-    pub(crate) fn build_and_name<P, Q>(
+    pub(crate) fn build_and_name<P, R, W>(
         &mut self,
         seeds: &Seeds,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &[R],
+        writes: &[W],
         mut names: Option<&mut Names>,
     ) -> Result<(), PathError>
     where
         P: TreePath + ?Sized,
-        Q: AsRef<P>,
+        R: AsRef<P>,
+        W: AsRef<P>,
     {
         self.clear();
-        let reads = reads.iter().map(|path| (path, Mode::Shared));
-        let writes = writes.iter().map(|path| (path, Mode::Exclusive));
+        let reads = reads.iter().map(|path| (path.as_ref(), Mode::Shared));
+        let writes = writes.iter().map(|path| (path.as_ref(), Mode::Exclusive));
         for (path, mode) in reads.chain(writes) {
-            if let Err(error) = Segments::of(path.as_ref(), seeds, &mut self.ids, names.as_deref_mut()) {
+            if let Err(error) = Segments::of(path, seeds, &mut self.ids, names.as_deref_mut()) {
                 self.clear();
                 return Err(error);
             }
@@ -197,7 +199,7 @@ mod tests {
             }
         }
         let mut plan = Plan::default();
-        plan.build::<str, _>(&seeds, reads, writes).unwrap();
+        plan.build::<str, _, _>(&seeds, reads, writes).unwrap();
         let order: Vec<_> = plan.steps.iter().map(|step| (step.depth, step.node)).collect();
         assert!(order.is_sorted_by(|one, next| one < next), "invariant 2");
         let mut told: Vec<_> = plan.steps.iter().map(|step| format!("{} {}", names[&step.node], step.mode)).collect();
@@ -240,7 +242,7 @@ mod tests {
         for names in 0..20 {
             let roots = [format!("{names}/a/b/c"), format!("{names}/d/e"), format!("f/{names}")];
             let mut plan = Plan::default();
-            plan.build::<str, _>(&seeds, &[], &roots).unwrap();
+            plan.build::<str, &str, _>(&seeds, &[], &roots).unwrap();
             let mut taken = Vec::new();
             for root in &roots {
                 let mut way = Vec::new();
@@ -256,7 +258,7 @@ mod tests {
     fn node_is_found_at_its_depth_only() {
         let seeds = Seeds::new(|| 7);
         let mut plan = Plan::default();
-        plan.build::<str, _>(&seeds, &["a/b", "c"], &["a/d"]).unwrap();
+        plan.build::<str, _, _>(&seeds, &["a/b", "c"], &["a/d"]).unwrap();
         for (index, step) in plan.steps.iter().enumerate() {
             let depth = step.depth as usize;
             assert_eq!(plan.index(step.node, depth), Some(index));
@@ -269,12 +271,12 @@ mod tests {
     fn plan_of_some_roots_is_the_plan_of_these() {
         let seeds = Seeds::new(|| 7);
         let mut all = Plan::default();
-        all.build::<str, _>(&seeds, &["a/b", "c"], &["a", "d"]).unwrap();
+        all.build::<str, _, _>(&seeds, &["a/b", "c"], &["a", "d"]).unwrap();
         let mut some = Plan::default();
-        some.build::<str, _>(&seeds, &["a/b"], &["d"]).unwrap();
+        some.build::<str, _, _>(&seeds, &["a/b"], &["d"]).unwrap();
         assert_eq!(all.of_some(|index, mode| [0, 3].contains(&index).then_some(mode)).steps, some.steps);
         let mut read = Plan::default();
-        read.build::<str, _>(&seeds, &["a/b", "c", "a", "d"], &[]).unwrap();
+        read.build::<str, _, &str>(&seeds, &["a/b", "c", "a", "d"], &[]).unwrap();
         assert_eq!(all.of_some(|_, mode| Some(mode.downgraded())).steps, read.steps);
         assert!(all.of_some(|_, _| None).steps.is_empty());
     }
@@ -284,9 +286,9 @@ mod tests {
     fn only_small_plans_are_kept() {
         let seeds = Seeds::new(|| 7);
         let mut plan = Plan::default();
-        plan.build::<str, _>(&seeds, &["a/b"], &[]).unwrap();
+        plan.build::<str, _, &str>(&seeds, &["a/b"], &[]).unwrap();
         assert!(plan.is_small());
-        plan.build::<str, _>(&seeds, &["a/".repeat(2000)], &[]).unwrap();
+        plan.build::<str, _, &str>(&seeds, &["a/".repeat(2000)], &[]).unwrap();
         assert!(!plan.is_small());
     }
 }

@@ -1,13 +1,15 @@
 //! What can go wrong with the files, and with a request.
 
-use super::Deadlock;
 use crate::core::path::PathError;
+use crate::inspect::Deadlock;
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// Why a request between processes was not granted. Nothing of it is held, and nobody waits for it.
+///
+/// It becomes an [`io::Error`] as [`LockError`](crate::LockError) does; of the files, by the kinds that [`FileError`] tells.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ProcessLockError {
@@ -44,6 +46,19 @@ impl Error for ProcessLockError {
     }
 }
 
+impl From<ProcessLockError> for io::Error {
+    fn from(error: ProcessLockError) -> Self {
+        let kind = match &error {
+            ProcessLockError::WouldBlock => io::ErrorKind::WouldBlock,
+            ProcessLockError::TimedOut => io::ErrorKind::TimedOut,
+            ProcessLockError::Deadlock(_) => io::ErrorKind::Deadlock,
+            ProcessLockError::Path(_) => io::ErrorKind::InvalidInput,
+            ProcessLockError::File(error) => error.problem.kind(),
+        };
+        io::Error::new(kind, error)
+    }
+}
+
 impl From<PathError> for ProcessLockError {
     fn from(error: PathError) -> Self {
         ProcessLockError::Path(error)
@@ -57,6 +72,8 @@ impl From<FileError> for ProcessLockError {
 }
 
 /// A file of the lock that cannot be used, and why.
+///
+/// It becomes an [`io::Error`] by `?` or `into`, of the kind that the system gave, or of the one that [`FileProblem`] names.
 #[derive(Debug)]
 pub struct FileError {
     path: PathBuf,
@@ -75,22 +92,40 @@ pub enum FileProblem {
         source: io::Error,
     },
     /// The directory is on a file system of this kind, whose locks other hosts may not see.
+    /// ([`Unsupported`](io::ErrorKind::Unsupported))
     NetworkFileSystem(&'static str),
-    /// It is none of treelock's, and is left alone.
+    /// It is none of treelock's, and is left alone. ([`InvalidData`](io::ErrorKind::InvalidData))
     NotATable,
-    /// It was written by a treelock whose files this one does not know.
+    /// It was written by a treelock whose files this one does not know. ([`InvalidData`](io::ErrorKind::InvalidData))
     OtherVersion(u32),
     /// It says what it cannot say: it was written over or cut while processes use it.
+    /// ([`InvalidData`](io::ErrorKind::InvalidData))
     Damaged,
-    /// It was removed, or replaced by another, while processes use it.
+    /// It was removed, or replaced by another, while processes use it. ([`NotFound`](io::ErrorKind::NotFound))
     Removed,
     /// The directory is another user's, and *sticky*: users cannot replace each other's files in it.
+    /// ([`PermissionDenied`](io::ErrorKind::PermissionDenied))
     Sticky,
     /// Somebody keeps an exclusive `flock` on it: another program on the directory, or a process that is stopped in the midst
-    /// of a request on the table.
+    /// of a request on the table. ([`ResourceBusy`](io::ErrorKind::ResourceBusy))
     Flocked,
-    /// The lock was opened by the process that this one was forked from.
+    /// The lock was opened by the process that this one was forked from. ([`Unsupported`](io::ErrorKind::Unsupported))
     Forked,
+}
+
+impl FileProblem {
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            FileProblem::Io { source, .. } => source.kind(),
+            FileProblem::NotATable | FileProblem::OtherVersion(_) | FileProblem::Damaged => {
+                io::ErrorKind::InvalidData
+            }
+            FileProblem::Removed => io::ErrorKind::NotFound,
+            FileProblem::Sticky => io::ErrorKind::PermissionDenied,
+            FileProblem::Flocked => io::ErrorKind::ResourceBusy,
+            FileProblem::NetworkFileSystem(_) | FileProblem::Forked => io::ErrorKind::Unsupported,
+        }
+    }
 }
 
 impl FileError {
@@ -170,5 +205,11 @@ impl Error for FileError {
             FileProblem::Io { source, .. } => Some(source),
             _ => None,
         }
+    }
+}
+
+impl From<FileError> for io::Error {
+    fn from(error: FileError) -> Self {
+        io::Error::new(error.problem.kind(), error)
     }
 }

@@ -20,13 +20,14 @@ use super::error::{FileError, ProcessLockError};
 use super::files::{self, Directory};
 use super::journal::Journal;
 use super::replica::{About, Ask, Channel, Effects, Event, MemberId, Replica, RequestId, Step};
-use super::report::{self, Deadlock, Place, Snapshot, Told, ToldRoot};
+use super::report::{self, Place, Told, ToldRoot};
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
 use crate::core::path::PathError;
 use crate::core::path::{Frame, TreePath, common_frame, odd_frame};
 use crate::core::plan::Plan;
 use crate::core::segments::Names;
+use crate::inspect::{Deadlock, Root, Snapshot};
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::sync::{self, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -297,25 +298,24 @@ impl Member {
 
     /// Takes a request, or waits for it.
     #[track_caller]
-    pub(super) fn acquire<P, Q>(
+    pub(super) fn acquire<P, R, W>(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &[R],
+        writes: &[W],
         owner: Owner,
         patience: Patience,
     ) -> Result<RequestId, ProcessLockError>
     where
         P: TreePath + ?Sized,
-        Q: AsRef<P>,
+        R: AsRef<P>,
+        W: AsRef<P>,
     {
         let location = Location::caller();
-        let frame = common_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
-        let mut ask = self.plan::<P, Q>(reads, writes, owner, location)?;
+        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
+        let frame = common_frame(paths())?;
+        let mut ask = self.plan::<P, R, W>(reads, writes, owner, location)?;
         ask.absolute = frame.map(|frame| frame == Frame::Absolute);
-        let odd_frame = || {
-            let first = reads.iter().chain(writes).next().expect("a request without paths is of no frame");
-            ProcessLockError::from(odd_frame(first.as_ref()))
-        };
+        let odd_frame = || ProcessLockError::from(odd_frame(paths()));
         let deadline = match patience {
             Patience::None => Some(Instant::now() + TRY),
             Patience::Until(deadline) => deadline,
@@ -383,12 +383,17 @@ impl Member {
         }
     }
 
-    /// Gives a request its number and its time; `None` if its paths cannot be compared with those before (invariant 3 of
-    /// `path.rs`).
-    fn number(&self, change: &Change<'_>, ask: &mut Ask, requests: &mut u64) -> Option<RequestId> {
-        let agreed = change.replica.absolute;
-        if agreed.is_some_and(|agreed| ask.absolute.is_some_and(|absolute| absolute != agreed)) {
-            return None;
+    /// Gives a request its number and its time; `None` if its paths cannot be compared with those that are held or awaited
+    /// (invariant 2 of `path.rs`).
+    fn number(&self, change: &mut Change<'_>, ask: &mut Ask, requests: &mut u64) -> Option<RequestId> {
+        let of_other_kind = ask.absolute.map(|absolute| change.replica.of_kind(!absolute)).unwrap_or_default();
+        if !of_other_kind.is_empty() {
+            let dead = self.dead_among(change, of_other_kind.iter().copied());
+            let is_free = dead.len() == of_other_kind.len();
+            change.bury(dead);
+            if !is_free {
+                return None;
+            }
         }
         *requests += 1;
         ask.id = RequestId { member: self.id, number: *requests };
@@ -640,6 +645,12 @@ impl Member {
         }
     }
 
+    /// What was granted, if nobody in this process is in the midst of a change.
+    pub(super) fn roots(&self, id: RequestId) -> Option<Vec<Root>> {
+        let shared = self.shared.try_lock()?;
+        shared.replica.requests.get(&id).map(|request| report::roots(request))
+    }
+
     /// Releases what was granted.
     pub(super) fn release(&self, id: RequestId) -> Result<(), FileError> {
         let released = self.change(None, |change, _| change.add(Event::Withdraw(id, now())));
@@ -669,13 +680,20 @@ impl Member {
     }
 
     /// Tells a request completely, user code and all, before anything is locked.
-    fn plan<P, Q>(&self, reads: &[Q], writes: &[Q], owner: Owner, location: &Location<'_>) -> Result<Ask, PathError>
+    fn plan<P, R, W>(
+        &self,
+        reads: &[R],
+        writes: &[W],
+        owner: Owner,
+        location: &Location<'_>,
+    ) -> Result<Ask, PathError>
     where
         P: TreePath + ?Sized,
-        Q: AsRef<P>,
+        R: AsRef<P>,
+        W: AsRef<P>,
     {
         let Planned { mut plan, mut names } = sync::take_spare().unwrap_or_default();
-        plan.build_and_name::<P, Q>(&self.seeds, reads, writes, Some(&mut names))?;
+        plan.build_and_name::<P, R, W>(&self.seeds, reads, writes, Some(&mut names))?;
         let steps: Vec<Step> = plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect();
         let (mut roots, mut is_told) = (Vec::new(), vec![false; steps.len()]);
         let mut segments = names.iter();

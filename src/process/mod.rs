@@ -20,12 +20,13 @@
 //!
 //! | file | concept |
 //! |---|---|
-//! | `mod.rs` | [`ProcessTreeLock`] and its guards: what a user sees |
+//! | `mod.rs` | [`ProcessTreeLock`]: what a user sees |
+//! | `guard.rs` | what a holder has: drop, downgrade |
 //! | `member.rs` | one who has opened a lock: changes, waits, the burial of the dead |
 //! | `replica.rs` | pure: what all agree on, and what an event does to it |
 //! | `journal.rs` | the file of events: read, append, rewrite; why a death at any step does no harm |
 //! | `files.rs` | the directory: who is alive, who is woken, what file systems are refused |
-//! | `report.rs` | who holds what and who waits for what, in all processes |
+//! | `report.rs` | what a request tells of itself, and the snapshots and reports made of it |
 //! | `error.rs` | what a request, and a file, can fail with |
 //! | `crash.rs` | where tests let a process die |
 
@@ -37,24 +38,26 @@ mod crash;
 mod deaths;
 mod error;
 mod files;
+mod guard;
 mod journal;
 mod member;
 mod replica;
 mod report;
 
 pub use error::{FileError, FileProblem, ProcessLockError};
-pub use report::{Deadlock, Holder, Party, Process, Snapshot, Waiter};
+pub use guard::{ArcProcessTreeLockGuard, ProcessTreeLockGuard};
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
+use crate::core::roots::Roots;
+use crate::inspect::Snapshot;
 use crate::patience::Patience;
 use files::Directory;
 use member::Member;
-use replica::RequestId;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A read/write lock over the sub-trees of a tree, for all threads of all processes that open the same directory.
@@ -101,9 +104,9 @@ use std::time::{Duration, Instant};
 /// # Paths
 ///
 /// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind
-/// and relative `Path`s another. One lock takes only one kind, as the first request says. Relative ones are relative to
-/// whatever their users agree on, and not to a working directory; the command `treelock` gives absolute ones. Segments of
-/// types of your own must hash alike in all programs, so give these the same version of that code.
+/// and relative `Path`s another. A lock takes one kind at a time, that of what is held or awaited in whatever process.
+/// Relative ones are relative to whatever their users agree on, and not to a working directory; the command `treelock` gives
+/// absolute ones. Segments of types of your own must hash alike in all programs, so give these the same version of that code.
 ///
 /// # Cost
 ///
@@ -195,10 +198,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// [`ProcessLockError::Path`], [`ProcessLockError::Deadlock`], [`ProcessLockError::File`]. Nothing is held then.
     #[track_caller]
-    pub fn lock<Q: AsRef<P>>(
+    pub fn lock(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         self.acquire(reads, writes, Patience::Endless)
     }
@@ -230,10 +233,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     /// [`ProcessLockError::WouldBlock`], also where somebody is stopped in the midst of a request;
     /// [`ProcessLockError::Path`], [`ProcessLockError::File`].
     #[track_caller]
-    pub fn try_lock<Q: AsRef<P>>(
+    pub fn try_lock(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         self.acquire(reads, writes, Patience::None)
     }
@@ -244,14 +247,13 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
     #[track_caller]
-    pub fn try_lock_for<Q: AsRef<P>>(
+    pub fn try_lock_for(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        // A time beyond what the clock can tell is for ever.
-        self.acquire(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+        self.acquire(reads, writes, Patience::within(timeout))
     }
 
     /// Locks as [`lock`](ProcessTreeLock::lock) does, waiting no longer than until `deadline`.
@@ -260,13 +262,61 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
     #[track_caller]
-    pub fn try_lock_until<Q: AsRef<P>>(
+    pub fn try_lock_until(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
         self.acquire(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[&path], &[], Patience::None)
+    }
+
+    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[], &[&path], Patience::None)
+    }
+
+    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[&path], &[], Patience::within(timeout))
+    }
+
+    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
+        self.acquire(&[], &[&path], Patience::within(timeout))
     }
 
     /// As [`lock`](ProcessTreeLock::lock), for a guard that may go to other threads and is an owner of its own.
@@ -275,10 +325,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`lock`](ProcessTreeLock::lock).
     #[track_caller]
-    pub fn lock_arc<Q: AsRef<P>>(
+    pub fn lock_arc(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::Endless)
     }
@@ -309,10 +359,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`try_lock`](ProcessTreeLock::try_lock).
     #[track_caller]
-    pub fn try_lock_arc<Q: AsRef<P>>(
+    pub fn try_lock_arc(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::None)
     }
@@ -323,13 +373,13 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_for<Q: AsRef<P>>(
+    pub fn try_lock_arc_for(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+        self.acquire_arc(reads, writes, Patience::within(timeout))
     }
 
     /// As [`try_lock_until`](ProcessTreeLock::try_lock_until), for a guard as of
@@ -339,13 +389,65 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_until<Q: AsRef<P>>(
+    pub fn try_lock_arc_until(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
         self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// As [`try_read`](ProcessTreeLock::try_read), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[&path], &[], Patience::None)
+    }
+
+    /// As [`try_write`](ProcessTreeLock::try_write), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](ProcessTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[], &[&path], Patience::None)
+    }
+
+    /// As [`try_read_for`](ProcessTreeLock::try_read_for), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_arc_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[&path], &[], Patience::within(timeout))
+    }
+
+    /// As [`try_write_for`](ProcessTreeLock::try_write_for), for a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_arc_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
+        self.acquire_arc(&[], &[&path], Patience::within(timeout))
     }
 
     /// Who holds what and who waits for what in all processes, at one moment; prints as a drawing of the tree.
@@ -379,126 +481,44 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     }
 
     #[track_caller]
-    fn acquire<Q: AsRef<P>>(
+    fn acquire(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        let request = self.member.acquire::<P, Q>(reads, writes, Owner::Thread, patience)?;
-        Ok(ProcessTreeLockGuard { lock: self, request: Some(request), stays: PhantomData })
+        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)?;
+        Ok(ProcessTreeLockGuard::new(self, request))
     }
 
     #[track_caller]
-    fn acquire_arc<Q: AsRef<P>>(
+    fn acquire_arc(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        let request = self.member.acquire::<P, Q>(reads, writes, Owner::Itself, patience)?;
-        Ok(ArcProcessTreeLockGuard { member: Arc::clone(&self.member), request: Some(request) })
+        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
+        Ok(ArcProcessTreeLockGuard::new(Arc::clone(&self.member), request))
     }
 }
 
-impl Snapshot {
-    /// What [`ProcessTreeLock::snapshot`] tells, by one who has not opened the lock, and may have no right to.
-    ///
-    /// ```no_run
-    /// println!("{}", treelock::process::Snapshot::read("/run/lock/my-database")?);
-    /// # Ok::<(), treelock::process::FileError>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
-    pub fn read(directory: impl AsRef<Path>) -> Result<Self, FileError> {
-        member::look(&Directory::look(directory.as_ref())?)
-    }
+/// What [`ProcessTreeLock::snapshot`] tells of the lock in a directory, by one who has not opened it, and may have no right to.
+///
+/// ```no_run
+/// println!("{}", treelock::process::snapshot("/run/lock/my-database")?);
+/// # Ok::<(), treelock::process::FileError>(())
+/// ```
+///
+/// # Errors
+///
+/// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
+pub fn snapshot(directory: impl AsRef<Path>) -> Result<Snapshot, FileError> {
+    member::look(&Directory::look(directory.as_ref())?)
 }
 
 impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLock<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProcessTreeLock").field("directory", &self.member.directory.path()).finish_non_exhaustive()
-    }
-}
-
-/// Sub-trees that are held by the thread that asked for them, against all others of all processes, until this is dropped.
-#[must_use = "what it holds is released when the guard is dropped, here at once"]
-pub struct ProcessTreeLockGuard<'a, P: ?Sized + TreePath = Path> {
-    lock: &'a ProcessTreeLock<P>,
-    request: Option<RequestId>,
-    stays: PhantomData<MutexGuard<'static, ()>>,
-}
-
-/// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock open.
-#[must_use = "what it holds is released when the guard is dropped, here at once"]
-pub struct ArcProcessTreeLockGuard {
-    member: Arc<Member>,
-    request: Option<RequestId>,
-}
-
-impl<P: ?Sized + TreePath> ProcessTreeLockGuard<'_, P> {
-    /// Turns the writes into reads, without letting go in between, and lets in whoever may come then.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`]. All is held as before then.
-    pub fn downgrade(&mut self) -> Result<(), FileError> {
-        self.request.map_or(Ok(()), |request| self.lock.member.downgrade(request))
-    }
-
-    /// Releases what it holds, as dropping it does, and says whether that could be written down.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`]. What is held then is released with the next request of this lock that can be written, or when the
-    /// process ends.
-    pub fn release(mut self) -> Result<(), FileError> {
-        self.request.take().map_or(Ok(()), |request| self.lock.member.release(request))
-    }
-}
-
-impl ArcProcessTreeLockGuard {
-    /// As [`ProcessTreeLockGuard::downgrade`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ProcessTreeLockGuard::downgrade`].
-    pub fn downgrade(&mut self) -> Result<(), FileError> {
-        self.request.map_or(Ok(()), |request| self.member.downgrade(request))
-    }
-
-    /// As [`ProcessTreeLockGuard::release`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ProcessTreeLockGuard::release`].
-    pub fn release(mut self) -> Result<(), FileError> {
-        self.request.take().map_or(Ok(()), |request| self.member.release(request))
-    }
-}
-
-impl<P: ?Sized + TreePath> Drop for ProcessTreeLockGuard<'_, P> {
-    fn drop(&mut self) {
-        let _ = self.request.take().map(|request| self.lock.member.release(request));
-    }
-}
-
-impl Drop for ArcProcessTreeLockGuard {
-    fn drop(&mut self) {
-        let _ = self.request.take().map(|request| self.member.release(request));
-    }
-}
-
-impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLockGuard<'_, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProcessTreeLockGuard").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for ArcProcessTreeLockGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArcProcessTreeLockGuard").finish_non_exhaustive()
     }
 }

@@ -173,8 +173,9 @@ impl Request {
 /// See the header of this file.
 #[derive(Debug, Default)]
 pub(super) struct Replica {
-    /// Whether paths are, once there was one.
-    pub(super) absolute: Option<bool>,
+    /// Whether the paths were, of the last request of which they were either. A request is refused while one of the other kind
+    /// is there, so it is that of all who are there.
+    absolute: Option<bool>,
     next_member: u64,
     pub(super) members: BTreeMap<MemberId, About>,
     /// In boxes: else the first of them, and the last, would cost an allocation of some KiB.
@@ -208,6 +209,15 @@ impl Replica {
         MemberId(self.next_member)
     }
 
+    /// The members of whom there are requests whose paths are absolute, or are not.
+    pub(super) fn of_kind(&self, absolute: bool) -> BTreeSet<MemberId> {
+        if self.absolute != Some(absolute) {
+            return BTreeSet::new();
+        }
+        let asks = self.requests.values().map(|request| &request.ask);
+        asks.filter(|ask| ask.absolute == Some(absolute)).map(|ask| ask.id.member).collect()
+    }
+
     pub(super) fn apply(&mut self, event: Event, effects: &mut Effects) {
         match event {
             Event::Join(about) => {
@@ -228,7 +238,7 @@ impl Replica {
             }
             Event::Ask(ask) => {
                 let id = ask.id;
-                self.absolute = self.absolute.or(ask.absolute);
+                self.absolute = ask.absolute.or(self.absolute);
                 let progress = Progress { taken: 0, since: ask.asked };
                 self.requests.insert(id, Box::new(Request { ask, progress, stamp: None, ticket: None }));
                 self.walk(id, effects);
@@ -498,7 +508,7 @@ mod tests {
 
     fn ask(number: u64, member: u64, thread: u64, owner: Owner, reads: &[&str], writes: &[&str]) -> Ask {
         let mut plan = Plan::default();
-        plan.build::<str, _>(&Seeds::new(|| 7), reads, writes).unwrap();
+        plan.build::<str, _, _>(&Seeds::new(|| 7), reads, writes).unwrap();
         Ask {
             id: RequestId { member: MemberId(member), number },
             thread,

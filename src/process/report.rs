@@ -1,91 +1,11 @@
-//! Who holds what and who waits for what in all processes, as plain data and as a drawing.
+//! What a request tells of itself to other processes, and the snapshots and reports that are made of it.
 
 use super::replica::{InCycle, Replica, Request};
 use crate::core::mode::Mode;
-use crate::inspect::{Asked, Drawing, DrawnParty, Plain, Root, write_cycle};
+use crate::inspect::{Deadlock, Holder, Process, Root, Snapshot, Waiter};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// All that a lock had granted and all that waited for it at one moment, in all processes.
-///
-/// Its `Display` draws the tree, as that of [`Snapshot`](crate::Snapshot) does for threads.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Snapshot {
-    /// Those that hold sub-trees, the longest first.
-    pub holders: Vec<Holder>,
-    /// Those that wait, the longest first.
-    pub waiters: Vec<Waiter>,
-    /// When it was taken.
-    pub taken: SystemTime,
-}
-
-/// A process, as it told of itself when it opened the lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Process {
-    /// Its number, as it knew itself: in another container it may be another one.
-    pub id: u32,
-    /// Its command line, shortened.
-    pub command: String,
-    /// The name of its user, or the number.
-    pub user: String,
-}
-
-/// A guard that is alive.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Holder {
-    /// The process that asked; a child of it may have inherited the guard.
-    pub process: Process,
-    /// The name of the thread that asked.
-    pub thread: String,
-    /// Where it asked: in its source, or what it tells instead ([`Options::location`](super::Options::location)).
-    pub location: String,
-    /// When it was granted.
-    pub since: SystemTime,
-    /// What it holds, without what lies in other roots of its own.
-    pub roots: Vec<Root>,
-}
-
-/// A request that is not granted yet.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Waiter {
-    /// The process that waits.
-    pub process: Process,
-    /// The name of the thread that waits.
-    pub thread: String,
-    /// Where it asked: in its source, or what it tells instead ([`Options::location`](super::Options::location)).
-    pub location: String,
-    /// When it began to wait where it waits now.
-    pub since: SystemTime,
-    /// What it asked for, without what lies in other roots of its own.
-    pub roots: Vec<Root>,
-    /// Those of its roots that it has already.
-    pub taken: Vec<Root>,
-    /// The node where it waits now, and the mode it waits for there.
-    pub at: Root,
-}
-
-/// A cycle of threads of one or several processes, each of which waits for the next, and the last for the first.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Deadlock {
-    /// The first is the one that got this report.
-    pub parties: Vec<Party>,
-}
-
-/// A thread in a cycle.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Party {
-    /// The request that it waits with. It may hold some of its roots already.
-    pub waits: Waiter,
-    /// What the one before in the cycle waits for.
-    pub holds: Vec<Holder>,
-}
 
 /// What a request tells of itself, for reports alone.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -167,30 +87,24 @@ fn owned(segments: &[&str]) -> Vec<String> {
 }
 
 pub(super) fn snapshot(replica: &Replica) -> Snapshot {
-    let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken: SystemTime::now() };
-    for request in replica.requests.values() {
-        match request.waits_at() {
-            Some(_) => snapshot.waiters.push(waiter(replica, request)),
-            None => snapshot.holders.push(holder(replica, request)),
-        }
-    }
-    snapshot.holders.sort_by_key(|holder| holder.since);
-    snapshot.waiters.sort_by_key(|waiter| waiter.since);
-    snapshot
+    let (waiting, granted): (Vec<&Request>, Vec<&Request>) =
+        replica.requests.values().map(Box::as_ref).partition(|request| request.waits_at().is_some());
+    let holders = granted.into_iter().map(|request| holder(replica, request)).collect();
+    let waiters = waiting.into_iter().map(|request| waiter(replica, request)).collect();
+    Snapshot::new(SystemTime::now(), holders, waiters)
 }
 
 pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
-    let waits: Vec<Waiter> = cycle.iter().map(|member| waiter(replica, &replica.requests[&member.waits])).collect();
-    let party = |(place, member): (usize, &InCycle)| {
-        let before = &waits[(place + cycle.len() - 1) % cycle.len()].at;
-        let taken = member.taken.map(|mode| Holder {
-            roots: vec![Root { segments: before.segments.clone(), mode }],
-            ..holder(replica, &replica.requests[&member.waits])
-        });
-        let guards = member.guards.iter().map(|guard| holder(replica, &replica.requests[guard]));
-        Party { waits: waits[place].clone(), holds: guards.chain(taken).collect() }
+    let told = |member: &InCycle| {
+        let holds = member.guards.iter().map(|guard| holder(replica, &replica.requests[guard])).collect();
+        (waiter(replica, &replica.requests[&member.waits]), holds, member.taken)
     };
-    Deadlock { parties: cycle.iter().enumerate().map(party).collect() }
+    Deadlock::new(cycle.iter().map(told).collect())
+}
+
+/// What a request has, or asks for.
+pub(super) fn roots(request: &Request) -> Vec<Root> {
+    Told::of(request).roots(request, |_| true)
 }
 
 fn process(replica: &Replica, request: &Request) -> Process {
@@ -207,7 +121,7 @@ fn since(request: &Request) -> SystemTime {
 fn holder(replica: &Replica, request: &Request) -> Holder {
     let told = Told::of(request);
     Holder {
-        process: process(replica, request),
+        process: Some(process(replica, request)),
         roots: told.roots(request, |_| true),
         thread: told.thread.to_owned(),
         location: told.place.to_string(),
@@ -218,45 +132,12 @@ fn holder(replica: &Replica, request: &Request) -> Holder {
 fn waiter(replica: &Replica, request: &Request) -> Waiter {
     let told = Told::of(request);
     Waiter {
-        process: process(replica, request),
+        process: Some(process(replica, request)),
         roots: told.roots(request, |_| true),
         taken: told.roots(request, |last| last < request.progress.taken),
         at: told.at(request),
         thread: told.thread.to_owned(),
         location: told.place.to_string(),
         since: since(request),
-    }
-}
-
-impl Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} \"{}\" of {}", self.id, Plain(&self.command), Plain(&self.user))
-    }
-}
-
-impl Display for Snapshot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut drawing = Drawing::default();
-        let age = |since| self.taken.duration_since(since).unwrap_or_default();
-        for Holder { process, location, since, roots, .. } in &self.holders {
-            drawing.add_holder(&process.to_string(), location, age(*since), roots);
-        }
-        for Waiter { process, location, since, roots, at, taken, .. } in &self.waiters {
-            drawing.add_waiter(&process.to_string(), location, age(*since), roots, at, taken);
-        }
-        write!(f, "treelock: {} held, {} waiting", self.holders.len(), self.waiters.len())?;
-        drawing.draw(f)
-    }
-}
-
-impl Display for Deadlock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parties = self.parties.iter().map(|Party { waits, holds }| DrawnParty {
-            who: format!("{}, thread {}", waits.process, Plain(&waits.thread).quoted()),
-            at: &waits.at,
-            asked: Asked { roots: &waits.roots, location: &waits.location },
-            holds: holds.iter().map(|hold| Asked { roots: &hold.roots, location: &hold.location }).collect(),
-        });
-        write_cycle(f, &parties.collect::<Vec<_>>())
     }
 }

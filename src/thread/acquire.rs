@@ -21,7 +21,7 @@ use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Stamp;
 use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
-use crate::core::path::{PathError, TreePath, common_frame, odd_frame};
+use crate::core::path::{PathError, TreePath, odd_frame};
 use crate::core::plan::Step;
 use crate::core::segments::Segments;
 use crate::core::walk::{Taken, walk};
@@ -31,12 +31,13 @@ use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 #[cfg(feature = "model")]
 use crate::thread::ledger::State;
-use crate::thread::ledger::{Key, Leaving, Standing};
+use crate::thread::ledger::{Found, Key, Leaving, Standing};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
 use crate::thread::request::{Request, SharedRequest};
 use crate::thread::table::{Due, Grant, LockedShard, Place};
 use crate::thread::waiter::{Time, Waiter, Woken};
+use std::borrow::Borrow;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Instant;
@@ -105,15 +106,14 @@ enum Cancelled {
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
     #[track_caller]
-    pub(crate) fn acquire<Q: AsRef<P>>(
+    pub(crate) fn acquire<R: AsRef<P>, W: AsRef<P>>(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &[R],
+        writes: &[W],
         owner: Owner,
         patience: Patience,
     ) -> Result<Entry, LockError> {
         let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
-        self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let biased = |node| self.table.is_biased(node);
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.
@@ -141,6 +141,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let mut above = self.ledger.publishable(&request, biased);
         let mut has_let_go_ahead = false;
         loop {
+            if !self.ledger.agrees(&request) {
+                return Err(odd_frame(request.roots.iter().map(Borrow::borrow)).into());
+            }
             let steps = &request.plan.steps()[above..];
             let mut shards = self.table.lock_all(steps.iter().map(|step| step.node));
             // Those that were let on before it came go on first.
@@ -162,7 +165,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             if !is_refused && ahead.moves.is_empty() {
                 match self.ledger.enter_granted(request, above, biased, || true) {
                     Ok(key) => return Ok(Entry { key, last }),
-                    // A bias was revoked since: its node counts.
+                    // A bias was revoked since, and its node counts; or another kind of paths came in between.
                     Err(back) => request = back,
                 }
             }
@@ -192,7 +195,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         deadline: Option<Instant>,
         temper: Temper,
     ) -> Result<Entry, LockError> {
-        let key = self.ledger.enter(SharedRequest::clone(&request));
+        let Some(key) = self.ledger.enter(&request) else {
+            return Err(odd_frame(request.roots.iter().map(Borrow::borrow)).into());
+        };
         let mut waiter = None;
         let steps = request.plan.steps();
         let stopped = walk(0, steps.len(), |index| {
@@ -393,6 +398,11 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Request::recycle(self.ledger.remove(key));
     }
 
+    /// What a guard has, as reports tell it.
+    pub(crate) fn found(&self, Entry { key, .. }: Entry) -> Found<P> {
+        self.ledger.found(key)
+    }
+
     /// Gives back a part of what a guard holds: `keep` says which of its roots stay, and in which mode, given the index and
     /// the mode of each.
     pub(crate) fn weaken(&self, entry: Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Entry {
@@ -446,9 +456,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let mut ids = Vec::new();
             Segments::of(path.as_ref(), &self.seeds, &mut ids, None)?;
             let mut is_root = false;
-            for (index, (way, _)) in request.plan.ways().enumerate().filter(|(_, (way, _))| *way == ids) {
-                debug_assert_eq!(way.len(), ids.len());
-                (released[index], is_root) = (true, true);
+            let is_of_the_frame =
+                path.as_ref().frame().is_none_or(|frame| request.frame.is_none_or(|own| own == frame));
+            for (released, (way, _)) in released.iter_mut().zip(request.plan.ways()) {
+                if *way == ids && is_of_the_frame {
+                    (*released, is_root) = (true, true);
+                }
             }
             if !is_root {
                 let reason =
@@ -458,16 +471,6 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
         drop(request);
         Ok(self.weaken(entry, |index, mode| (!released[index]).then_some(mode)))
-    }
-
-    /// Refuses paths that cannot be compared with those before (invariant 3 of `path.rs`).
-    fn agree_on_frame<'p>(&self, paths: impl Iterator<Item = &'p P> + Clone) -> Result<(), PathError> {
-        // A request that is refused decides nothing, so its own paths must agree first.
-        let Some(frame) = common_frame(paths.clone())? else { return Ok(()) };
-        if self.frame.get_or_set(frame as u8 + 1) == frame as u8 + 1 {
-            return Ok(());
-        }
-        Err(odd_frame(paths.into_iter().next().expect("one has a frame")))
     }
 
     fn explain(&self, refusal: Refusal<P>) -> LockError {

@@ -4,14 +4,24 @@
 //! anywhere. Both are a lock and a place in its ledger.
 
 use crate::core::path::{PathError, TreePath};
+use crate::core::roots::Roots;
+use crate::drawing::{FirstOf, ListOf};
+use crate::inspect::Root;
 use crate::thread::acquire::Entry;
 use crate::thread::lock::TreeLock;
-use std::fmt;
+use crate::thread::report;
+use std::fmt::{self, Debug, Display};
 use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
 /// Sub-trees that are held by the thread that asked for them, until this is dropped.
+///
+/// ```
+/// let lock = treelock::TreeLock::new();
+/// let guard = lock.lock(&["templates"], &["site/2026"]);
+/// assert_eq!(guard.to_string(), "S templates, X site/2026");
+/// ```
 ///
 /// ```compile_fail,E0277
 /// // It stays in its thread, so that the lock knows whose it is; `lock_arc` makes one that may leave.
@@ -27,7 +37,7 @@ pub struct TreeLockGuard<'a, P: ?Sized + TreePath = Path> {
 }
 
 /// Named for whoever meets it in an error of the compiler: `lock_arc` makes guards that may leave their thread.
-struct StaysInItsThread(PhantomData<MutexGuard<'static, ()>>);
+pub(crate) struct StaysInItsThread(pub(crate) PhantomData<MutexGuard<'static, ()>>);
 
 /// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock alive.
 ///
@@ -93,8 +103,8 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     /// # Cost
     ///
     /// O(depth of all its roots); what is left of the guard is released step by step then.
-    pub fn release<Q: AsRef<P>>(&mut self, roots: &[Q]) -> Result<(), PathError> {
-        self.entry = self.lock.release_roots(self.entry, roots)?;
+    pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
+        self.entry = self.lock.release_roots(self.entry, roots.as_slice())?;
         Ok(())
     }
 }
@@ -115,8 +125,8 @@ impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
     /// # Errors
     ///
     /// As [`TreeLockGuard::release`].
-    pub fn release<Q: AsRef<P>>(&mut self, roots: &[Q]) -> Result<(), PathError> {
-        self.entry = self.lock.release_roots(self.entry, roots)?;
+    pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
+        self.entry = self.lock.release_roots(self.entry, roots.as_slice())?;
         Ok(())
     }
 }
@@ -133,14 +143,38 @@ impl<P: ?Sized + TreePath> Drop for ArcTreeLockGuard<P> {
     }
 }
 
-impl<P: ?Sized + TreePath> fmt::Debug for TreeLockGuard<'_, P> {
+/// Tells the roots and their modes, as in `TreeLockGuard { roots: [X a, S b/c], .. }`.
+impl<P: ?Sized + TreePath> Debug for TreeLockGuard<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TreeLockGuard").finish_non_exhaustive()
+        debug(f, "TreeLockGuard", &roots(self.lock, self.entry))
     }
 }
 
-impl<P: ?Sized + TreePath> fmt::Debug for ArcTreeLockGuard<P> {
+/// Tells the first three roots and their modes, as in `X a, S b/c`.
+impl<P: ?Sized + TreePath> Display for TreeLockGuard<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArcTreeLockGuard").finish_non_exhaustive()
+        Display::fmt(&FirstOf(&roots(self.lock, self.entry)), f)
     }
+}
+
+/// As that of [`TreeLockGuard`].
+impl<P: ?Sized + TreePath> Debug for ArcTreeLockGuard<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        debug(f, "ArcTreeLockGuard", &roots(&self.lock, self.entry))
+    }
+}
+
+/// As that of [`TreeLockGuard`].
+impl<P: ?Sized + TreePath> Display for ArcTreeLockGuard<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(&FirstOf(&roots(&self.lock, self.entry)), f)
+    }
+}
+
+fn roots<P: ?Sized + TreePath>(lock: &TreeLock<P>, entry: Entry) -> Vec<Root> {
+    report::roots(&lock.found(entry), &lock.seeds)
+}
+
+fn debug(f: &mut fmt::Formatter<'_>, name: &str, roots: &[Root]) -> fmt::Result {
+    f.debug_struct(name).field("roots", &ListOf(roots)).finish_non_exhaustive()
 }

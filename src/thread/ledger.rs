@@ -22,7 +22,9 @@
 //!    node's shard. Whoever has locked the whole ledger sees what waits where at one moment.
 //! 3. A register's index, where there is one, counts exactly the granted entries of owners in it.
 //! 4. An empty register is of constant size.
-//! 5. A bit of `published` is set by whoever walks the request, as it enters; it is taken back under the mutexes of the
+//! 5. All registers are of one frame, and so are all requests in them whose paths have one. It changes while the whole
+//!    ledger is locked and has no such request; so a request that enters compares its own with that of its register alone.
+//! 6. A bit of `published` is set by whoever walks the request, as it enters; it is taken back under the mutexes of the
 //!    node's shard and of the register (`bias.rs`), or under the mutex of the register, by whoever drops the guard.
 //!
 //! Lock order: shards of the table; registers in the order of their numbers; a waiter.
@@ -31,7 +33,7 @@ use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Ticket;
 use crate::core::node_id::NodeId;
 use crate::core::owner::OwnerId;
-use crate::core::path::TreePath;
+use crate::core::path::{Frame, TreePath};
 use crate::core::plan::Step;
 use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
 use crate::thread::bias;
@@ -62,6 +64,8 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     held: Option<Held>,
     /// How often it has changed since it was asked last. What nobody asks is not worth its upkeep.
     unasked: usize,
+    /// Invariant 5.
+    frame: Frame,
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
@@ -160,7 +164,7 @@ const REGISTER_CAPACITY: usize = 16;
 
 impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn new() -> Self {
-        let register = || Register { entries: Slab::new(), held: None, unasked: 0 };
+        let register = || Register { entries: Slab::new(), held: None, unasked: 0, frame: Frame::Absolute };
         Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(register()))).collect() }
     }
 
@@ -180,9 +184,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         grant: impl FnOnce() -> bool,
     ) -> Result<Key, SharedRequest<P>> {
         let since = Moment::now();
-        let register = self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id));
+        let register = self.register_of_request(&request);
         let mut locked = self.registers[register].lock();
-        if publishable(&request, 0, &biased) < above || !grant() {
+        if !locked.takes(&request) || publishable(&request, 0, &biased) < above || !grant() {
             drop(locked);
             return Err(request);
         }
@@ -191,12 +195,25 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ok(Key { register, index: locked.insert(entry) })
     }
 
-    /// Enters a request of the calling thread that has taken nothing yet.
-    pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
+    /// Enters a request of the calling thread that has taken nothing yet; `None` if its paths cannot be compared with
+    /// those of the others.
+    pub(crate) fn enter(&self, request: &SharedRequest<P>) -> Option<Key> {
         let since = Moment::now();
-        let register = self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id));
-        let entry = Entry { request, state: State::Walking, published: 0, since };
-        Key { register, index: self.registers[register].lock().insert(entry) }
+        let register = self.register_of_request(request);
+        let mut locked = self.registers[register].lock();
+        if !locked.takes(request) {
+            drop(locked);
+            let mut ledger = self.lock();
+            let index =
+                ledger.turn_to(request.frame).then(|| ledger.0[register].insert(Entry::new(request, since)))?;
+            return Some(Key { register, index });
+        }
+        Some(Key { register, index: locked.insert(Entry::new(request, since)) })
+    }
+
+    /// Whether the paths of a request are in the frame of the others, or there are no others.
+    pub(crate) fn agrees(&self, request: &Request<P>) -> bool {
+        self.registers[self.register_of_request(request)].lock().takes(request) || self.lock().turn_to(request.frame)
     }
 
     /// Publishes the steps of a request from `from` on, as many as are biased; returns how many.
@@ -333,6 +350,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         self.registers[key.register].lock().entries[key.index].state = State::Walking;
     }
 
+    /// A copy of an entry.
+    pub(crate) fn found(&self, key: Key) -> Found<P> {
+        Found::of(&self.registers[key.register].lock().entries[key.index])
+    }
+
     /// The request of an entry.
     pub(crate) fn request(&self, key: Key) -> SharedRequest<P> {
         SharedRequest::clone(&self.registers[key.register].lock().entries[key.index].request)
@@ -392,6 +414,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         self.registers.iter().map(|register| register.try_lock()).collect::<Option<_>>().map(LockedLedger)
     }
 
+    #[inline]
+    fn register_of_request(&self, request: &Request<P>) -> usize {
+        self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id))
+    }
+
     /// Where an owner's requests are entered; those of nobody with those of their thread.
     fn register_of(&self, owner: OwnerId) -> usize {
         owner as usize % self.registers.len()
@@ -418,6 +445,12 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
 }
 
 impl<P: TreePath + ?Sized> Register<P> {
+    /// Whether the paths of a request are in the frame of the others (invariant 5).
+    #[inline]
+    fn takes(&self, request: &Request<P>) -> bool {
+        request.frame.is_none_or(|frame| frame == self.frame)
+    }
+
     /// Adds to the index, if there is one, or takes from it, what the entry counts there.
     #[inline]
     fn index(&mut self, entry: usize, change: fn(&mut ModeCounts, Mode)) {
@@ -468,6 +501,12 @@ impl<P: TreePath + ?Sized> Register<P> {
 }
 
 impl<P: TreePath + ?Sized> Entry<P> {
+    /// That of a request that has taken nothing yet.
+    fn new(request: &SharedRequest<P>, since: Moment) -> Self {
+        let request = SharedRequest::clone(request);
+        Entry { request, state: State::Walking, published: 0, since }
+    }
+
     /// Whether the step was published; it is not any longer.
     #[inline]
     fn take_back(&mut self, index: usize) -> bool {
@@ -526,6 +565,18 @@ impl<P: TreePath + ?Sized> LockedLedger<'_, P> {
         self.0.iter().enumerate().flat_map(|(register, locked)| {
             locked.entries.iter().map(move |(index, entry)| (Key { register, index }, entry))
         })
+    }
+
+    /// Turns all registers to a frame; `false` if requests of the other one are in them.
+    fn turn_to(&mut self, frame: Option<Frame>) -> bool {
+        let conflicts = |other: Option<Frame>| other.is_some() && other != frame;
+        if self.entries().any(|(_, entry)| conflicts(entry.request.frame)) {
+            return false;
+        }
+        for register in &mut self.0 {
+            register.frame = frame.unwrap_or(register.frame);
+        }
+        true
     }
 
     /// Notes that one that waits is about to give up, for a deadlock that it reports.

@@ -3,10 +3,11 @@
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
+use crate::core::roots::Roots;
 use crate::error::LockError;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
-use crate::sync::{OnceByte, random_seed};
+use crate::sync::random_seed;
 use crate::thread::acquire::{Looks, Stamps};
 use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 use crate::thread::ledger::{Ledger, State};
@@ -36,6 +37,33 @@ use std::time::{Duration, Instant};
 /// let _all = lock.write("");
 /// ```
 ///
+/// # One node without what is below
+///
+/// A root stands for all that is below it. To lock a node alone, say to list a folder or to change its properties, lock a
+/// child of it with a name that no real child has. Of a `str` that is `folder/.`, since `.` is a name like any other there;
+/// of a [`Path`] it is `folder/\0self`, since no name of a file has a zero byte. What such a lock conflicts with:
+///
+/// ```
+/// use std::sync::Arc;
+/// use treelock::TreeLock;
+///
+/// let lock = Arc::new(TreeLock::<str>::default());
+/// let listing = lock.read_arc("folder/.");
+/// assert!(lock.try_write_arc("folder").is_err());       // whoever writes the whole folder,
+/// assert!(lock.try_write_arc("folder/.").is_err());     // whoever writes it alone,
+/// assert!(lock.try_read_arc("folder").is_ok());         // but no reader of either kind,
+/// assert!(lock.try_write_arc("folder/file").is_ok());   // and nobody below.
+/// drop(listing);
+///
+/// let changing = lock.write_arc("folder/.");
+/// assert!(lock.try_read_arc("folder").is_err());        // A writer of it alone excludes readers of the whole,
+/// assert!(lock.try_write_arc("folder/file").is_ok());   // and still nobody below.
+/// # drop(changing);
+/// ```
+///
+/// Where the list of the folder is what matters, whoever adds or removes an entry writes that as well:
+/// `lock(&[], &["folder/.", "folder/new"])`.
+///
 /// # Fairness
 ///
 /// First come, first served, node by node: a request never overtakes one that it conflicts with and that waits at
@@ -62,6 +90,29 @@ use std::time::{Duration, Instant};
 /// Not seen: cycles that involve something else, such as another lock, a channel or the join of a thread; and waits for
 /// `Arc` guards, which any thread might drop, so that a thread which waits for its own `Arc` guard waits for ever.
 ///
+/// # Snapshots and reports
+///
+/// [`snapshot`](TreeLock::snapshot) and the report of a deadlock name the thread that asked, so give your threads names
+/// ([`std::thread::Builder::name`]), and the place in the source where it called. A helper of your own that locks is passed
+/// over if it is `#[track_caller]`, so that the place is that of its caller:
+///
+/// ```
+/// use treelock::{TreeLock, TreeLockGuard};
+///
+/// struct Store(TreeLock<str>);
+///
+/// impl Store {
+///     #[track_caller]
+///     fn reading(&self, bucket: &str) -> TreeLockGuard<'_, str> {
+///         self.0.read(bucket)
+///     }
+/// }
+///
+/// let store = Store(TreeLock::default());
+/// let (_guard, line) = (store.reading("photos"), line!());
+/// assert!(store.0.snapshot().holders[0].location.contains(&format!(":{line}:")));
+/// ```
+///
 /// # Panics
 ///
 /// There is no poisoning: a guard that is dropped by unwinding releases what it holds. The methods that block without
@@ -80,8 +131,6 @@ use std::time::{Duration, Instant};
 /// Data Base", 1976; see [`Mode`](crate::Mode).
 pub struct TreeLock<P: ?Sized + TreePath = Path> {
     pub(crate) seeds: Seeds,
-    /// What its paths are relative to, once there was one: 0 unset, else [`Frame`] + 1.
-    pub(crate) frame: OnceByte,
     pub(crate) table: Table,
     pub(crate) ledger: Ledger<P>,
     pub(crate) looks: Looks,
@@ -89,7 +138,10 @@ pub struct TreeLock<P: ?Sized + TreePath = Path> {
 }
 
 impl TreeLock<Path> {
-    /// A lock over [`Path`]s. For paths of other types: [`TreeLock::default`].
+    /// A lock over [`Path`]s. One over paths of another type is made by [`TreeLock::default`].
+    ///
+    /// (Were `new` there for every type, `TreeLock::new()` alone would not compile: Rust applies the default of a type
+    /// parameter in types only, and not in calls. `HashMap::new` and its hashers are the same.)
     ///
     /// ```
     /// let lock = treelock::TreeLock::new();
@@ -111,7 +163,6 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
     fn default() -> Self {
         TreeLock {
             seeds: Seeds::new(random_seed),
-            frame: OnceByte::default(),
             table: Table::new(),
             ledger: Ledger::new(),
             looks: Looks::default(),
@@ -123,14 +174,17 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
 impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
     ///
-    /// Either may be empty, and roots may repeat or lie in each other. Both are slices of one type: where `reads` are
-    /// `String`s and `writes` literals, borrow, as in `lock(&[&*read], &["a"])`. Where both are empty nothing is locked,
-    /// and the type has to be named: `lock.lock::<&str>(&[], &[])`.
+    /// Either may be empty, and roots may repeat or lie in each other. [`Roots`] says what a list of paths can be.
     ///
     /// ```
     /// # let lock = treelock::TreeLock::new();
     /// let guard = lock.lock(&["templates"], &["site/2026", "site/index"]);
     /// drop(guard);
+    /// let year = String::from("site/2026");
+    /// let guard = lock.lock(&[year], &["site/index"]);
+    /// drop(guard);
+    /// let guard = lock.lock(&[], &["site"]);
+    /// # drop(guard);
     /// ```
     ///
     /// # Panics
@@ -138,9 +192,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// If a path is unusable (see [`TreePath`]), or if the wait can never end because the thread is in a deadlock (see
     /// [above](TreeLock#deadlock)). [`try_lock_for`](TreeLock::try_lock_for) returns these as errors.
     #[track_caller]
-    pub fn lock<Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> TreeLockGuard<'_, P> {
-        match self.acquire(reads, writes, Owner::Thread, Patience::Endless) {
-            Ok(entry) => TreeLockGuard::new(self, entry),
+    pub fn lock(&self, reads: &(impl Roots<P> + ?Sized), writes: &(impl Roots<P> + ?Sized)) -> TreeLockGuard<'_, P> {
+        match self.guard(reads, writes, Patience::Endless) {
+            Ok(guard) => guard,
             Err(error) => give_up(&error),
         }
     }
@@ -176,8 +230,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// [`LockError::WouldBlock`], [`LockError::Path`].
     #[track_caller]
-    pub fn try_lock<Q: AsRef<P>>(&self, reads: &[Q], writes: &[Q]) -> Result<TreeLockGuard<'_, P>, LockError> {
-        self.acquire(reads, writes, Owner::Thread, Patience::None).map(|entry| TreeLockGuard::new(self, entry))
+    pub fn try_lock(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<TreeLockGuard<'_, P>, LockError> {
+        self.guard(reads, writes, Patience::None)
     }
 
     /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than `timeout`.
@@ -199,15 +257,13 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// [`LockError::TimedOut`], [`LockError::Deadlock`], [`LockError::Path`]. Nothing is held then, and those who
     /// queued behind this request go on.
     #[track_caller]
-    pub fn try_lock_for<Q: AsRef<P>>(
+    pub fn try_lock_for(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        // A time beyond what the clock can tell is for ever.
-        let patience = Patience::Until(Instant::now().checked_add(timeout));
-        self.acquire(reads, writes, Owner::Thread, patience).map(|entry| TreeLockGuard::new(self, entry))
+        self.guard(reads, writes, Patience::within(timeout))
     }
 
     /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than until `deadline`.
@@ -216,14 +272,70 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock_for`](TreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_until<Q: AsRef<P>>(
+    pub fn try_lock_until(
         &self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        let patience = Patience::Until(Some(deadline));
-        self.acquire(reads, writes, Owner::Thread, patience).map(|entry| TreeLockGuard::new(self, entry))
+        self.guard(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read(&self, path: impl AsRef<P>) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock(&[&path], &[])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
+    ///
+    /// ```
+    /// let lock = treelock::TreeLock::new();
+    /// let held = lock.read("a");
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| assert!(lock.try_read("a/b").is_ok() && lock.try_write("a/b").is_err()));
+    /// });
+    /// # drop(held);
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write(&self, path: impl AsRef<P>) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock(&[], &[&path])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_for(&self, path: impl AsRef<P>, timeout: Duration) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock_for(&[&path], &[], timeout)?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_for(&self, path: impl AsRef<P>, timeout: Duration) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let guard = self.try_lock_for(&[], &[&path], timeout)?;
+        drop(path);
+        Ok(guard)
     }
 
     /// As [`lock`](TreeLock::lock), for a guard that owns the lock too, and may go to other threads.
@@ -242,9 +354,13 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`lock`](TreeLock::lock).
     #[track_caller]
-    pub fn lock_arc<Q: AsRef<P>>(self: &Arc<Self>, reads: &[Q], writes: &[Q]) -> ArcTreeLockGuard<P> {
-        match self.acquire(reads, writes, Owner::Itself, Patience::Endless) {
-            Ok(entry) => ArcTreeLockGuard::new(Arc::clone(self), entry),
+    pub fn lock_arc(
+        self: &Arc<Self>,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> ArcTreeLockGuard<P> {
+        match self.guard_arc(reads, writes, Patience::Endless) {
+            Ok(guard) => guard,
             Err(error) => give_up(&error),
         }
     }
@@ -279,13 +395,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock`](TreeLock::try_lock).
     #[track_caller]
-    pub fn try_lock_arc<Q: AsRef<P>>(
+    pub fn try_lock_arc(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let entry = self.acquire(reads, writes, Owner::Itself, Patience::None)?;
-        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+        self.guard_arc(reads, writes, Patience::None)
     }
 
     /// As [`try_lock_for`](TreeLock::try_lock_for), for a guard that owns the lock too; see
@@ -295,15 +410,13 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock_for`](TreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_for<Q: AsRef<P>>(
+    pub fn try_lock_arc_for(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let patience = Patience::Until(Instant::now().checked_add(timeout));
-        let entry = self.acquire(reads, writes, Owner::Itself, patience)?;
-        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+        self.guard_arc(reads, writes, Patience::within(timeout))
     }
 
     /// As [`try_lock_until`](TreeLock::try_lock_until), for a guard that owns the lock too; see
@@ -313,14 +426,73 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// As [`try_lock_for`](TreeLock::try_lock_for).
     #[track_caller]
-    pub fn try_lock_arc_until<Q: AsRef<P>>(
+    pub fn try_lock_arc_until(
         self: &Arc<Self>,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<ArcTreeLockGuard<P>, LockError> {
-        let entry = self.acquire(reads, writes, Owner::Itself, Patience::Until(Some(deadline)))?;
-        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
+        self.guard_arc(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// As [`try_read`](TreeLock::try_read), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read_arc(self: &Arc<Self>, path: impl AsRef<P>) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc(&[&path], &[])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// As [`try_write`](TreeLock::try_write), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](TreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write_arc(self: &Arc<Self>, path: impl AsRef<P>) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc(&[], &[&path])?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// As [`try_read_for`](TreeLock::try_read_for), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_arc_for(
+        self: &Arc<Self>,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc_for(&[&path], &[], timeout)?;
+        drop(path);
+        Ok(guard)
+    }
+
+    /// As [`try_write_for`](TreeLock::try_write_for), for a guard that owns the lock too; see
+    /// [`lock_arc`](TreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](TreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_arc_for(
+        self: &Arc<Self>,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let guard = self.try_lock_arc_for(&[], &[&path], timeout)?;
+        drop(path);
+        Ok(guard)
     }
 
     /// Who holds what and who waits for what, at one moment; prints as a drawing of the tree.
@@ -332,6 +504,28 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(self.ledger.lock(), &self.seeds)
+    }
+
+    #[track_caller]
+    fn guard(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        patience: Patience,
+    ) -> Result<TreeLockGuard<'_, P>, LockError> {
+        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)?;
+        Ok(TreeLockGuard::new(self, entry))
+    }
+
+    #[track_caller]
+    fn guard_arc(
+        self: &Arc<Self>,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        patience: Patience,
+    ) -> Result<ArcTreeLockGuard<P>, LockError> {
+        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
+        Ok(ArcTreeLockGuard::new(Arc::clone(self), entry))
     }
 }
 

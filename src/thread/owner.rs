@@ -2,6 +2,7 @@
 
 use crate::core::owner::{Owner, OwnerId};
 use crate::core::path::TreePath;
+use crate::core::roots::Roots;
 use crate::error::LockError;
 use crate::patience::Patience;
 use crate::sync::new_owner_id;
@@ -75,7 +76,11 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// [`LockError::Deadlock`], [`LockError::Path`].
     #[track_caller]
-    pub fn lock<Q: AsRef<P>>(&mut self, reads: &[Q], writes: &[Q]) -> Result<HeldLock, LockError> {
+    pub fn lock(
+        &mut self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<HeldLock, LockError> {
         self.acquire(reads, writes, Patience::Until(None))
     }
 
@@ -85,7 +90,11 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// As [`TreeLock::try_lock`].
     #[track_caller]
-    pub fn try_lock<Q: AsRef<P>>(&mut self, reads: &[Q], writes: &[Q]) -> Result<HeldLock, LockError> {
+    pub fn try_lock(
+        &mut self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<HeldLock, LockError> {
         self.acquire(reads, writes, Patience::None)
     }
 
@@ -95,13 +104,13 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// As [`TreeLock::try_lock_for`].
     #[track_caller]
-    pub fn try_lock_for<Q: AsRef<P>>(
+    pub fn try_lock_for(
         &mut self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         timeout: Duration,
     ) -> Result<HeldLock, LockError> {
-        self.acquire(reads, writes, Patience::Until(Instant::now().checked_add(timeout)))
+        self.acquire(reads, writes, Patience::within(timeout))
     }
 
     /// Locks as [`TreeLock::try_lock_until`] does.
@@ -110,10 +119,10 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// As [`TreeLock::try_lock_for`].
     #[track_caller]
-    pub fn try_lock_until<Q: AsRef<P>>(
+    pub fn try_lock_until(
         &mut self,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
         deadline: Instant,
     ) -> Result<HeldLock, LockError> {
         self.acquire(reads, writes, Patience::Until(Some(deadline)))
@@ -141,8 +150,13 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     }
 
     #[track_caller]
-    fn acquire<Q: AsRef<P>>(&mut self, reads: &[Q], writes: &[Q], patience: Patience) -> Result<HeldLock, LockError> {
-        let entry = self.lock.acquire(reads, writes, Owner::Handed(self.id), patience)?;
+    fn acquire(
+        &mut self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        patience: Patience,
+    ) -> Result<HeldLock, LockError> {
+        let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), Owner::Handed(self.id), patience)?;
         Ok(HeldLock { owner: self.id, index: self.held.insert(entry) })
     }
 

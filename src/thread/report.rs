@@ -7,7 +7,7 @@ use crate::core::mode::Mode;
 use crate::core::node_id::{NodeId, Seeds};
 use crate::core::path::TreePath;
 use crate::core::segments::{Names, Segments};
-use crate::inspect::{Deadlock, Holder, Party, Root, Snapshot, Waiter};
+use crate::inspect::{Deadlock, Holder, Root, Snapshot, Waiter};
 use crate::sync::Present;
 use crate::thread::ledger::{Found, LockedLedger, State};
 use crate::thread::parties::Member;
@@ -20,41 +20,39 @@ impl Snapshot {
         let found: Vec<Found<P>> =
             ledger.entries().filter(|(_, entry)| !walking(&entry.state)).map(|(_, entry)| Found::of(entry)).collect();
         drop(ledger);
-        let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken: now.exact };
+        let (mut holders, mut waiters) = (Vec::new(), Vec::new());
         for found in found {
             match found.waiting {
-                Some(_) => snapshot.waiters.push(waiter(&found, seeds, now)),
-                None => snapshot.holders.push(holder(&found, seeds, now)),
+                Some(_) => waiters.push(waiter(&found, seeds, now)),
+                None => holders.push(holder(&found, seeds, now)),
             }
         }
-        snapshot.holders.sort_by_key(|holder| holder.since);
-        snapshot.waiters.sort_by_key(|waiter| waiter.since);
-        snapshot
+        Snapshot::new(now.time, holders, waiters)
     }
 }
 
 impl Deadlock {
     pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[Member<P>], seeds: &Seeds) -> Self {
         let now = Present::now();
-        let waits: Vec<Waiter> = cycle.iter().map(|member| waiter(&member.waits, seeds, now)).collect();
-        let party = |(place, member): (usize, &Member<P>)| {
-            let before = &waits[(place + cycle.len() - 1) % cycle.len()].at;
-            let taken = member.taken.map(|mode| Holder {
-                roots: vec![Root { segments: before.segments.clone(), mode }],
-                ..holder(&member.waits, seeds, now)
-            });
-            let guards = member.holds.iter().map(|found| holder(found, seeds, now));
-            Party { waits: waits[place].clone(), holds: guards.chain(taken).collect() }
+        let told = |member: &Member<P>| {
+            let holds = member.holds.iter().map(|found| holder(found, seeds, now)).collect();
+            (waiter(&member.waits, seeds, now), holds, member.taken)
         };
-        Deadlock { parties: cycle.iter().enumerate().map(party).collect() }
+        Deadlock::new(cycle.iter().map(told).collect())
     }
+}
+
+/// What a guard holds.
+pub(crate) fn roots<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Vec<Root> {
+    spell(found, seeds).roots
 }
 
 fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Holder {
     Holder {
+        process: None,
         thread: found.request.thread.name.clone(),
-        location: found.request.location,
-        since: now.exact(found.since),
+        location: found.request.location.to_string(),
+        since: now.time_of(found.since),
         roots: spell(found, seeds).roots,
     }
 }
@@ -62,9 +60,10 @@ fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -
 fn waiter<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Waiter {
     let Spelled { roots, at, taken } = spell(found, seeds);
     Waiter {
+        process: None,
         thread: found.request.thread.name.clone(),
-        location: found.request.location,
-        since: now.exact(found.since),
+        location: found.request.location.to_string(),
+        since: now.time_of(found.since),
         roots,
         at: at.unwrap_or(Root { segments: Vec::new(), mode: Mode::IntentionShared }),
         taken,

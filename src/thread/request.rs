@@ -7,8 +7,7 @@
 use crate::core::mode::Mode;
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
-use crate::core::path::PathError;
-use crate::core::path::TreePath;
+use crate::core::path::{Frame, PathError, TreePath, common_frame};
 use crate::core::plan::Plan;
 use crate::sync::{self, ThreadInfo};
 use std::borrow::Borrow;
@@ -24,6 +23,8 @@ pub(crate) type SharedRequest<P> = triomphe::Arc<Request<P>>;
 pub(crate) struct Request<P: TreePath + ?Sized> {
     pub(crate) plan: Plan,
     pub(crate) owner: Owner,
+    /// That of its paths, if one of them has one.
+    pub(crate) frame: Option<Frame>,
     /// The thread that asked. A plain guard stays there; a blocked request of either kind does.
     pub(crate) thread: Arc<ThreadInfo>,
     pub(crate) location: &'static Location<'static>,
@@ -34,10 +35,10 @@ pub(crate) struct Request<P: TreePath + ?Sized> {
 }
 
 impl<P: TreePath + ?Sized> Request<P> {
-    pub(crate) fn new<Q: AsRef<P>>(
+    pub(crate) fn new<R: AsRef<P>, W: AsRef<P>>(
         seeds: &Seeds,
-        reads: &[Q],
-        writes: &[Q],
+        reads: &[R],
+        writes: &[W],
         owner: Owner,
         location: &'static Location<'static>,
     ) -> Result<SharedRequest<P>, PathError> {
@@ -45,7 +46,8 @@ impl<P: TreePath + ?Sized> Request<P> {
             sync::take_spare::<SharedRequest<P>>().unwrap_or_else(|| {
                 let plan = Plan::default();
                 let thread = Arc::clone(thread);
-                SharedRequest::new(Request { plan, owner, thread, location, roots: Vec::new(), emptied: Vec::new() })
+                let (roots, emptied) = (Vec::new(), Vec::new());
+                SharedRequest::new(Request { plan, owner, frame: None, thread, location, roots, emptied })
             })
         });
         let this = SharedRequest::get_mut(&mut request).expect("a spare request is nobody else's");
@@ -54,14 +56,16 @@ impl<P: TreePath + ?Sized> Request<P> {
                 this.thread = Arc::clone(thread);
             }
         });
-        this.plan.build::<P, Q>(seeds, reads, writes)?;
-        for path in reads.iter().chain(writes) {
+        this.plan.build::<P, R, W>(seeds, reads, writes)?;
+        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
+        this.frame = common_frame(paths())?;
+        for path in paths() {
             let root = match this.emptied.pop() {
                 Some(mut root) => {
-                    path.as_ref().clone_into(&mut root);
+                    path.clone_into(&mut root);
                     root
                 }
-                None => path.as_ref().to_owned(),
+                None => path.to_owned(),
             };
             this.roots.push(root);
         }
@@ -79,8 +83,8 @@ impl<P: TreePath + ?Sized> Request<P> {
             Some(kept)
         });
         let thread = Arc::clone(&self.thread);
-        let Request { owner, location, .. } = *self;
-        SharedRequest::new(Request { plan, owner, thread, location, roots, emptied: Vec::new() })
+        let Request { owner, frame, location, .. } = *self;
+        SharedRequest::new(Request { plan, owner, frame, thread, location, roots, emptied: Vec::new() })
     }
 
     /// Keeps the buffers of a spent request for the thread's next one.

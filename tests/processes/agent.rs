@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
+use treelock::Process;
 use treelock::process::{ArcProcessTreeLockGuard, ProcessLockError, ProcessTreeLock, ProcessTreeLockGuard};
 
 /// Longer than anything takes on a loaded machine.
@@ -202,7 +203,7 @@ impl Agent {
         let id = self.id();
         wait_until("the process waits", || {
             assert_eq!(self.answer_so_far(), None, "{command}");
-            observer.snapshot().unwrap().waiters.iter().any(|waiter| waiter.process.id == id)
+            observer.snapshot().unwrap().waiters.iter().any(|waiter| number(&waiter.process) == id)
         });
     }
 
@@ -256,6 +257,11 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The number of a process that a snapshot names.
+pub(crate) fn number(process: &Option<Process>) -> u32 {
+    process.as_ref().expect("between processes each is named").id
 }
 
 /// Kills a process that an agent has started.

@@ -1,10 +1,10 @@
 //! Processes that are killed, stopped, or survived by their children (P1, P2).
 
-use super::agent::{Agent, Home, kill, wait_until};
+use super::agent::{Agent, Home, kill, number, wait_until};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use treelock::process::{ProcessLockError, Snapshot};
+use treelock::process::{self, ProcessLockError};
 
 /// A second is what a waiter takes that only finds out by chance; see `LOST_WAKE` in `member.rs`.
 const SOON: Duration = Duration::from_millis(700);
@@ -63,7 +63,7 @@ fn dead_processes_are_never_seen_to_hold() {
                 while !buried.load(Ordering::Relaxed) {
                     let seen = lock.snapshot().unwrap();
                     looks.store(true, Ordering::Relaxed);
-                    let holds = seen.holders.iter().find(|holder| dead.contains(&holder.process.id));
+                    let holds = seen.holders.iter().find(|holder| dead.contains(&number(&holder.process)));
                     assert!(holds.is_none(), "round {round}: {seen}");
                 }
             });
@@ -112,7 +112,7 @@ fn process_killed_before_it_knows_of_its_grant_frees() {
     first.stop();
     drop(guard);
     wait_until("the first is granted", || {
-        lock.snapshot().unwrap().holders.iter().any(|holder| holder.process.id == first.id())
+        lock.snapshot().unwrap().holders.iter().any(|holder| number(&holder.process) == first.id())
     });
     assert_eq!(second.answer_so_far(), None);
     let killed = first.kill();
@@ -194,7 +194,7 @@ fn grant_by_a_death_is_told_with_its_time() {
     holder.kill();
     waiter.is_done();
     let snapshot = lock.snapshot().unwrap();
-    let since = snapshot.taken.duration_since(snapshot.holders[0].since).unwrap();
+    let since = snapshot.time.duration_since(snapshot.holders[0].since).unwrap();
     assert!(since < Duration::from_millis(400), "held for {since:?}");
 }
 
@@ -352,9 +352,9 @@ fn dead_of_an_earlier_time_are_never_shown() {
         let look = || {
             while !ended.load(Ordering::Relaxed) {
                 let dead = dead.load(Ordering::SeqCst);
-                let snapshot = Snapshot::read(home.path()).unwrap();
+                let snapshot = process::snapshot(home.path()).unwrap();
                 assert!(
-                    snapshot.holders.iter().all(|holder| holder.process.id != dead),
+                    snapshot.holders.iter().all(|holder| number(&holder.process) != dead),
                     "{dead} is dead: {snapshot}"
                 );
             }

@@ -13,7 +13,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, Snapshot};
+use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, snapshot};
 
 fn make_fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
@@ -336,7 +336,7 @@ fn older_copy_written_over_the_table_is_shown_to_nobody() {
     let _held = holder.write("a").unwrap();
     assert_eq!(behind.snapshot().unwrap().holders.len(), 1);
     fs::write(home.file("table"), copy).unwrap();
-    for looked in [behind.snapshot(), holder.snapshot(), Snapshot::read(home.path())] {
+    for looked in [behind.snapshot(), holder.snapshot(), snapshot(home.path())] {
         let error = looked.map(|snapshot| snapshot.to_string()).unwrap_err();
         assert!(matches!(error.problem(), FileProblem::Damaged), "{error}");
     }
@@ -479,7 +479,7 @@ fn snapshot_survives_a_removed_table() {
     assert_eq!(lock.snapshot().unwrap().holders.len(), 1);
     drop(lock.write("b").unwrap());
     home.files().iter().for_each(|name| fs::remove_file(home.file(name)).unwrap());
-    let error = Snapshot::read(home.path()).map(|seen| seen.to_string()).unwrap_err();
+    let error = snapshot(home.path()).map(|seen| seen.to_string()).unwrap_err();
     assert!(matches!(error.problem(), FileProblem::Removed), "somebody has the lock open: {error}");
 }
 
@@ -538,6 +538,34 @@ fn foreign_file_of_that_name_is_refused_and_left_alone() {
     let error = ProcessTreeLock::open(home.path()).unwrap_err();
     assert!(matches!(error.problem(), FileProblem::NotATable), "{error}");
     assert_eq!(fs::read_to_string(home.file("table")).unwrap(), "name;price\napple;3\n");
+}
+
+/// Callers look at the kind, and whoever looks closer finds the error itself.
+#[test]
+fn io_error_has_the_kind_that_fits_and_keeps_what_it_was() {
+    use std::io::{Error, ErrorKind};
+    let home = Home::new();
+    let lock = home.open();
+    let refused = |error: ProcessLockError, kind| {
+        let text = error.to_string();
+        let wrapped = Error::from(error);
+        assert_eq!((wrapped.kind(), wrapped.to_string()), (kind, text));
+        assert!(wrapped.downcast::<ProcessLockError>().is_ok());
+    };
+    let _held = lock.write("a").unwrap();
+    refused(lock.try_read_arc("a").unwrap_err(), ErrorKind::WouldBlock);
+    refused(lock.try_write("../a").unwrap_err(), ErrorKind::InvalidInput);
+    refused(lock.read_arc("a").unwrap_err(), ErrorKind::Deadlock);
+    refused(home.open().try_read_for("a", Duration::from_millis(1)).unwrap_err(), ErrorKind::TimedOut);
+
+    let other = Home::new();
+    fs::write(other.file("table"), "name;price\napple;3\n").unwrap();
+    let foreign = Error::from(ProcessTreeLock::open(other.path()).unwrap_err());
+    assert_eq!(foreign.kind(), ErrorKind::InvalidData);
+    let nowhere = ProcessTreeLock::open(other.file("table")).unwrap_err();
+    let FileProblem::Io { source, .. } = nowhere.problem() else { panic!("{nowhere}") };
+    let kind = source.kind();
+    assert_eq!(Error::from(nowhere).kind(), kind);
 }
 
 /// A directory that is not the lock's own, by mistake.
@@ -629,7 +657,7 @@ fn two_users_share_a_directory_that_both_may_write_to() {
     assert!(matches!(lock.try_lock(&["a"], &[]), Err(ProcessLockError::WouldBlock)));
     let mine = lock.write("b").unwrap();
     nobody.waits("lock 2 w:b", &lock);
-    assert_eq!(lock.snapshot().unwrap().waiters[0].process.user, "nobody");
+    assert_eq!(lock.snapshot().unwrap().waiters[0].process.as_ref().unwrap().user, "nobody");
     drop(mine);
     nobody.is_done();
     // Each writes the table anew from time to time, with rights for the other.

@@ -5,7 +5,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError, Snapshot};
+use treelock::process::{self, FileProblem, Options, ProcessLockError};
 
 fn print_and_check(what: &str, mut times: Vec<Duration>) {
     times.sort();
@@ -103,7 +103,7 @@ fn stopped_process_with_the_table_holds_up_neither_snapshots_nor_openings_with_a
     let leaves = home.open();
     let table = File::open(home.file("table")).unwrap();
     flock(&table, FlockOperation::LockExclusive).unwrap();
-    for snapshot in [lock.snapshot(), Snapshot::read(home.path())] {
+    for snapshot in [lock.snapshot(), process::snapshot(home.path())] {
         assert_eq!(snapshot.unwrap().holders[0].roots[0].to_string(), "X a");
     }
     let asked = Instant::now();

@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use treelock::process::{Holder, Process, Snapshot, Waiter};
+use treelock::{Holder, Snapshot, Waiter, process};
 
 #[derive(clap::Args)]
 #[command(after_long_help = AFTER_HELP, args_override_self = true)]
@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     loop {
         let (directory, exists) = arguments.place.looked_at()?;
         // Anew each time: the directory may be made or replaced meanwhile.
-        let snapshot = exists.then(|| Snapshot::read(&directory)).transpose();
+        let snapshot = exists.then(|| process::snapshot(&directory)).transpose();
         let snapshot = snapshot.map_err(|error| Failure::new(CANNOT_CREATE, error))?;
         let keeper = waiting::keeper(&directory);
         let mut text = match &snapshot {
@@ -107,79 +107,21 @@ fn print(text: &str) -> io::Result<()> {
 
 /// What `--json` prints; documented in the help.
 #[derive(Serialize)]
-struct Status {
+struct Status<'a> {
     time: f64,
     keeper: Option<u32>,
-    holders: Vec<Request>,
-    waiters: Vec<Request>,
-}
-
-#[derive(Serialize)]
-struct Request {
-    process: Program,
-    thread: String,
-    location: String,
-    since: f64,
-    roots: Vec<Root>,
-    #[serde(flatten)]
-    waits: Option<Waits>,
-}
-
-#[derive(Serialize)]
-struct Waits {
-    at: Root,
-    taken: Vec<Root>,
-}
-
-#[derive(Serialize)]
-struct Program {
-    id: u32,
-    command: String,
-    user: String,
-}
-
-#[derive(Serialize)]
-struct Root {
-    path: Vec<String>,
-    mode: String,
+    holders: &'a [Holder],
+    waiters: &'a [Waiter],
 }
 
 fn json(snapshot: Option<&Snapshot>, keeper: Option<Keeper>) -> Result<String, Failure> {
-    let holders = snapshot.iter().flat_map(|snapshot| &snapshot.holders);
-    let holders = holders.map(|Holder { process, thread, location, since, roots, .. }| {
-        Request::new(process, thread, location, *since, roots)
-    });
-    let waiters = snapshot.iter().flat_map(|snapshot| &snapshot.waiters);
-    let waiters = waiters.map(|Waiter { process, thread, location, since, roots, at, taken, .. }| {
-        let waits = Waits { at: Root::from(at), taken: taken.iter().map(Root::from).collect() };
-        Request { waits: Some(waits), ..Request::new(process, thread, location, *since, roots) }
-    });
     let status = Status {
-        time: seconds(snapshot.map_or_else(SystemTime::now, |snapshot| snapshot.taken)),
+        time: seconds(snapshot.map_or_else(SystemTime::now, |snapshot| snapshot.time)),
         keeper: keeper.map(|Keeper(process)| process),
-        holders: holders.collect(),
-        waiters: waiters.collect(),
+        holders: snapshot.map_or(&[], |snapshot| &snapshot.holders),
+        waiters: snapshot.map_or(&[], |snapshot| &snapshot.waiters),
     };
     serde_json::to_string(&status).map_err(|error| Failure::new(OS_ERROR, error))
-}
-
-impl Request {
-    fn new(process: &Process, thread: &str, location: &str, since: SystemTime, roots: &[treelock::Root]) -> Self {
-        Request {
-            process: Program { id: process.id, command: process.command.clone(), user: process.user.clone() },
-            thread: thread.into(),
-            location: location.into(),
-            since: seconds(since),
-            roots: roots.iter().map(Root::from).collect(),
-            waits: None,
-        }
-    }
-}
-
-impl From<&treelock::Root> for Root {
-    fn from(root: &treelock::Root) -> Self {
-        Root { path: root.segments.clone(), mode: root.mode.to_string() }
-    }
 }
 
 /// Since 1970, to a millisecond.

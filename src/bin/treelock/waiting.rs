@@ -8,8 +8,7 @@ use std::process::id;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 use std::{fs, io, thread};
-use treelock::process::{Process, Snapshot, Waiter};
-use treelock::{Mode, Root};
+use treelock::{Mode, Process, Root, Snapshot, Waiter, process};
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -32,7 +31,7 @@ pub(crate) fn tell(directory: &Path) -> Telling {
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(rest) {
             rest = LOOK_AGAIN;
             // Should it fail, the request itself will fail, and say so.
-            let Ok(snapshot) = Snapshot::read(&directory) else { continue };
+            let Ok(snapshot) = process::snapshot(&directory) else { continue };
             let Some(ahead) = in_the_way(&snapshot) else {
                 // It has not come so far.
                 let kept = keeper(&directory);
@@ -112,10 +111,16 @@ enum State {
 
 impl<'a> InTheWay<'a> {
     /// If one of its roots conflicts with ours.
-    fn new(state: State, process: &'a Process, age: Duration, roots: &'a [Root], own: &Waiter) -> Option<Self> {
+    fn new(
+        state: State,
+        process: &'a Option<Process>,
+        age: Duration,
+        roots: &'a [Root],
+        own: &Waiter,
+    ) -> Option<Self> {
         let mut conflicting = roots.iter().filter(|root| own.roots.iter().any(|our| conflict(root, our)));
         let root = conflicting.next()?;
-        Some(InTheWay { process, state, age, root, others: conflicting.count() })
+        Some(InTheWay { process: process.as_ref()?, state, age, root, others: conflicting.count() })
     }
 
     fn identity(&self) -> (Process, State, Root) {
@@ -125,9 +130,10 @@ impl<'a> InTheWay<'a> {
 
 /// Those in the way of this process's request; `None` if that does not wait.
 fn in_the_way(snapshot: &Snapshot) -> Option<Vec<InTheWay<'_>>> {
-    let age = |since| snapshot.taken.duration_since(since).unwrap_or_default();
+    let age = |since| snapshot.time.duration_since(since).unwrap_or_default();
     let waiters = &snapshot.waiters;
-    let place = waiters.iter().position(|waiter| waiter.process.id == id())?;
+    let is_own = |waiter: &Waiter| waiter.process.as_ref().is_some_and(|process| process.id == id());
+    let place = waiters.iter().position(is_own)?;
     let own = &waiters[place];
     let holders = snapshot.holders.iter();
     let holders = holders.filter_map(|it| InTheWay::new(State::Holds, &it.process, age(it.since), &it.roots, own));

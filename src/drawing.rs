@@ -1,0 +1,284 @@
+//! Snapshots and reports of deadlocks as text: the tree of holders and waiters, drawn, and who waits behind whom.
+//!
+//! What others have named, such as paths, threads and commands, is told so that a terminal does not obey it.
+
+use crate::inspect::{Deadlock, Holder, Party, Process, Root, Snapshot, Waiter};
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug, Display, Write};
+use std::time::Duration;
+
+impl Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.mode, Joined(&self.segments))
+    }
+}
+
+/// Segments as a path, quoted, with what a terminal would take as a command spelled out.
+struct Joined<'a>(&'a [String]);
+
+impl Display for Joined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("/");
+        }
+        for (index, segment) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_char('/')?;
+            }
+            Plain(segment).fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Text of others, with what a terminal would take as a command spelled out.
+struct Plain<'a>(&'a str);
+
+impl Plain<'_> {
+    fn quoted(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for char in self.0.chars() {
+            if char.is_control() || is_direction(char) {
+                Display::fmt(&char.escape_default(), f)?
+            } else {
+                f.write_char(char)?
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a character changes the direction in which others are shown.
+fn is_direction(char: char) -> bool {
+    matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Several roots in a sentence: the first few by name.
+pub(crate) struct FirstOf<'a>(pub(crate) &'a [Root]);
+
+impl Display for FirstOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, root) in self.0.iter().take(3).enumerate() {
+            if index > 0 {
+                f.write_str(", ")?;
+            }
+            Display::fmt(root, f)?;
+        }
+        match self.0.len() {
+            0 => f.write_str("nothing"),
+            more @ 4.. => write!(f, " and {} more", more - 3),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A list of roots as they print, for `Debug`.
+pub(crate) struct ListOf<'a>(pub(crate) &'a [Root]);
+
+impl Debug for ListOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut list = f.debug_list();
+        for root in self.0 {
+            list.entry(&format_args!("{root}"));
+        }
+        list.finish()
+    }
+}
+
+impl Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} \"{}\" of {}", self.id, Plain(&self.command), Plain(&self.user))
+    }
+}
+
+impl Display for Deadlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.parties.len() {
+            1 => f.write_str("deadlock of a thread with itself:")?,
+            length => write!(f, "deadlock of {length} threads:")?,
+        }
+        let who = |place: usize| {
+            let Waiter { process, thread, .. } = &self.parties[place].waits;
+            let thread = Plain(thread).quoted();
+            process.as_ref().map_or(thread.clone(), |process| format!("{process}, thread {thread}"))
+        };
+        for (place, Party { waits, holds }) in self.parties.iter().enumerate() {
+            let (asked, location) = (FirstOf(&waits.roots), Plain(&waits.location));
+            write!(f, "\n  {} waits for {} (asked for {asked} at {location})", who(place), waits.at)?;
+            for hold in holds {
+                let (held, location) = (FirstOf(&hold.roots), Plain(&hold.location));
+                write!(f, "\n    and holds {held} (taken at {location})")?;
+            }
+            if self.parties.len() > 1 {
+                write!(f, "\n    behind {}", who((place + 1) % self.parties.len()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut drawing = Drawing::default();
+        let who = |process: &Option<Process>, thread: &str| match process {
+            Some(process) => process.to_string(),
+            None => Plain(thread).quoted(),
+        };
+        for holder in &self.holders {
+            drawing.add_holder(&who(&holder.process, &holder.thread), holder, Since(self.age(holder.since)));
+        }
+        for waiter in &self.waiters {
+            drawing.add_waiter(&who(&waiter.process, &waiter.thread), waiter, Since(self.age(waiter.since)));
+        }
+        write!(f, "treelock: {} held, {} waiting", self.holders.len(), self.waiters.len())?;
+        drawing.draw(f)
+    }
+}
+
+/// Since when, in three digits or so. Clocks that are read for each request tell some milliseconds and no less.
+#[derive(Clone, Copy)]
+struct Since(Duration);
+
+impl Display for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs_f64();
+        match seconds {
+            100.0.. => write!(f, "for {seconds:.0} s"),
+            1.0.. => write!(f, "for {seconds:.1} s"),
+            0.01.. => write!(f, "for {:.0} ms", seconds * 1e3),
+            _ => f.write_str("since just now"),
+        }
+    }
+}
+
+/// A tree of names with lines of text at some of them. Nodes are in one vector: paths may be deeper than a stack.
+#[derive(Default)]
+struct Drawing {
+    nodes: Vec<DrawnNode>,
+}
+
+#[derive(Default)]
+struct DrawnNode {
+    name: String,
+    children: BTreeMap<String, usize>,
+    lines: Vec<String>,
+}
+
+impl Drawing {
+    fn add_holder(&mut self, who: &str, holder: &Holder, since: Since) {
+        let location = Plain(&holder.location);
+        for root in &holder.roots {
+            self.add(root, format_args!("held by {who} {since}, taken at {location}"));
+        }
+    }
+
+    fn add_waiter(&mut self, who: &str, waiter: &Waiter, since: Since) {
+        let Waiter { roots, at, taken, .. } = waiter;
+        let location = Plain(&waiter.location);
+        for root in taken {
+            let at = Joined(&at.segments);
+            self.add(root, format_args!("taken by {who}, which waits at {at}, asked for at {location}"));
+        }
+        if *roots == [at.clone()] {
+            self.add(at, format_args!("awaited by {who} {since}, asked for at {location}"));
+        } else {
+            let roots = FirstOf(roots);
+            self.add(at, format_args!("awaited by {who} {since}, on its way to {roots}, asked for at {location}"));
+        }
+    }
+
+    fn add(&mut self, root: &Root, line: fmt::Arguments<'_>) {
+        if self.nodes.is_empty() {
+            self.nodes.push(DrawnNode::default());
+        }
+        let mut at = 0;
+        for segment in &root.segments {
+            let new = self.nodes.len();
+            at = *self.nodes[at].children.entry(segment.clone()).or_insert(new);
+            if at == new {
+                self.nodes.push(DrawnNode { name: segment.clone(), ..DrawnNode::default() });
+            }
+        }
+        self.nodes[at].lines.push(format!("{:<4} {line}", root.mode));
+    }
+
+    fn draw(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.nodes.is_empty() {
+            return Ok(());
+        }
+        f.write_str("\n/")?;
+        for line in &self.nodes[0].lines {
+            write!(f, "\n  {line}")?;
+        }
+        let mut open = Vec::new();
+        self.open_children(0, "", &mut open);
+        while let Some((mut at, indent)) = open.pop() {
+            // `indent` ends in the branch to this node.
+            write!(f, "\n{indent}{}", Plain(&self.nodes[at].name))?;
+            // A chain of nodes that have nothing to tell is drawn as one.
+            while self.nodes[at].lines.is_empty() && self.nodes[at].children.len() == 1 {
+                at = *self.nodes[at].children.values().next().expect("it has one");
+                write!(f, "/{}", Plain(&self.nodes[at].name))?;
+            }
+            let below = match indent.strip_suffix("└─ ") {
+                Some(above) => format!("{above}   "),
+                None => format!("{}│  ", indent.strip_suffix("├─ ").unwrap_or_default()),
+            };
+            for line in &self.nodes[at].lines {
+                write!(f, "\n{below}  {line}")?;
+            }
+            self.open_children(at, &below, &mut open);
+        }
+        Ok(())
+    }
+
+    fn open_children(&self, at: usize, below: &str, open: &mut Vec<(usize, String)>) {
+        for (index, &child) in self.nodes[at].children.values().rev().enumerate() {
+            let branch = if index == 0 { "└─ " } else { "├─ " };
+            open.push((child, format!("{below}{branch}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::mode::Mode;
+    use std::time::SystemTime;
+
+    #[test]
+    fn age_is_told_in_three_digits_or_as_just_now() {
+        let told = |micros| Since(Duration::from_micros(micros)).to_string();
+        assert_eq!([told(0), told(9_999)], ["since just now"; 2]);
+        assert_eq!([told(10_000), told(999_000)], ["for 10 ms", "for 999 ms"]);
+        assert_eq!([told(1_240_000), told(123_400_000)], ["for 1.2 s", "for 123 s"]);
+    }
+
+    /// Another process tells its place, and perhaps its command, as it likes.
+    #[test]
+    fn what_others_tell_is_spelled_out_where_a_terminal_would_obey_it() {
+        let (time, evil) = (SystemTime::now(), || String::from("e\x1b[2J\n"));
+        let holder = Holder {
+            process: Some(Process { id: 7, command: evil(), user: evil() }),
+            thread: evil(),
+            location: evil(),
+            since: time,
+            roots: vec![Root { segments: vec![evil()], mode: Mode::Exclusive }],
+        };
+        let Holder { process, thread, location, since, roots } = holder.clone();
+        let (at, taken) = (roots[0].clone(), Vec::new());
+        let waiter = Waiter { process, thread, location, since, roots, at, taken };
+        let cycle = vec![(waiter.clone(), vec![holder.clone()], Some(Mode::Shared))];
+        let lines =
+            [(Snapshot::new(time, vec![holder], vec![waiter]).to_string(), 5), (Deadlock::new(cycle).to_string(), 4)];
+        for (told, count) in lines {
+            assert!(!told.chars().any(|char| char.is_control() && char != '\n'), "{told:?}");
+            assert_eq!(told.lines().count(), count, "{told}");
+        }
+    }
+}
