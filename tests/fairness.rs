@@ -361,3 +361,16 @@ fn requests_that_wait_at_several_nodes_keep_their_order() {
     drop(held);
     assert_in_order(&queued, &queue.served());
 }
+
+/// G3: the writer waits for a reader of the parent; who comes to read what it wants to write may pass it there, since it
+/// has nothing to do with that reader, and must not be served before it.
+#[test]
+fn reader_that_waits_below_does_not_overtake_a_writer_that_waits_above() {
+    let lock = common::new();
+    let held = lock.write("q/x");
+    let queued: [Request; 3] = [("reads q", Q, &[]), ("writes x", &[], X), ("reads x", X, &[])];
+    let mut queue = Queue::default();
+    queue.join_all(&lock, &queued);
+    drop(held);
+    assert_in_order(&queued, &queue.served());
+}
