@@ -1,10 +1,9 @@
 //! What happens where everybody wants the same node: who gets through, how long do they wait, what does a hand-over
 //! take, how many threads does a release wake?
 //!
-//! Each thread asks for the node again as soon as it has released it, and counts by one inside. *Write* is that; in
-//! *90/10* nine of ten requests read, which the mutexes cannot tell; with *1 µs inside*, and more, a holder works for so
-//! long, as who needs a lock does. Threads: two (or a core each), and four times as
-//! many as cores. Throughput is measured without clocks; the waits in a slice of their own, with them:
+//! Each thread asks for the node again as soon as it has released it, and counts by one inside. A holder works for 0, 0.1,
+//! 1 or 10 µs, as one that needs a lock does; there are 2, 4 or 8 threads. In *90/10* nine of ten requests read, which the
+//! mutexes cannot tell. Throughput is measured without clocks; the waits in a slice of their own, with them:
 //!
 //! - wait: from asking to having;
 //! - hand-over: from the moment before a release to the moment when one who waited by then has it;
@@ -16,53 +15,74 @@
 mod common;
 
 use common::peers::{Access, Peer};
-use common::{Arm, Bench, Figures, Moment, Window, cores, digits, quantile, switches, times, together};
+use common::{Arm, Bench, Figures, Moment, Window, digits, quantile, switches, times, together};
 use parking_lot::{FairMutex, Mutex, RwLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use treelock::TreeLock;
 
 const PEERS: [&str; 5] = ["treelock, 2 nodes", "treelock, 9 nodes", "FairMutex", "Mutex", "RwLock"];
+const FAIR: usize = 2;
 
 const FIGURES: [&str; 5] = ["median µs", "99.9 % µs", "longest µs", "hand-over µs", "switches"];
+
+const THREADS: [usize; 3] = [2, 4, 8];
+const INSIDE: [(&str, Duration); 4] = [
+    ("0", Duration::ZERO),
+    ("0.1 µs", Duration::from_nanos(100)),
+    ("1 µs", Duration::from_micros(1)),
+    ("10 µs", Duration::from_micros(10)),
+];
 
 fn main() {
     let question = "how does a node do that everybody wants?";
     let Some(mut bench) = Bench::start("hot_node", question) else { return };
     let slice = bench.pick(Duration::from_millis(4), Duration::from_millis(8));
-    let (mut rows, mut waits) = (vec![], vec![]);
-    let cases = [("write", 0, 0), ("90/10", 9, 0), ("write, 1 µs inside", 0, 1), ("write, 10 µs inside", 0, 10)];
-    for (case, reads, inside) in cases.map(|(case, reads, inside)| (case, reads, Duration::from_micros(inside))) {
-        for count in [cores().max(2), 4 * cores()] {
-            let case = format!("{case}, {count} threads");
+    let (mut beside_fair, mut throughput, mut waits) = (vec![], vec![], vec![]);
+    let writes = INSIDE.map(|(name, inside)| (format!("write, {name} inside"), 0, inside));
+    for (kind, reads, inside) in writes.into_iter().chain([("90/10, 0 inside".into(), 9, Duration::ZERO)]) {
+        let mut in_line = vec![kind.clone()];
+        for count in THREADS {
+            let case = format!("{kind}, {count} threads");
             let peers = (TreeLock::<str>::default(), FairMutex::new(()), Mutex::new(()), RwLock::new(()));
             let deep = "/srv/data/tenants/acme/projects/alpha/tables/users";
             let arms = vec![
                 Arm::new(PEERS[0], count, || run(&peers.0, "/hot", count, reads, inside, slice)),
                 Arm::new(PEERS[1], count, || run(&peers.0, deep, count, reads, inside, slice)),
-                Arm::new(PEERS[2], count, || run(&peers.1, "/hot", count, reads, inside, slice)),
+                Arm::new(PEERS[FAIR], count, || run(&peers.1, "/hot", count, reads, inside, slice)),
                 Arm::new(PEERS[3], count, || run(&peers.2, "/hot", count, reads, inside, slice)),
                 Arm::new(PEERS[4], count, || run(&peers.3, "/hot", count, reads, inside, slice)),
             ];
             let Some(found) = bench.compare(&case, bench.pick(5, 31), arms) else { continue };
+            in_line.push(times(found.ratio(0, FAIR, "M/s"), found.median(FAIR, "M/s")));
             let mut row = vec![case.clone(), digits(found.median(0, "M/s")), digits(found.median(1, "M/s"))];
-            row.extend((2..5).map(|peer| times(found.ratio(0, peer, "M/s"), found.median(peer, "M/s"))));
-            rows.push(row);
-            waits.extend(FIGURES.map(|unit| {
+            row.extend((FAIR..5).map(|peer| times(found.ratio(0, peer, "M/s"), found.median(peer, "M/s"))));
+            throughput.push(row);
+            let beside = |unit| {
                 let figure = |peer| match unit {
                     "longest µs" => digits(found.longest(peer, unit)),
                     _ => digits(found.median(peer, unit)),
                 };
-                let mut row = vec![case.clone(), unit.into()];
-                row.extend((0..5).map(figure));
-                row
-            }));
+                format!("{} ({})", figure(0), figure(FAIR))
+            };
+            waits.push([case].into_iter().chain(FIGURES.map(beside)).collect());
+        }
+        if in_line.len() > 1 {
+            beside_fair.push(in_line);
         }
     }
+    if beside_fair.iter().all(|row| row.len() == 1 + THREADS.len()) {
+        let header = ["", "2 threads", "4 threads", "8 threads"];
+        bench.print("Throughput beside FairMutex: treelock's ratio to it (its M/s)", &header, beside_fair);
+    }
     let header = ["", "treelock, M/s", "9 nodes, M/s", "FairMutex", "Mutex", "RwLock"];
-    bench.print("Throughput of treelock on 2 nodes, and its ratio to each peer (the peer's M/s)", &header, rows);
-    let header = ["", "", PEERS[0], PEERS[1], PEERS[2], PEERS[3], PEERS[4]];
-    bench.print("Waits", &header, waits);
+    bench.print(
+        "Throughput of treelock on 2 nodes, and its ratio to each peer (the peer's M/s)",
+        &header,
+        throughput,
+    );
+    let header = [&[""], &FIGURES[..]].concat();
+    bench.print("Waits for treelock on 2 nodes (for FairMutex)", &header, waits);
     bench.end();
 }
 

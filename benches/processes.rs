@@ -1,4 +1,4 @@
-//! What does the lock between processes cost, alone and in company, and how soon is a waiter in?
+//! What does the lock between processes cost, alone and in company, and how soon is a waiter in? (P6)
 //!
 //! | case | |
 //! |---|---|

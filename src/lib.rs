@@ -1,3 +1,7 @@
+// With the features of the model checkers a lock works only inside a model, where rustdoc cannot run an example. So
+// `cargo test --features loom` shows it an empty crate. This line comes first: rustdoc reads what stands before it.
+#![cfg(not(all(doctest, feature = "model")))]
+
 //! A blocking read/write lock over **sub-trees**, for std threads.
 //!
 //! [`TreeLock::lock`] takes shared locks on some sub-trees and exclusive locks on others, all or nothing, in
@@ -38,6 +42,19 @@
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
 //! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
 //!
+//! # Features
+//!
+//! | | |
+//! |---|---|
+//! | `process` | the lock between the processes of a host; Linux |
+//! | `cli` | the command `treelock`, with `process` |
+//! | `loom`, `shuttle` | **For the tests of this crate only: no other crate may enable them.** |
+//!
+//! `loom` and `shuttle` replace the primitives of all locks by those of a model checker. Such a lock panics outside a
+//! model. Cargo builds a crate once, with every feature that any crate in the build asks for, so one crate that enables
+//! `loom` takes the lock away from all others. Together with `process`, or with each other, they do not compile; so
+//! `--all-features` does not compile either.
+//!
 //! # How it is built
 //!
 //! A pure core (no threads, no clocks) carries every scope; a scope is a folder beside it. The way of a request: `lock` makes
@@ -57,6 +74,14 @@
 //! | `sync.rs` | the one file that names primitives |
 //!
 //! The lock order of a scope is stated in its map.
+
+#[cfg(all(feature = "model", feature = "process"))]
+compile_error!(
+    "the features `loom` and `shuttle` of `treelock` are for its own tests and take `process` away: find the crate that \
+     enables them with `cargo tree -e features -i treelock`, and do not use `--all-features`"
+);
+#[cfg(all(feature = "loom", feature = "shuttle"))]
+compile_error!("the features `loom` and `shuttle` of `treelock` exclude each other: a lock runs in one model");
 
 mod core;
 mod drawing;

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Other, Paths, admits, join, join_all, spawn, wait_until, wait_until_thread_waits, wait_until_waiting};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, JoinHandle};
@@ -28,10 +29,43 @@ impl Queue {
         wait_until_thread_waits(lock, name);
     }
 
+    /// Requests that queue one after the other: their names, reads and writes.
+    fn join_all(&mut self, lock: &Arc<TreeLock>, requests: &[Request]) {
+        requests.iter().for_each(|&(name, reads, writes)| self.join(lock, name, reads, writes));
+    }
+
     /// The order of service, once all are served.
     fn served(self) -> Vec<&'static str> {
         join_all(self.threads);
         Arc::try_unwrap(self.served).unwrap().into_inner().unwrap()
+    }
+}
+
+/// A name, reads and writes.
+type Request = (&'static str, Paths, Paths);
+
+const Q: Paths = &["q"];
+const X: Paths = &["q/x"];
+const Y: Paths = &["q/x/y"];
+const Z: Paths = &["q/x/y/z"];
+
+/// Whether a write of one overlaps what the other reads or writes.
+fn conflict(one: &Request, other: &Request) -> bool {
+    let overlap = |one: &str, other: &str| Path::new(one).starts_with(other) || Path::new(other).starts_with(one);
+    let excludes = |(_, _, writes): &Request, (_, reads, others): &Request| {
+        writes.iter().any(|write| reads.iter().chain(*others).any(|path| overlap(write, path)))
+    };
+    excludes(one, other) || excludes(other, one)
+}
+
+/// Of two requests that conflict the one that queued first was served first.
+#[track_caller]
+fn assert_in_order(queued: &[Request], served: &[&str]) {
+    let place = |name| served.iter().position(|&other| other == name).expect("all are served");
+    for (index, later) in queued.iter().enumerate() {
+        for earlier in queued[..index].iter().filter(|earlier| conflict(earlier, later)) {
+            assert!(place(earlier.0) < place(later.0), "{} is served before {}: {served:?}", later.0, earlier.0);
+        }
     }
 }
 
@@ -253,4 +287,90 @@ fn the_order_is_kept_when_one_in_the_middle_gives_up() {
     assert!(join(impatient));
     drop(held);
     assert_eq!(queue.served(), ["first", "third", "fourth"]);
+}
+
+/// G3: all are let on at `q` at one moment, and keep their order below it.
+#[test]
+fn twelve_writers_below_a_written_node_are_served_in_the_order_in_which_they_began_to_wait() {
+    let lock = common::new();
+    let held = lock.write("q");
+    let names: [&str; 12] = std::array::from_fn(|number| &*format!("writer {number}").leak());
+    let mut queue = Queue::default();
+    queue.join_all(&lock, &names.map(|name| (name, &[][..], X)));
+    drop(held);
+    assert_eq!(queue.served(), names);
+}
+
+/// G3: readers share with readers, and none passes a writer that began to wait before it.
+#[test]
+fn twelve_writers_and_readers_below_a_written_node_keep_their_order() {
+    let lock = common::new();
+    let held = lock.write("q");
+    let queued: [Request; 12] = std::array::from_fn(|number| match number {
+        1 | 2 | 5 | 7 | 8 | 9 => (&*format!("reader {number}").leak(), X, &[][..]),
+        _ => (&*format!("writer {number}").leak(), &[][..], X),
+    });
+    let mut queue = Queue::default();
+    queue.join_all(&lock, &queued);
+    drop(held);
+    assert_in_order(&queued, &queue.served());
+}
+
+/// G3: they part on the way, where they have to, and their order holds at each node.
+#[test]
+fn requests_of_several_depths_below_a_written_node_keep_their_order() {
+    let lock = common::new();
+    let held = lock.write("q");
+    let queued: [Request; 12] = [
+        ("writes x", &[], X),
+        ("writes z", &[], Z),
+        ("reads y", Y, &[]),
+        ("writes beside y", &[], &["q/x/beside"]),
+        ("writes y", &[], Y),
+        ("reads x", X, &[]),
+        ("reads z", Z, &[]),
+        ("writes z again", &[], Z),
+        ("reads beside y", &["q/x/beside"], &[]),
+        ("writes x again", &[], X),
+        ("reads y again", Y, &[]),
+        ("writes q", &[], Q),
+    ];
+    let mut queue = Queue::default();
+    queue.join_all(&lock, &queued);
+    drop(held);
+    assert_in_order(&queued, &queue.served());
+}
+
+/// G3: also where they began to wait at nodes that differ.
+#[test]
+fn requests_that_wait_at_several_nodes_keep_their_order() {
+    let lock = common::new();
+    let held = lock.write("q/x/y");
+    let queued: [Request; 8] = [
+        ("writes z", &[], Z),
+        ("reads x", X, &[]),
+        ("writes y", &[], Y),
+        ("writes q", &[], Q),
+        ("writes z again", &[], Z),
+        ("reads z", Z, &[]),
+        ("writes x", &[], X),
+        ("reads q", Q, &[]),
+    ];
+    let mut queue = Queue::default();
+    queue.join_all(&lock, &queued);
+    drop(held);
+    assert_in_order(&queued, &queue.served());
+}
+
+/// G3: the writer waits for a reader of the parent; who comes to read what it wants to write may pass it there, since it
+/// has nothing to do with that reader, and must not be served before it.
+#[test]
+fn reader_that_waits_below_does_not_overtake_a_writer_that_waits_above() {
+    let lock = common::new();
+    let held = lock.write("q/x");
+    let queued: [Request; 3] = [("reads q", Q, &[]), ("writes x", &[], X), ("reads x", X, &[])];
+    let mut queue = Queue::default();
+    queue.join_all(&lock, &queued);
+    drop(held);
+    assert_in_order(&queued, &queue.served());
 }

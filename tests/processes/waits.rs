@@ -160,6 +160,59 @@ fn writer_gets_in_against_a_stream_of_readers() {
     }
 }
 
+/// Has a process each ask while `q` is written, one after the other; the order in which they are served.
+fn order_of_service(requests: &[&str]) -> Vec<usize> {
+    let home = Home::new();
+    let lock = home.open();
+    let held = lock.write("q").unwrap();
+    let asks = |request: &&str| {
+        let mut agent = Agent::new(&home);
+        agent.waits(&format!("lock 1 {request}"), &lock);
+        agent
+    };
+    let mut waiting: Vec<(usize, Agent)> = requests.iter().map(asks).enumerate().collect();
+    drop(held);
+    let mut served = Vec::new();
+    while !waiting.is_empty() {
+        let mut next = None;
+        wait_until("one is served", || {
+            next = waiting.iter().position(|(_, agent)| agent.has_answered());
+            next.is_some()
+        });
+        let (number, mut agent) = waiting.remove(next.unwrap());
+        agent.is_done();
+        agent.does("drop 1");
+        served.push(number);
+    }
+    served
+}
+
+/// G3: all are let on at `q` at one moment, and keep their order below it.
+#[test]
+fn twelve_writers_below_a_written_node_are_served_in_the_order_in_which_they_began_to_wait() {
+    assert_eq!(order_of_service(&["w:q/x"; 12]), Vec::from_iter(0..12));
+}
+
+/// G3: readers share with readers, in any order, and none passes a writer that began to wait before it.
+#[test]
+fn twelve_writers_and_readers_below_a_written_node_keep_their_order() {
+    let is_reader = |number: usize| matches!(number, 1 | 2 | 5 | 7 | 8 | 9);
+    let requests: [&str; 12] = std::array::from_fn(|number| if is_reader(number) { "r:q/x" } else { "w:q/x" });
+    let served = order_of_service(&requests);
+    for (place, &later) in served.iter().enumerate() {
+        let overtaken =
+            served[place..].iter().find(|&&earlier| earlier < later && !(is_reader(earlier) && is_reader(later)));
+        assert_eq!(overtaken, None, "{later} is served before it: {served:?}");
+    }
+}
+
+/// G3: they part on the way, where they have to. Each conflicts with all others.
+#[test]
+fn writers_of_several_depths_below_a_written_node_keep_their_order() {
+    let requests = ["w:q/x/y", "w:q/x", "w:q/x/y/z", "w:q/x/y", "w:q", "w:q/x/y/z", "w:q/x", "w:q/x/y"];
+    assert_eq!(order_of_service(&requests), Vec::from_iter(0..requests.len()));
+}
+
 /// G4: a `try` of what is free is not refused because others use the table.
 #[test]
 fn try_of_what_is_free_is_granted_while_others_are_busy() {
