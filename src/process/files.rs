@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | the directory | a shared `flock` by each member | who has it exclusively is alone, and may begin anew |
 //! | | locks of bytes by each member | how much of the journal it has seen; see below |
-//! | `table` | an exclusive `flock` while it is used | the journal (`journal.rs`) |
+//! | `table` | an exclusive `flock` while it is used | the journal (`journal/`) |
 //! | `m7` | a FIFO that member 7 keeps open for writing | its end of file is the end of the member: *lifeline* |
 //! | `m7.2` | a FIFO that a waiter of member 7 reads | a byte in it wakes the waiter: *channel* |
 //!

@@ -46,9 +46,6 @@ const LOST_WAKE: Duration = Duration::from_secs(1);
 /// How often one comes anew to a directory where nobody lives and nobody has begun.
 const ATTEMPTS: u32 = 10;
 
-/// How often one looks again at who was seen to live where a lifeline is missing.
-const LOOKS: u32 = 10;
-
 /// An open lock.
 pub(super) struct Member {
     pub(super) directory: Directory,
@@ -627,7 +624,7 @@ impl Member {
 
     /// What all have and await.
     pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
-        match look(&self.directory.as_others()?) {
+        match super::look::look(&self.directory.as_others()?) {
             // A change puts back what can be.
             Err(error) if error.is_of_the_table() => {
                 let soon = Instant::now() + TRY;
@@ -702,45 +699,6 @@ impl Member {
     }
 }
 
-/// What all members have and await, without those who are dead and not buried yet; nothing is changed, and nobody waited for.
-pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
-    let mut looks = 0;
-    let nothing = || Ok(report::snapshot(&Replica::default()));
-    // Who lives has noted something.
-    let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.seen_beyond(0)?.is_some());
-    loop {
-        looks += 1;
-        let (mut replica, table) = match Journal::look(directory) {
-            Err(error) if error.is_harm() => match is_used()? {
-                // Somebody may have begun meanwhile.
-                true if looks < LOOKS => continue,
-                true => return Err(error),
-                // It means nothing, like any other that nobody uses.
-                false => return nothing(),
-            },
-            looked => looked?,
-        };
-        let mut are_all_there = true;
-        for (member, lifeline) in replica.members.iter().map(|(&id, about)| (id, about.lifeline)).collect::<Vec<_>>()
-        {
-            match directory.watch(member, lifeline)? {
-                Some(lifeline) if files::is_alive(&lifeline) => {}
-                Some(_) => replica.apply(Event::Leave(member, now()), &mut Effects::default()),
-                None => are_all_there = false,
-            }
-        }
-        // It has left since the table was read, or been buried; or else its lifeline was removed, and it stays while
-        // anybody is there.
-        if !are_all_there && !is_used()? {
-            return nothing();
-        }
-        // In another table the same lifelines may be those of others.
-        if looks == LOOKS || (are_all_there && Journal::has_name(directory, table)?) {
-            return Ok(report::snapshot(&replica));
-        }
-    }
-}
-
 impl Drop for Member {
     fn drop(&mut self) {
         self.leave();
@@ -748,7 +706,7 @@ impl Drop for Member {
 }
 
 /// Milliseconds since 1970.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

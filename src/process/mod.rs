@@ -23,7 +23,11 @@
 //! | `mod.rs` | [`ProcessTreeLock`] and its guards: what a user sees |
 //! | `member.rs` | one who has opened a lock: changes, waits, the burial of the dead |
 //! | `replica.rs` | pure: what all agree on, and what an event does to it |
-//! | `journal.rs` | the file of events: read, append, rewrite; why a death at any step does no harm |
+//! | `journal/mod.rs` | the file of events: read, append, keep room; why a death at any step does no harm |
+//! | `journal/format.rs` | pure: the bytes of that file |
+//! | `journal/known.rs` | what a member has read, and whether that is what the others know |
+//! | `journal/succession.rs` | which file is the last one: locked, replaced, put back |
+//! | `look.rs` | what a process sees that only looks |
 //! | `files.rs` | the directory: who is alive, who is woken, what file systems are refused |
 //! | `report.rs` | who holds what and who waits for what, in all processes |
 //! | `error.rs` | what a request, and a file, can fail with |
@@ -38,6 +42,7 @@ mod deaths;
 mod error;
 mod files;
 mod journal;
+mod look;
 mod member;
 mod replica;
 mod report;
@@ -413,7 +418,7 @@ impl Snapshot {
     ///
     /// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
     pub fn read(directory: impl AsRef<Path>) -> Result<Self, FileError> {
-        member::look(&Directory::look(directory.as_ref())?)
+        look::look(&Directory::look(directory.as_ref())?)
     }
 }
 
