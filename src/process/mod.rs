@@ -21,7 +21,12 @@
 //! | file | concept |
 //! |---|---|
 //! | `mod.rs` | [`ProcessTreeLock`] and its guards: what a user sees |
-//! | `member.rs` | one who has opened a lock: changes, waits, the burial of the dead |
+//! | `member/mod.rs` | a process that has opened a lock: joins, changes, leaves |
+//! | `member/ask.rs` | what a request says of itself |
+//! | `member/acquire.rs` | the way of a request: tried, queued, waited for, given up |
+//! | `member/change.rs` | one change of what all agree on, while the table is locked |
+//! | `member/channels.rs` | the FIFOs by which waiters are woken |
+//! | `member/watch.rs` | which of the others live; the dead are buried |
 //! | `replica.rs` | pure: what all agree on, and what an event does to it |
 //! | `journal/mod.rs` | the file of events: read, append, keep room; why a death at any step does no harm |
 //! | `journal/format.rs` | pure: the bytes of that file |
