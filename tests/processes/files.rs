@@ -10,8 +10,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, Snapshot};
 
@@ -367,7 +368,6 @@ fn scribbled_length_takes_no_memory() {
 /// Who is refused when it comes leaves all as it was.
 #[test]
 fn older_copy_written_over_the_table_costs_nobody_its_lifeline() {
-    use std::os::unix::fs::MetadataExt;
     let home = Home::new();
     let _first = home.open();
     let copy = fs::read(home.file("table")).unwrap();
@@ -483,6 +483,26 @@ fn snapshot_survives_a_removed_table() {
     assert!(matches!(error.problem(), FileProblem::Removed), "somebody has the lock open: {error}");
 }
 
+/// As by `ln` before and `mv` afterwards: the table that has the name again says that there is a next one, which is gone.
+#[test]
+fn old_table_put_back_in_place_of_the_next_one_is_shown_to_nobody() {
+    let home = Home::new();
+    let lock = home.open();
+    fs::hard_link(home.file("table"), home.file("kept")).unwrap();
+    let inode = |name: &str| fs::metadata(home.file(name)).unwrap().ino();
+    while inode("table") == inode("kept") {
+        drop(lock.write("x").unwrap());
+    }
+    let _held = lock.write("a").unwrap();
+    fs::rename(home.file("kept"), home.file("table")).unwrap();
+    let (sender, looked) = channel();
+    let path = home.path().to_owned();
+    std::thread::spawn(move || sender.send(Snapshot::read(path).map(|seen| seen.to_string())));
+    let looked = looked.recv_timeout(Duration::from_secs(10)).expect("it looks without end");
+    let error = looked.unwrap_err();
+    assert!(matches!(error.problem(), FileProblem::Removed), "{error}");
+}
+
 #[test]
 fn removed_directory_is_a_clear_error() {
     let home = Home::new();
@@ -551,6 +571,18 @@ fn foreign_files_with_names_like_those_of_the_lock_are_left_alone() {
     drop(lock);
     let left: Vec<_> = names.iter().filter(|name| !home.file(name).exists()).collect();
     assert!(left.is_empty(), "these are gone: {left:?}");
+}
+
+/// Nor one that has the very name of a file that is to be made.
+#[test]
+fn foreign_file_in_the_place_of_a_lifeline_is_a_clear_error_and_left_alone() {
+    let home = Home::new();
+    fs::write(home.file("m0"), "mine").unwrap();
+    let error = ProcessTreeLock::open(home.path()).unwrap_err();
+    assert!(error.to_string().contains("m0"), "{error}");
+    assert_eq!(fs::read_to_string(home.file("m0")).unwrap(), "mine");
+    fs::remove_file(home.file("m0")).unwrap();
+    drop(home.open().write("a").unwrap());
 }
 
 /// As a file system leaves it that loses power before it writes.

@@ -255,3 +255,35 @@ fn user() -> String {
     let name = fields.into_iter().find(|fields| fields.get(2) == Some(&&*number)).map(|fields| fields[0].to_owned());
     name.unwrap_or(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::ProcessTreeLock;
+
+    /// G4: others have the table, one after the other and each for long, as on a machine that has too much to do.
+    #[test]
+    fn try_waits_for_the_table_as_long_as_others_make_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        let busy = ProcessTreeLock::open(directory.path()).unwrap();
+        let lock = ProcessTreeLock::open(directory.path()).unwrap();
+        let is_kept = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for turn in 0..5 {
+                    let keep = |change: &mut Change<'_>, _: &mut u64| {
+                        if turn == 0 {
+                            is_kept.wait();
+                        }
+                        // Nothing changes, but it is written.
+                        change.add(Event::Withdraw(RequestId { member: change.replica.next_member(), number: 0 }, 0));
+                        std::thread::sleep(TRY * 2 / 3);
+                    };
+                    busy.member.change(None, keep).unwrap();
+                }
+            });
+            is_kept.wait();
+            assert!(lock.try_lock(&[], &["free"]).is_ok());
+        });
+    }
+}
