@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, Snapshot};
+use treelock::process::{FileError, FileProblem, Options, ProcessLockError, ProcessTreeLock, Snapshot};
 
 fn make_fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
@@ -35,6 +35,21 @@ fn asks(what: &str, lock: &ProcessTreeLock, write: &str) -> Said {
         Err(ProcessLockError::File(error)) => Said::Failed(error.to_string()),
         Err(error) => panic!("{what}: {error}"),
     }
+}
+
+/// Opens the lock after all who had it open have closed it: what they left means nothing.
+fn open_anew(home: &Home) -> Result<ProcessTreeLock, FileError> {
+    let mut anew = ProcessTreeLock::open(home.path());
+    wait_until("nobody has it open", || {
+        // A child of another test keeps it for a moment, from its fork to its exec.
+        let is_open =
+            anew.as_ref().is_err_and(|error| matches!(error.problem(), FileProblem::Damaged | FileProblem::Removed));
+        if is_open {
+            anew = ProcessTreeLock::open(home.path());
+        }
+        !is_open
+    });
+    anew
 }
 
 /// See the header; returns what the two said who asked for it: the one that had it open, and the one that opened it.
@@ -70,17 +85,7 @@ fn scene(what: &str, harm: impl FnOnce(&Home)) -> [Said; 2] {
     }
     drop((held, read));
     drop((holder, reader));
-    let mut anew = ProcessTreeLock::open(home.path());
-    wait_until("nobody has it open", || {
-        // A child of another test keeps it for a moment, from its fork to its exec.
-        let is_open =
-            anew.as_ref().is_err_and(|error| matches!(error.problem(), FileProblem::Damaged | FileProblem::Removed));
-        if is_open {
-            anew = ProcessTreeLock::open(home.path());
-        }
-        !is_open
-    });
-    match anew {
+    match open_anew(&home) {
         Ok(anew) => drop(anew.try_lock(&[], &["."]).unwrap_or_else(|error| panic!("{what}: afterwards: {error}"))),
         Err(error) => assert!(
             matches!(error.problem(), FileProblem::NotATable | FileProblem::OtherVersion(_) | FileProblem::Io { .. }),
@@ -218,7 +223,7 @@ fn older_copy_written_over_the_table_lets_nobody_in() {
     }
     drop(held);
     drop((holder, known, behind));
-    drop(home.open().try_lock(&[], &["a"]).unwrap());
+    drop(open_anew(&home).unwrap().try_lock(&[], &["a"]).unwrap());
 }
 
 /// The same, where it is a release that would let one in who waits.

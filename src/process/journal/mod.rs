@@ -123,13 +123,12 @@ impl Journal {
     }
 
     fn open_for(directory: &Directory, access: OFlags) -> Result<Self, FileError> {
-        let removed = || FileError::new(directory.path_of(TABLE), FileProblem::Removed);
-        let file = directory.open_file(TABLE, access)?.ok_or_else(removed)?;
+        let file = directory.open_file(TABLE, access)?.ok_or_else(|| Self::removed(directory))?;
         let bytes = read(directory, &file)?;
         let head = Head::of_bytes(&bytes).map_err(|problem| FileError::new(directory.path_of(TABLE), problem))?;
         let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(TABLE), "look at", errno))?;
         if stat.st_ino != head.inode || directory.own_inode()? != head.directory {
-            return Err(removed());
+            return Err(Self::removed(directory));
         }
         Ok(Self::new(file, head, stat.st_size as u64))
     }
@@ -169,8 +168,13 @@ impl Journal {
         FileError::new(directory.path_of(TABLE), FileProblem::Flocked)
     }
 
+    /// Says that the table was removed, or replaced by another file.
+    pub(super) fn removed(directory: &Directory) -> FileError {
+        FileError::new(directory.path_of(TABLE), FileProblem::Removed)
+    }
+
     /// Says that the table is not what it should be.
-    pub(super) fn damaged(&self, directory: &Directory) -> FileError {
+    fn damaged(&self, directory: &Directory) -> FileError {
         FileError::new(directory.path_of(TABLE), FileProblem::Damaged)
     }
 

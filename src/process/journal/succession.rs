@@ -125,7 +125,7 @@ impl Journal {
             if !names_no_next {
                 // Otherwise somebody put this table back in the place of the next one.
                 if !self.is_next_unnamed(directory)? {
-                    return Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed));
+                    return Err(Self::removed(directory));
                 }
                 self.check_seen(directory)?;
                 self.name_no_next(directory)?;
@@ -141,7 +141,7 @@ impl Journal {
                 self.move_to(next);
                 Ok(false)
             }
-            Ok(_) => Err(FileError::new(directory.path_of(TABLE), FileProblem::Removed)),
+            Ok(_) => Err(Self::removed(directory)),
             // It was removed, or something else put in its place. All that was agreed on is still here.
             Err(error) if error.is_of_the_table() && (names_no_next || self.is_next_unnamed(directory)?) => {
                 caught_up?;
