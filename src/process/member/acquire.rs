@@ -97,10 +97,8 @@ impl Member {
         ask.channel = Some(number);
         let mut is_lost = false;
         let waited = self.wait(ask, deadline, &channel, &mut is_lost, odd_frame);
-        if is_lost {
+        if is_lost || !self.channels.keep(number, channel) {
             self.directory.remove_channel(self.id, number);
-        } else {
-            self.channels.keep(number, channel);
         }
         waited
     }
