@@ -52,6 +52,9 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{self, FallocateFlags, OFlags};
 use rustix::io::{Errno, pread, pwrite};
 use std::time::{Duration, Instant};
+pub(super) use succession::Limit;
+#[cfg(test)]
+pub(super) use succession::STALL;
 
 const TABLE: &str = "table";
 const NEXT_TABLE: &str = "table.new";

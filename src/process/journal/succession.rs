@@ -23,6 +23,39 @@ use rustix::fs::{self, FlockOperation, OFlags};
 use rustix::io::Errno;
 use std::time::{Duration, Instant};
 
+/// How long a member waits for the table, which others keep for microseconds unless they are stopped.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::process) enum Limit {
+    /// Without end.
+    Never,
+    At(Instant),
+    /// As long as others write: not [`STALL`] longer, and not for ever.
+    Stalled,
+}
+
+/// When nobody has written for so long, the member that has the table is taken to be stopped.
+pub(in crate::process) const STALL: Duration = Duration::from_millis(100);
+
+/// How often a member that is not to wait begins to wait anew because others have written.
+const MOST_STALLS: u32 = 20;
+
+impl From<Option<Instant>> for Limit {
+    fn from(deadline: Option<Instant>) -> Self {
+        deadline.map_or(Limit::Never, Limit::At)
+    }
+}
+
+impl Limit {
+    /// When to give up, should nobody write until then.
+    pub(in crate::process) fn first_end(self) -> Option<Instant> {
+        match self {
+            Limit::Never => None,
+            Limit::At(deadline) => Some(deadline),
+            Limit::Stalled => Some(Instant::now() + STALL),
+        }
+    }
+}
+
 impl Journal {
     /// Makes an empty table, in a directory that nobody else has open.
     pub(in crate::process) fn begin(directory: &Directory, random: impl FnMut() -> u64) -> Result<(), FileError> {
@@ -55,15 +88,15 @@ impl Journal {
         Ok(self.next == NONE || (Self::has_name(directory, self.head.inode)? && self.is_next_unnamed(directory)?))
     }
 
-    /// Locks the table that has the name now, and brings the replica up to date; `false` if the deadline passes first.
+    /// Locks the table that has the name now, and brings the replica up to date; `false` if the limit is reached first.
     pub(in crate::process) fn lock(
         &mut self,
         directory: &Directory,
         replica: &mut Replica,
-        deadline: Option<Instant>,
+        limit: Limit,
     ) -> Result<bool, FileError> {
         loop {
-            if !self.flock(directory, replica, deadline)? {
+            if !self.flock(directory, replica, limit)? {
                 return Ok(false);
             }
             match self.check(directory, replica) {
@@ -81,12 +114,7 @@ impl Journal {
         let _ = files::flock(&self.file, FlockOperation::Unlock);
     }
 
-    fn flock(
-        &mut self,
-        directory: &Directory,
-        replica: &mut Replica,
-        deadline: Option<Instant>,
-    ) -> Result<bool, FileError> {
+    fn flock(&mut self, directory: &Directory, replica: &mut Replica, limit: Limit) -> Result<bool, FileError> {
         let failed = |errno| io(&directory.path_of(TABLE), "flock", errno);
         match files::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(true),
@@ -95,14 +123,24 @@ impl Journal {
             Err(Errno::WOULDBLOCK) => drop(self.catch_up(directory, replica)),
             Err(errno) => return Err(failed(errno)),
         }
-        let Some(deadline) = deadline else {
+        let Some(mut end) = limit.first_end() else {
             return files::flock(&self.file, FlockOperation::LockExclusive).map(|()| true).map_err(failed);
         };
+        let (mut read, mut stalls) = (self.history.count(), 0);
         // Members keep it for microseconds, unless they are stopped. So it is enough to try again and again.
         for attempt in 0_u32.. {
             match files::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(true),
-                Err(Errno::WOULDBLOCK) if Instant::now() >= deadline => return Ok(false),
+                Err(Errno::WOULDBLOCK) if Instant::now() >= end => {
+                    // As above.
+                    drop(self.catch_up(directory, replica));
+                    let goes_on =
+                        matches!(limit, Limit::Stalled) && self.history.count() > read && stalls < MOST_STALLS;
+                    if !goes_on {
+                        return Ok(false);
+                    }
+                    (read, stalls, end) = (self.history.count(), stalls + 1, Instant::now() + STALL);
+                }
                 Err(Errno::WOULDBLOCK) if attempt < 64 => std::thread::yield_now(),
                 Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_micros(10 << (attempt / 64).min(5))),
                 Err(errno) => return Err(failed(errno)),

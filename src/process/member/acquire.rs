@@ -14,11 +14,12 @@
 
 use super::change::Change;
 use super::watch::{Other, Polled};
-use super::{Member, TRY, now};
+use super::{Member, now};
 use crate::core::owner::Owner;
 use crate::core::path::{Frame, TreePath, common_frame, odd_frame};
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::process::error::{FileError, ProcessLockError};
+use crate::process::journal::Limit;
 use crate::process::replica::{Ask, Event, RequestId};
 use crate::process::report::{self, Deadlock};
 use rustix::fd::OwnedFd;
@@ -73,9 +74,8 @@ impl Member {
             ProcessLockError::from(odd_frame(first.as_ref()))
         };
         let deadline = match patience {
-            Patience::None => Some(Instant::now() + TRY),
             Patience::Until(deadline) => deadline,
-            Patience::Endless => None,
+            Patience::None | Patience::Endless => None,
         };
         let spare = match patience {
             Patience::None => None,
@@ -84,7 +84,7 @@ impl Member {
         let (number, channel) = match spare {
             Some(spare) => spare,
             // Without one it is tried first: most requests never wait.
-            None => match self.try_acquire(ask, patience, deadline)? {
+            None => match self.try_acquire(ask, patience)? {
                 Tried::Granted(id) => return Ok(id),
                 Tried::OddFrame => return Err(odd_frame()),
                 Tried::Refused { ask: back, .. } => {
@@ -104,15 +104,15 @@ impl Member {
     }
 
     /// Grants a request if that needs no waiting.
-    fn try_acquire(
-        &self,
-        ask: Ask,
-        patience: Patience,
-        deadline: Option<Instant>,
-    ) -> Result<Tried, ProcessLockError> {
+    fn try_acquire(&self, ask: Ask, patience: Patience) -> Result<Tried, ProcessLockError> {
+        let limit = match patience {
+            Patience::None => Limit::Stalled,
+            Patience::Until(deadline) => deadline.into(),
+            Patience::Endless => Limit::Never,
+        };
         let mut ask = Some(ask);
         loop {
-            let tried = self.change(deadline, |change, requests| {
+            let tried = self.change(limit, |change, requests| {
                 let mut ask = ask.take().expect("a refused request comes back");
                 let Some(id) = self.number(change, &mut ask, requests) else { return Tried::OddFrame };
                 match change.try_ask(ask) {
@@ -126,7 +126,7 @@ impl Member {
             match (tried, patience) {
                 (Some(Tried::Refused { seen: Err(error), .. }), _) => return Err(error.into()),
                 (Some(Tried::Refused { ask: back, others, .. }), Patience::None) => {
-                    if !self.bury(&others, deadline)? {
+                    if !self.bury(&others, limit)? {
                         return Err(ProcessLockError::WouldBlock);
                     }
                     ask = Some(back);
@@ -160,7 +160,7 @@ impl Member {
         is_lost: &mut bool,
         odd_frame: impl FnOnce() -> ProcessLockError,
     ) -> Result<RequestId, ProcessLockError> {
-        let queued = self.change(deadline, |change, requests| {
+        let queued = self.change(deadline.into(), |change, requests| {
             let id = self.number(change, &mut ask, requests)?;
             change.add(Event::Ask(ask));
             Some((id, change.replica.is_nested(id), self.outcome(change, id, false)))
@@ -186,7 +186,7 @@ impl Member {
             let polled = self.poll(&others, channel, deadline, look.map(|(at, _)| at));
             let buried = polled.and_then(|Polled { ended, woken }| {
                 was_woken = woken || !ended.is_empty();
-                if ended.is_empty() { Ok(false) } else { self.bury(&ended, deadline) }
+                if ended.is_empty() { Ok(false) } else { self.bury(&ended, deadline.into()) }
             });
             if let Err(error) = buried {
                 // The others cannot be watched, so nothing would tell their end.
@@ -201,7 +201,7 @@ impl Member {
                 let rest = (rest * 2).min(LONGEST_LOOK);
                 look = Some((now + rest, rest));
             }
-            outcome = match self.change(deadline, |change, _| self.outcome(change, id, due)) {
+            outcome = match self.change(deadline.into(), |change, _| self.outcome(change, id, due)) {
                 Ok(Some(outcome)) => outcome,
                 Ok(None) => return self.give_up(id, ProcessLockError::TimedOut),
                 Err(error) => return self.give_up(id, error.into()),
@@ -244,7 +244,7 @@ impl Member {
     fn give_up(self: &Arc<Self>, id: RequestId, error: ProcessLockError) -> Result<RequestId, ProcessLockError> {
         // Its deadline has passed, and another member may be stopped with the table.
         let soon = Instant::now() + Duration::from_millis(5);
-        let given_up = self.change(Some(soon), |change, _| {
+        let given_up = self.change(Limit::At(soon), |change, _| {
             let granted = change.is_granted(id) && change.journal.check_seen(&self.directory).is_ok();
             match granted {
                 true => self.note_grant(change),
@@ -259,7 +259,7 @@ impl Member {
                 self.left_over.lock().push(id);
                 let member = Arc::clone(self);
                 // It is withdrawn as soon as the table can be locked.
-                let _ = std::thread::Builder::new().spawn(move || member.change(None, |_, _| ()));
+                let _ = std::thread::Builder::new().spawn(move || member.change(Limit::Never, |_, _| ()));
                 Err(error)
             }
         }

@@ -33,7 +33,7 @@ mod watch;
 
 use super::error::{FileError, FileProblem};
 use super::files::{self, Directory};
-use super::journal::Journal;
+use super::journal::{Journal, Limit};
 use super::replica::{About, Event, MemberId, Replica, RequestId};
 use super::report::{self, Snapshot};
 use super::{Options, crash, look};
@@ -47,9 +47,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use watch::Other;
-
-/// How long a `try` waits for the table, which members keep for microseconds unless they are stopped.
-const TRY: Duration = Duration::from_millis(100);
 
 /// How long a waiter polls before it looks at its request all the same.
 const LOST_WAKE: Duration = Duration::from_secs(1);
@@ -100,7 +97,7 @@ impl Member {
         };
         let seeds = journal.seeds();
         let mut replica = Replica::default();
-        if !journal.lock(&directory, &mut replica, deadline)? {
+        if !journal.lock(&directory, &mut replica, deadline.into())? {
             return Err(journal.kept(&directory));
         }
         let mut change = Change::of(&mut journal, &mut replica);
@@ -123,7 +120,7 @@ impl Member {
             channels: Channels::default(),
             left_over: Mutex::default(),
         };
-        member.bury_all(deadline)?;
+        member.bury_all(deadline.into())?;
         Ok(Arc::new(member))
     }
 
@@ -148,23 +145,23 @@ impl Member {
         self.shared.lock().journal.look_again();
     }
 
-    /// Runs `change` on what all members agree on, writes what it did, and wakes those whom it moved; `None` if the deadline
-    /// passes first.
+    /// Runs `change` on what all members agree on, writes what it did, and wakes those whom it moved; `None` if the limit is
+    /// reached first.
     fn change<R>(
         &self,
-        deadline: Option<Instant>,
+        limit: Limit,
         change: impl FnOnce(&mut Change<'_>, &mut u64) -> R,
     ) -> Result<Option<R>, FileError> {
         if std::process::id() != self.process {
             return Err(FileError::new(self.directory.path(), FileProblem::Forked));
         }
-        let guard = match deadline {
+        let guard = match limit.first_end() {
             None => Some(self.shared.lock()),
-            Some(deadline) => self.shared.try_lock_until(deadline),
+            Some(end) => self.shared.try_lock_until(end),
         };
         let Some(mut guard) = guard else { return Ok(None) };
         let Shared { journal, replica, requests } = &mut *guard;
-        if !journal.lock(&self.directory, replica, deadline)? {
+        if !journal.lock(&self.directory, replica, limit)? {
             return Ok(None);
         }
         let mut changed = Change::of(journal, replica);
@@ -196,8 +193,7 @@ impl Member {
         match look::look(&self.directory.as_others()?) {
             // A change puts a table back, if that can be.
             Err(error) if error.is_of_the_table() => {
-                let soon = Instant::now() + TRY;
-                let changed = self.change(Some(soon), |change, _| {
+                let changed = self.change(Limit::Stalled, |change, _| {
                     change.journal.check_seen(&self.directory).map(|()| report::snapshot(change.replica))
                 });
                 changed?.unwrap_or(Err(error))
@@ -208,7 +204,7 @@ impl Member {
 
     /// Releases what was granted.
     pub(super) fn release(&self, id: RequestId) -> Result<(), FileError> {
-        let released = self.change(None, |change, _| change.add(Event::Withdraw(id, now())));
+        let released = self.change(Limit::Never, |change, _| change.add(Event::Withdraw(id, now())));
         if released.is_err() {
             self.left_over.lock().push(id);
         }
@@ -217,13 +213,12 @@ impl Member {
 
     /// Turns the writes of what was granted into reads.
     pub(super) fn downgrade(&self, id: RequestId) -> Result<(), FileError> {
-        self.change(None, |change, _| change.add(Event::Downgrade(id, now()))).map(|_| ())
+        self.change(Limit::Never, |change, _| change.add(Event::Downgrade(id, now()))).map(|_| ())
     }
 
     /// Leaves, and releases what it still has. If that cannot be written now, the end of the lifeline tells it.
     fn leave(&self) {
-        let soon = Instant::now() + TRY;
-        let _ = self.change(Some(soon), |change, _| change.add(Event::Leave(self.id, now())));
+        let _ = self.change(Limit::Stalled, |change, _| change.add(Event::Leave(self.id, now())));
     }
 }
 
@@ -260,6 +255,7 @@ fn user() -> String {
 mod tests {
     use super::*;
     use crate::process::ProcessTreeLock;
+    use crate::process::journal::STALL;
 
     /// G4: others have the table, one after the other and each for long, as on a machine that has too much to do.
     #[test]
@@ -277,9 +273,9 @@ mod tests {
                         }
                         // Nothing changes, but it is written.
                         change.add(Event::Withdraw(RequestId { member: change.replica.next_member(), number: 0 }, 0));
-                        std::thread::sleep(TRY * 2 / 3);
+                        std::thread::sleep(STALL * 2 / 3);
                     };
-                    busy.member.change(None, keep).unwrap();
+                    busy.member.change(Limit::Never, keep).unwrap();
                 }
             });
             is_kept.wait();

@@ -15,6 +15,7 @@ use super::change::Change;
 use super::{LOST_WAKE, Member};
 use crate::process::error::{FileError, FileProblem};
 use crate::process::files;
+use crate::process::journal::Limit;
 use crate::process::replica::MemberId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -65,7 +66,7 @@ impl Member {
         deadline: Option<Instant>,
         look: Option<Instant>,
     ) -> Result<Polled, FileError> {
-        let watched = self.watch(others, deadline)?;
+        let watched = self.watch(others, deadline.into())?;
         if watched.len() < others.len() {
             // Some have left, and may have died before they could wake this waiter: it looks again.
             return Ok(Polled { ended: Vec::new(), woken: true });
@@ -95,7 +96,7 @@ impl Member {
     }
 
     /// The lifelines of members, each opened once; without the members that have left meanwhile.
-    fn watch(&self, members: &[Other], deadline: Option<Instant>) -> Result<Vec<Watched>, FileError> {
+    fn watch(&self, members: &[Other], limit: Limit) -> Result<Vec<Watched>, FileError> {
         let mut found = Vec::with_capacity(members.len());
         let mut missing = Vec::new();
         let mut watched = self.watched.lock();
@@ -112,7 +113,7 @@ impl Member {
         drop(watched);
         if !missing.is_empty() {
             // A member that leaves says so before its lifeline is removed.
-            let still = self.change(deadline, |change, _| {
+            let still = self.change(limit, |change, _| {
                 missing.into_iter().find(|missing| change.replica.members.contains_key(&missing.member))
             })?;
             if let Some(missing) = still.flatten() {
@@ -124,20 +125,20 @@ impl Member {
     }
 
     /// Buries the dead among these members; returns whether there were any.
-    pub(super) fn bury(&self, members: &[Other], deadline: Option<Instant>) -> Result<bool, FileError> {
-        let watched = self.watch(members, deadline)?;
+    pub(super) fn bury(&self, members: &[Other], limit: Limit) -> Result<bool, FileError> {
+        let watched = self.watch(members, limit)?;
         let dead = watched.iter().filter(|watched| !files::is_alive(&watched.lifeline));
         let dead: Vec<MemberId> = dead.map(|watched| watched.member.member).collect();
         if dead.is_empty() {
             return Ok(false);
         }
-        self.change(deadline, |change, _| change.bury(dead))?;
+        self.change(limit, |change, _| change.bury(dead))?;
         Ok(true)
     }
 
     /// Buries all the dead, in anybody's way or not, and removes the files that they had no time to remove.
-    pub(super) fn bury_all(&self, deadline: Option<Instant>) -> Result<(), FileError> {
-        let buried = self.change(deadline, |change, _| {
+    pub(super) fn bury_all(&self, limit: Limit) -> Result<(), FileError> {
+        let buried = self.change(limit, |change, _| {
             let members: Vec<MemberId> = change.replica.members.keys().copied().collect();
             let dead = self.dead_among(change, members);
             change.bury(dead);
