@@ -112,8 +112,8 @@ use std::time::{Duration, Instant};
 ///
 /// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind
 /// and relative `Path`s another. One lock takes only one kind, as the first request says. Relative ones are relative to
-/// whatever their users agree on, and not to a working directory; the command `treelock` gives absolute ones. Segments of
-/// types of your own must hash alike in all programs, so give these the same version of that code.
+/// whatever their users agree on, and not to a working directory; the command `treelock` gives absolute ones. Paths of types
+/// of your own need more care: see [`Segments`](crate::Segments#between-processes).
 ///
 /// # Cost
 ///

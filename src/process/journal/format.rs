@@ -1,8 +1,8 @@
 //! The bytes of a table: its head, and the frame of a change.
 //!
 //! ```text
-//!    0  head: magic, format, inodes, base, the secrets of the node ids, probe, checksum    written once
-//!   84  changes: length, events, checksum; one behind the other                            appended
+//!    0  head: magic, format, inodes, base, the key of the node ids, probe, checksum    written once
+//!   68  changes: length, events, checksum; one behind the other                        appended
 //!   ... zeros, up to the end of the space that is kept ready
 //! ```
 //!
@@ -12,7 +12,7 @@
 //!    history only, and a reader that has the checksum of the last change needs nothing else to judge the next one.
 //! 2. A change that is not complete is not valid: what a process leaves that dies while it writes is no change.
 //! 3. A head that is not of this format is never read as one: its magic, its format and its checksum are compared, and
-//!    the id that its secrets give to a known path.
+//!    the id that its key gives to a known path.
 //!
 //! Pure: no files, no clocks. Not here: how the bytes are read and written (`mod.rs`), what the events mean (`replica.rs`).
 
@@ -22,13 +22,15 @@ use crate::process::error::FileProblem;
 use crate::process::replica::Event;
 
 const MAGIC: &[u8; 8] = b"treelock";
-const FORMAT: u32 = 1;
+
+/// It rises with every change of what stands in a table: of the head, of an event, of the ids of nodes.
+const FORMAT: u32 = 2;
 
 /// Where the checksum of the head stands.
-const SUM: usize = 80;
+const SUM: usize = 64;
 
 /// Where the first change stands.
-pub(super) const CHANGES: u64 = 84;
+pub(super) const CHANGES: u64 = 68;
 
 /// What a change takes before its events, for their length.
 pub(super) const LENGTH: usize = 4;
@@ -47,13 +49,13 @@ pub(super) struct Head {
     pub(super) directory: u64,
     /// The number of changes before this file.
     pub(super) base: u64,
-    pub(super) secrets: [u64; 4],
+    /// The key of the node ids.
+    pub(super) key: [u64; 2],
 }
 
 impl Head {
     pub(super) fn seeds(&self) -> Seeds {
-        let mut secrets = self.secrets.iter();
-        Seeds::new(|| *secrets.next().expect("seeds are made of four words"))
+        Seeds::specified(self.key)
     }
 
     /// Differs where two programs name nodes differently.
@@ -67,7 +69,7 @@ impl Head {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend([0; 4]);
-        let words = [self.inode, self.directory, self.base].into_iter().chain(self.secrets).chain([self.probe()]);
+        let words = [self.inode, self.directory, self.base].into_iter().chain(self.key).chain([self.probe()]);
         words.for_each(|word| bytes.extend(word.to_le_bytes()));
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
@@ -87,7 +89,7 @@ impl Head {
         }
         let mut words = bytes.get(16..SUM).ok_or(FileProblem::Damaged)?.chunks_exact(8).map(word);
         let mut next = || words.next().unwrap_or_default();
-        let head = Head { inode: next(), directory: next(), base: next(), secrets: [next(), next(), next(), next()] };
+        let head = Head { inode: next(), directory: next(), base: next(), key: [next(), next()] };
         if bytes.get(SUM..SUM + 4) != Some(&crc32fast::hash(&bytes[..SUM]).to_le_bytes()) {
             return Err(FileProblem::Damaged);
         }

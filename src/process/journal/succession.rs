@@ -68,9 +68,9 @@ impl Journal {
                 Err(problem) => return Err(FileError::new(directory.path_of(TABLE), problem)),
             }
         }
-        let mut secrets = [0; 4];
-        secrets.fill_with(random);
-        create(directory, Head { inode: 0, directory: 0, base: 0, secrets }, &Replica::default())?;
+        let mut key = [0; 2];
+        key.fill_with(random);
+        create(directory, Head { inode: 0, directory: 0, base: 0, key }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)?;
         // Afterwards: as long as the old table has the name, its dead must be seen to be dead.
         directory.remove_fifos(|_| true);
@@ -175,7 +175,7 @@ impl Journal {
             return Err(FileError::new(directory.path(), FileProblem::Removed));
         }
         match Journal::open(directory) {
-            Ok(next) if next.head.secrets == self.head.secrets && next.head.base > self.head.base => {
+            Ok(next) if next.head.key == self.head.key && next.head.base > self.head.base => {
                 self.move_to(next);
                 Ok(false)
             }
