@@ -48,7 +48,7 @@ fn scribble(directory: &Path, what: u8, place: u8, value: u8) {
     // The head, the changes as far as they reach in a short history, and the last ones.
     let place = match place {
         0..64 => u64::from(place) * 2,
-        64..160 => 84 + (u64::from(place) - 64) * 23,
+        64..160 => 68 + (u64::from(place) - 64) * 23,
         _ => {
             let end = fs::read(&table).unwrap_or_default().iter().rposition(|&byte| byte != 0).unwrap_or(0);
             (end as u64 + 10).saturating_sub(u64::from(place) - 160)

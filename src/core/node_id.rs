@@ -1,25 +1,49 @@
-//! What a node is called inside of the lock: a seeded hash of the way from the root to it.
+//! What a node is called inside of the lock: a keyed hash of the way from the root to it.
 //!
-//! Invariant: the id of a node is a hash of its parent's id and its segment, 128 bits wide. Two nodes that share an id are
-//! locked together: exclusion becomes coarser, not finer. For an ideal hash and a million nodes alive at once the chance
-//! that any two do is about 10^-27. A tag (`thread/bias.rs`) is half of an id: should a biased node and one that is held
-//! strongly share that half, exclusion would be lost; the chance is about 10^-11, with all tags in use. The seed is random
-//! for each lock, so that neither can be aimed at (G5).
+//! The id of a node is a hash of its parent's id and its segment, 128 bits wide. There are two hashes, since ids that stay
+//! in one process cost a part of every request, and ids that are told to others must be the same in all their builds:
+//!
+//! | | for | a segment costs | |
+//! |---|---|--:|---|
+//! | foldhash, twice | the threads of one process | 2 ns | its authors keep it for one version in one process |
+//! | SipHash-2-4 with 128 bits | several processes, or machines | 30 ns | specified (Aumasson and Bernstein 2012) |
+//!
+//! The second is, with a key of 16 bytes and ids as the 16 bytes that SipHash gives out:
+//!
+//! ```text
+//! id(root)  = SipHash-2-4-128(key, "")
+//! id(child) = SipHash-2-4-128(key, id(parent) || 0 || segment)               told by its bytes
+//!             SipHash-2-4-128(key, id(parent) || 1 || what its Hash writes)   told by its Hash
+//! ```
+//!
+//! Considered and rejected: SipHash-1-3, which saves 9 ns a segment and half of the rounds that its authors ask for where an
+//! adversary chooses the input; BLAKE3 with a key, 90 ns.
+//!
+//! Invariants:
+//!
+//! 1. Two nodes that share an id are locked together: exclusion becomes coarser, not finer. For an ideal hash and a million
+//!    nodes alive at once the chance that any two do is about 10^-27. A tag (`thread/bias.rs`) is half of an id: should a
+//!    biased node and one that is held strongly share that half, exclusion would be lost; the chance is about 10^-11,
+//!    with all tags in use. The key is random for each lock, so that neither can be aimed at (G5).
+//! 2. The specified ids never change: a test has some that were computed elsewhere. Whoever must change them gives the
+//!    formats that have them other numbers (`process/journal/format.rs`).
 
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
+#[cfg(feature = "process")]
+use siphasher::sip128::{Hasher128, SipHasher24};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 /// A map of nodes.
 pub(crate) type NodeMap<T> = HashMap<NodeId, T, BuildHasherDefault<IdHasher>>;
 
-/// Names a node, by a hash of the way from the root to it (invariant 2).
+/// Names a node, by a hash of the way from the root to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeId(u64, u64);
 
 impl NodeId {
-    /// All of it, to be told to another process.
+    /// All of it, to be told to others.
     #[cfg(feature = "process")]
     pub(crate) fn to_bytes(self) -> [u8; 16] {
         (u128::from(self.0) << 64 | u128::from(self.1)).to_le_bytes()
@@ -45,19 +69,33 @@ impl Hash for NodeId {
     }
 }
 
-/// The secret of one lock's node ids.
+/// The secret of one lock's node ids, and the hash that makes them.
 pub(crate) struct Seeds {
-    halves: [SharedSeed; 2],
     root: NodeId,
+    hash: IdHash,
+}
+
+enum IdHash {
+    /// foldhash, twice: the fastest, and of this build of this program alone, since its authors may change it.
+    Local([SharedSeed; 2]),
+    /// SipHash-2-4 with 128 bits: the same in all builds of all programs.
+    #[cfg(feature = "process")]
+    Specified(SipHasher24),
 }
 
 impl Seeds {
+    /// Those of a lock whose ids stay in this process.
     pub(crate) fn new(mut random: impl FnMut() -> u64) -> Self {
-        Seeds {
-            halves: [SharedSeed::from_u64(random()), SharedSeed::from_u64(!random())],
-            // Secret as well: it is where the hash of the first segment starts from.
-            root: NodeId(random(), !random()),
-        }
+        let hash = IdHash::Local([SharedSeed::from_u64(random()), SharedSeed::from_u64(!random())]);
+        // Secret as well: it is where the hash of the first segment starts from.
+        Seeds { root: NodeId(random(), !random()), hash }
+    }
+
+    /// Those of a lock whose ids are told to others; the key is secret, and all of them have it.
+    #[cfg(feature = "process")]
+    pub(crate) fn specified([first, second]: [u64; 2]) -> Self {
+        let hash = SipHasher24::new_with_keys(first, second);
+        Seeds { root: id_of(hash), hash: IdHash::Specified(hash) }
     }
 
     #[inline]
@@ -65,14 +103,113 @@ impl Seeds {
         self.root
     }
 
+    /// The child of a node by a segment that is told by its bytes.
     #[inline]
-    pub(super) fn child(&self, parent: NodeId, write: impl Fn(&mut FoldHasher<'_>)) -> NodeId {
-        let [first, second] = &self.halves;
-        let mut first = FoldHasher::with_seed(parent.0, first);
-        let mut second = FoldHasher::with_seed(parent.1, second);
-        write(&mut first);
-        write(&mut second);
-        NodeId(first.finish(), second.finish())
+    pub(super) fn child_by_bytes(&self, parent: NodeId, segment: &[u8]) -> NodeId {
+        match &self.hash {
+            IdHash::Local(seeds) => local_child(seeds, parent, |hasher| hasher.write(segment)),
+            #[cfg(feature = "process")]
+            IdHash::Specified(hash) => specified_child_by_bytes(hash, parent, segment),
+        }
+    }
+
+    /// The child of a node by a segment that is told by its `Hash`.
+    #[inline]
+    pub(super) fn child_by_hash<S: Hash + ?Sized>(&self, parent: NodeId, segment: &S) -> NodeId {
+        match &self.hash {
+            IdHash::Local(seeds) => local_child(seeds, parent, |hasher| {
+                // It keeps a segment that hashes nothing, such as `()`, from being its own parent.
+                hasher.write_u8(1);
+                segment.hash(hasher);
+            }),
+            #[cfg(feature = "process")]
+            IdHash::Specified(hash) => specified_child_by_hash(hash, parent, segment),
+        }
+    }
+}
+
+#[inline]
+fn local_child([first, second]: &[SharedSeed; 2], parent: NodeId, write: impl Fn(&mut FoldHasher<'_>)) -> NodeId {
+    let mut first = FoldHasher::with_seed(parent.0, first);
+    let mut second = FoldHasher::with_seed(parent.1, second);
+    write(&mut first);
+    write(&mut second);
+    NodeId(first.finish(), second.finish())
+}
+
+/// Never inlined, and cold: the threads of a process do not pay for what is between processes.
+#[cfg(feature = "process")]
+#[cold]
+#[inline(never)]
+fn specified_child_by_bytes(hash: &SipHasher24, parent: NodeId, segment: &[u8]) -> NodeId {
+    specified_child(hash, parent, 0, |hasher| hasher.write(segment))
+}
+
+#[cfg(feature = "process")]
+#[cold]
+#[inline(never)]
+fn specified_child_by_hash<S: Hash + ?Sized>(hash: &SipHasher24, parent: NodeId, segment: &S) -> NodeId {
+    specified_child(hash, parent, 1, |hasher| segment.hash(hasher))
+}
+
+/// The hash of the parent's id, the byte that tells how the segment is told, and the segment.
+#[cfg(feature = "process")]
+#[inline]
+fn specified_child(hash: &SipHasher24, parent: NodeId, kind: u8, write: impl FnOnce(&mut Portable)) -> NodeId {
+    let mut hasher = Portable(*hash);
+    hasher.write(&parent.to_bytes());
+    hasher.write_u8(kind);
+    write(&mut hasher);
+    id_of(hasher.0)
+}
+
+/// The id of what was hashed.
+#[cfg(feature = "process")]
+fn id_of(hash: SipHasher24) -> NodeId {
+    NodeId::of_bytes(hash.finish128().as_bytes())
+}
+
+/// Hashes numbers as their bytes, the lowest first, and those of the width of a pointer as 64 bits: the same on every
+/// machine.
+#[cfg(feature = "process")]
+struct Portable(SipHasher24);
+
+#[cfg(feature = "process")]
+impl Hasher for Portable {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    fn write_u8(&mut self, number: u8) {
+        self.0.write_u8(number);
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.write(&number.to_le_bytes());
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write(&number.to_le_bytes());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.write(&number.to_le_bytes());
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        self.write(&number.to_le_bytes());
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    fn write_isize(&mut self, number: isize) {
+        self.write_i64(number as i64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.finish()
     }
 }
 
@@ -106,7 +243,7 @@ mod tests {
         use std::collections::HashSet;
         use std::hash::{BuildHasher, DefaultHasher};
         let seeds = Seeds::new(|| 7);
-        let nodes = (0..1000u32).map(|name| seeds.child(seeds.root(), |hasher| hasher.write_u32(name)));
+        let nodes = (0..1000u32).map(|name| seeds.child_by_hash(seeds.root(), &name));
         let (bits, hashes): (HashSet<_>, HashSet<_>) =
             nodes.map(|node| (node.bits(), BuildHasherDefault::<DefaultHasher>::default().hash_one(node))).unzip();
         assert_eq!((bits.len(), hashes.len()), (1000, 1000));

@@ -1,16 +1,30 @@
 //! How the segments of a path become the ids of its nodes, and their names as text.
 //!
+//! A path tells its segments one after the other, from the root down. Each becomes the id of a node at once, and, where a
+//! report may need it, a name. What is told twice in the same way is the same node; nothing else of a path is kept.
+//!
 //! Not here: what the segments of a path are (`path.rs`); how an id is made (`node_id.rs`).
 
 use crate::core::node_id::{NodeId, Seeds};
 #[cfg(feature = "process")]
 use crate::core::path;
 use crate::core::path::{PathError, TreePath};
-use foldhash::fast::FoldHasher;
 use std::fmt::{self, Debug};
-use std::hash::{Hash, Hasher};
+use std::hash::Hash;
 
 /// Takes the segments of one path, from the root down.
+///
+/// # Between processes
+///
+/// Programs that share a lock must turn one path into the same nodes, or two names of one node could pass each other.
+///
+/// - A segment that is given to [`push_bytes`](Segments::push_bytes), as those of `str` and `Path` are, is known by its
+///   bytes alone. It is the same node in every build of every program, on every kind of machine.
+/// - A segment that is given to [`push`](Segments::push) is known by what its [`Hash`] writes. A single integer is the same
+///   node everywhere, also a `usize` or an `isize`. Nothing else is promised, since [`Hash` promises
+///   nothing](Hash#portability): any type may change with the version of Rust or of its crate, and a slice of integers
+///   with the byte order of the machine. So build these programs by one version of Rust, with one version of the type,
+///   for one kind of machine; or push bytes.
 pub struct Segments<'a> {
     seeds: &'a Seeds,
     /// The ids of the nodes from the root to the last segment; those of this path begin at `floor`.
@@ -40,11 +54,7 @@ impl<'a> Segments<'a> {
     pub fn push<S: Hash + Debug + ?Sized>(&mut self, segment: &S) {
         // First what may panic.
         let name = self.names.is_some().then(|| format!("{segment:?}"));
-        // The byte keeps a segment that hashes nothing, such as `()`, from being its own parent.
-        self.step(|hasher| {
-            hasher.write_u8(1);
-            segment.hash(hasher);
-        });
+        self.ids.push(self.seeds.child_by_hash(self.last(), segment));
         if let (Some(names), Some(name)) = (&mut self.names, name) {
             names.push(|text| text.push_str(&name));
         }
@@ -55,7 +65,7 @@ impl<'a> Segments<'a> {
     /// It is another segment than the same text given to [`push`](Segments::push).
     #[inline]
     pub fn push_bytes(&mut self, segment: &[u8]) {
-        self.step(|hasher| hasher.write(segment));
+        self.ids.push(self.seeds.child_by_bytes(self.last(), segment));
         if let Some(names) = &mut self.names {
             names.push(|text| spell(segment, text));
         }
@@ -89,9 +99,8 @@ impl<'a> Segments<'a> {
     }
 
     #[inline]
-    fn step(&mut self, write: impl Fn(&mut FoldHasher<'_>)) {
-        let parent = self.ids[self.ids.len() - 1];
-        self.ids.push(self.seeds.child(parent, write));
+    fn last(&self) -> NodeId {
+        self.ids[self.ids.len() - 1]
     }
 }
 
@@ -164,6 +173,41 @@ mod tests {
         };
         assert_eq!(spelled("gr\u{fc}n".as_bytes()), "gr\u{fc}n");
         assert_eq!(spelled(b"a\xffb\xc3"), "a\\xFFb\\xC3");
+    }
+
+    /// Known answers, computed by OpenSSL: of the root, and of each node with the id of its parent before the segment:
+    ///
+    /// ```sh
+    /// K=000102030405060708090a0b0c0d0e0f
+    /// openssl mac -macopt hexkey:$K -macopt size:16 -in /dev/null SIPHASH
+    /// (printf a3817f04ba25a8e66df67214c755029300 | xxd -r -p; printf srv) > node
+    /// openssl mac -macopt hexkey:$K -macopt size:16 -in node SIPHASH
+    /// ```
+    ///
+    /// A build that gives others has another format (invariant 2 of `node_id.rs`). The last one depends on what the `Hash` of
+    /// `str` writes, which is std's: should it change, programs of both versions cannot share such segments.
+    #[cfg(feature = "process")]
+    #[test]
+    fn specified_ids_are_the_known_ones() {
+        let seeds = Seeds::specified([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
+        let told = |tell: &dyn Fn(&mut Segments<'_>)| {
+            let mut ids = vec![seeds.root()];
+            tell(&mut Segments { seeds: &seeds, ids: &mut ids, floor: 1, names: None });
+            let hex = |id: &NodeId| id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            ids.iter().map(hex).collect::<Vec<_>>()
+        };
+        let by_bytes = told(&|segments| {
+            segments.push_bytes(b"srv");
+            segments.push_bytes(b"data");
+        });
+        assert_eq!(by_bytes[0], "a3817f04ba25a8e66df67214c7550293");
+        assert_eq!(by_bytes[1], "4c9431c89d1b6d5d1c7993fb6d02c1e8");
+        assert_eq!(by_bytes[2], "316f92bb7b527d52b155433289e9b52e");
+        assert_eq!(told(&|segments| segments.push_bytes(&[b'x'; 300]))[1], "1d40913caff102fdf72efe864835fb60");
+        assert_eq!(told(&|segments| segments.push(&7u32))[1], "606a0ba0da5be813483803d0ac0ea0a3");
+        assert_eq!(told(&|segments| segments.push(&7usize))[1], "e29780d0549af5d53a518e7e4022f6c7", "64 bits");
+        assert_eq!(told(&|segments| segments.push(&-1isize))[1], "9689e41d9abf7ff7b1ee8e3ab44f9be9", "64 bits");
+        assert_eq!(told(&|segments| segments.push("srv"))[1], "52fa40dbc29f09592e1b61410b12f9ee");
     }
 
     /// Who knew the seeds could aim at one node (G5).

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | the directory | a shared `flock` by each member | who has it exclusively is alone, and may begin anew |
 //! | | locks of bytes by each member | how much of the journal it has seen; see below |
-//! | `table` | an exclusive `flock` while it is used | the journal (`journal.rs`) |
+//! | `table` | an exclusive `flock` while it is used | the journal (`journal/`) |
 //! | `m7` | a FIFO that member 7 keeps open for writing | its end of file is the end of the member: *lifeline* |
 //! | `m7.2` | a FIFO that a waiter of member 7 reads | a byte in it wakes the waiter: *channel* |
 //!
@@ -204,6 +204,14 @@ impl Directory {
         let _ = fs::unlinkat(&self.fd, name, AtFlags::empty());
     }
 
+    /// Removes a FIFO, and nothing else of that name.
+    fn remove_fifo(&self, name: &str) {
+        let found = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
+            self.remove(name);
+        }
+    }
+
     /// Removes what members that are no more have left.
     pub(super) fn remove_fifos(&self, which: impl Fn(MemberId) -> bool) {
         // What cannot be listed stays.
@@ -229,9 +237,10 @@ impl Directory {
         Ok(fifos)
     }
 
-    /// Makes a FIFO and keeps it open, for both ends; so that it neither ends nor blocks.
+    /// Makes a FIFO, in place of one that was left there, and keeps both of its ends open, so that it neither ends nor
+    /// blocks. Anything else of that name is somebody else's, and an error.
     fn make_fifo(&self, name: &str) -> Result<OwnedFd, FileError> {
-        self.remove(name);
+        self.remove_fifo(name);
         crash::step();
         let made = fs::mknodat(&self.fd, name, FileType::Fifo, self.rights, 0)
             .and_then(|()| fs::chmodat(&self.fd, name, self.rights, AtFlags::empty()))
@@ -251,9 +260,9 @@ impl Directory {
         Ok((fifo, stat.st_ino))
     }
 
-    /// Removes a channel that may be no longer the one of its name.
+    /// Removes a channel that no waiter of the member uses any more.
     pub(super) fn remove_channel(&self, member: MemberId, channel: Channel) {
-        self.remove(&name(member, Some(channel)));
+        self.remove_fifo(&name(member, Some(channel)));
     }
 
     pub(super) fn make_channel(&self, member: MemberId, channel: Channel) -> Result<OwnedFd, FileError> {

@@ -22,9 +22,18 @@
 //! |---|---|
 //! | `mod.rs` | [`ProcessTreeLock`]: what a user sees |
 //! | `guard.rs` | what a holder has: drop, downgrade |
-//! | `member.rs` | one who has opened a lock: changes, waits, the burial of the dead |
+//! | `member/mod.rs` | a process that has opened a lock: joins, changes, leaves |
+//! | `member/ask.rs` | what a request says of itself |
+//! | `member/acquire.rs` | the way of a request: tried, queued, waited for, given up |
+//! | `member/change.rs` | one change of what all agree on, while the table is locked |
+//! | `member/channels.rs` | the FIFOs by which waiters are woken |
+//! | `member/watch.rs` | which of the others live; the dead are buried |
 //! | `replica.rs` | pure: what all agree on, and what an event does to it |
-//! | `journal.rs` | the file of events: read, append, rewrite; why a death at any step does no harm |
+//! | `journal/mod.rs` | the file of events: read, append, keep room; why a death at any step does no harm |
+//! | `journal/format.rs` | pure: the bytes of that file |
+//! | `journal/known.rs` | what a member has read, and whether that is what the others know |
+//! | `journal/succession.rs` | which file is the last one: locked, replaced, put back |
+//! | `look.rs` | what a process sees that only looks |
 //! | `files.rs` | the directory: who is alive, who is woken, what file systems are refused |
 //! | `report.rs` | what a request tells of itself, and the snapshots and reports made of it |
 //! | `error.rs` | what a request, and a file, can fail with |
@@ -40,6 +49,7 @@ mod error;
 mod files;
 mod guard;
 mod journal;
+mod look;
 mod member;
 mod replica;
 mod report;
@@ -106,7 +116,7 @@ use std::time::{Duration, Instant};
 /// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind
 /// and relative `Path`s another. A lock takes one kind at a time, that of what is held or awaited in whatever process.
 /// Relative ones are relative to whatever their users agree on, and not to a working directory; the command `treelock` gives
-/// absolute ones. Segments of types of your own must hash alike in all programs, so give these the same version of that code.
+/// absolute ones. Paths of types of your own need more care: see [`Segments`](crate::Segments#between-processes).
 ///
 /// # Cost
 ///
@@ -514,7 +524,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
 ///
 /// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
 pub fn snapshot(directory: impl AsRef<Path>) -> Result<Snapshot, FileError> {
-    member::look(&Directory::look(directory.as_ref())?)
+    look::look(&Directory::look(directory.as_ref())?)
 }
 
 impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLock<P> {

@@ -10,10 +10,11 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
-use treelock::process::{FileProblem, Options, ProcessLockError, ProcessTreeLock, snapshot};
+use treelock::process::{FileError, FileProblem, Options, ProcessLockError, ProcessTreeLock, snapshot};
 
 fn make_fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
@@ -34,6 +35,21 @@ fn asks(what: &str, lock: &ProcessTreeLock, write: &str) -> Said {
         Err(ProcessLockError::File(error)) => Said::Failed(error.to_string()),
         Err(error) => panic!("{what}: {error}"),
     }
+}
+
+/// Opens the lock after all who had it open have closed it: what they left means nothing.
+fn open_anew(home: &Home) -> Result<ProcessTreeLock, FileError> {
+    let mut anew = ProcessTreeLock::open(home.path());
+    wait_until("nobody has it open", || {
+        // A child of another test keeps it for a moment, from its fork to its exec.
+        let is_open =
+            anew.as_ref().is_err_and(|error| matches!(error.problem(), FileProblem::Damaged | FileProblem::Removed));
+        if is_open {
+            anew = ProcessTreeLock::open(home.path());
+        }
+        !is_open
+    });
+    anew
 }
 
 /// See the header; returns what the two said who asked for it: the one that had it open, and the one that opened it.
@@ -69,17 +85,7 @@ fn scene(what: &str, harm: impl FnOnce(&Home)) -> [Said; 2] {
     }
     drop((held, read));
     drop((holder, reader));
-    let mut anew = ProcessTreeLock::open(home.path());
-    wait_until("nobody has it open", || {
-        // A child of another test keeps it for a moment, from its fork to its exec.
-        let is_open =
-            anew.as_ref().is_err_and(|error| matches!(error.problem(), FileProblem::Damaged | FileProblem::Removed));
-        if is_open {
-            anew = ProcessTreeLock::open(home.path());
-        }
-        !is_open
-    });
-    match anew {
+    match open_anew(&home) {
         Ok(anew) => drop(anew.try_lock(&[], &["."]).unwrap_or_else(|error| panic!("{what}: afterwards: {error}"))),
         Err(error) => assert!(
             matches!(error.problem(), FileProblem::NotATable | FileProblem::OtherVersion(_) | FileProblem::Io { .. }),
@@ -159,7 +165,10 @@ fn table_of_another_lock_lets_nobody_in() {
 
 #[test]
 fn cut_table_lets_nobody_in() {
-    for length in [0, 1, 8, 12, 16, 71, 76, 127, 128, 130, 140, 141, 200, 255, 256, 257, 300, 500, 700, 1000, 1500] {
+    for length in [
+        0, 1, 8, 12, 16, 63, 64, 67, 68, 72, 76, 127, 128, 130, 140, 141, 200, 255, 256, 257, 300, 500, 700, 1000,
+        1500,
+    ] {
         scene(&format!("cut to {length} bytes"), |home| {
             OpenOptions::new().write(true).open(home.file("table")).unwrap().set_len(length).unwrap();
         });
@@ -171,7 +180,7 @@ fn table_written_over_lets_nobody_in() {
     let mut random = SmallRng::seed_from_u64(7);
     for round in 0..120 {
         let place = match round % 3 {
-            0 => random.random_range(0..280),
+            0 => random.random_range(0..240),
             _ => random.random_range(0..3000),
         };
         let mut bytes = vec![0; [1, 4, 12, 100, 4000][round % 5]];
@@ -217,7 +226,7 @@ fn older_copy_written_over_the_table_lets_nobody_in() {
     }
     drop(held);
     drop((holder, known, behind));
-    drop(home.open().try_lock(&[], &["a"]).unwrap());
+    drop(open_anew(&home).unwrap().try_lock(&[], &["a"]).unwrap());
 }
 
 /// The same, where it is a release that would let one in who waits.
@@ -367,7 +376,6 @@ fn scribbled_length_takes_no_memory() {
 /// Who is refused when it comes leaves all as it was.
 #[test]
 fn older_copy_written_over_the_table_costs_nobody_its_lifeline() {
-    use std::os::unix::fs::MetadataExt;
     let home = Home::new();
     let _first = home.open();
     let copy = fs::read(home.file("table")).unwrap();
@@ -483,6 +491,26 @@ fn snapshot_survives_a_removed_table() {
     assert!(matches!(error.problem(), FileProblem::Removed), "somebody has the lock open: {error}");
 }
 
+/// As by `ln` before and `mv` afterwards: the table that has the name again says that there is a next one, which is gone.
+#[test]
+fn old_table_put_back_in_place_of_the_next_one_is_shown_to_nobody() {
+    let home = Home::new();
+    let lock = home.open();
+    fs::hard_link(home.file("table"), home.file("kept")).unwrap();
+    let inode = |name: &str| fs::metadata(home.file(name)).unwrap().ino();
+    while inode("table") == inode("kept") {
+        drop(lock.write("x").unwrap());
+    }
+    let _held = lock.write("a").unwrap();
+    fs::rename(home.file("kept"), home.file("table")).unwrap();
+    let (sender, looked) = channel();
+    let path = home.path().to_owned();
+    std::thread::spawn(move || sender.send(snapshot(path).map(|seen| seen.to_string())));
+    let looked = looked.recv_timeout(Duration::from_secs(10)).expect("it looks without end");
+    let error = looked.unwrap_err();
+    assert!(matches!(error.problem(), FileProblem::Removed), "{error}");
+}
+
 #[test]
 fn removed_directory_is_a_clear_error() {
     let home = Home::new();
@@ -518,17 +546,21 @@ fn removed_table_is_put_back_by_who_needs_it() {
     late.is_refused("try 1 r:a", "WouldBlock");
 }
 
+/// The first format had ids of nodes that were not specified.
 #[test]
-fn table_of_a_future_format_is_refused_and_left_alone() {
-    let home = Home::new();
-    drop(home.open());
-    let mut bytes = fs::read(home.file("table")).unwrap();
-    bytes[8..12].copy_from_slice(&77_u32.to_le_bytes());
-    fs::write(home.file("table"), &bytes).unwrap();
-    let error = ProcessTreeLock::open(home.path()).unwrap_err();
-    assert!(matches!(error.problem(), FileProblem::OtherVersion(77)), "{error}");
-    assert!(error.to_string().contains("77") && error.to_string().contains("table"), "{error}");
-    assert!(fs::read(home.file("table")).unwrap() == bytes);
+fn table_of_another_format_is_refused_and_left_alone() {
+    for format in [1_u32, 77] {
+        let home = Home::new();
+        drop(home.open());
+        let mut bytes = fs::read(home.file("table")).unwrap();
+        bytes[8..12].copy_from_slice(&format.to_le_bytes());
+        fs::write(home.file("table"), &bytes).unwrap();
+        let error = ProcessTreeLock::open(home.path()).unwrap_err();
+        assert!(matches!(error.problem(), FileProblem::OtherVersion(found) if *found == format), "{error}");
+        let told = error.to_string();
+        assert!(told.contains(&format!("format {format}")) && told.contains("table"), "{told}");
+        assert!(fs::read(home.file("table")).unwrap() == bytes);
+    }
 }
 
 #[test]
@@ -579,6 +611,18 @@ fn foreign_files_with_names_like_those_of_the_lock_are_left_alone() {
     drop(lock);
     let left: Vec<_> = names.iter().filter(|name| !home.file(name).exists()).collect();
     assert!(left.is_empty(), "these are gone: {left:?}");
+}
+
+/// Nor one that has the very name of a file that is to be made.
+#[test]
+fn foreign_file_in_the_place_of_a_lifeline_is_a_clear_error_and_left_alone() {
+    let home = Home::new();
+    fs::write(home.file("m0"), "mine").unwrap();
+    let error = ProcessTreeLock::open(home.path()).unwrap_err();
+    assert!(error.to_string().contains("m0"), "{error}");
+    assert_eq!(fs::read_to_string(home.file("m0")).unwrap(), "mine");
+    fs::remove_file(home.file("m0")).unwrap();
+    drop(home.open().write("a").unwrap());
 }
 
 /// As a file system leaves it that loses power before it writes.

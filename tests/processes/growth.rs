@@ -1,6 +1,6 @@
 //! Nothing leaks for ever while one process stays: neither files, nor open files, nor the table (G6, P1).
 
-use super::agent::{Agent, Home};
+use super::agent::{Agent, Home, wait_until};
 use treelock::process::ProcessTreeLock;
 
 /// How many of the lock's files this process has open; removed ones too.
@@ -65,6 +65,24 @@ fn open_files_do_not_grow_with_those_who_came_and_went() {
     (0..100).for_each(|_| contend());
     let grown = open_files(&home).saturating_sub(before);
     assert!(grown < 50, "{grown} more files are open");
+}
+
+/// G6: a crowd of threads that waited at one moment leaves a few FIFOs for the next waiters, and not one each.
+#[test]
+fn channels_do_not_stay_as_many_as_ever_waited_at_once() {
+    const MANY: usize = 100;
+    let home = Home::new();
+    let lock = home.open();
+    let held = lock.write("a").unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..MANY {
+            scope.spawn(|| drop(lock.write("a").unwrap()));
+        }
+        wait_until("all wait", || lock.snapshot().unwrap().waiters.len() == MANY);
+        drop(held);
+    });
+    assert!(home.files().len() < 40, "{:?}", home.files());
+    assert!(open_files(&home) < 40, "{} files are open", open_files(&home));
 }
 
 /// Nor those among whom one has come.

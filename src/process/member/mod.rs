@@ -1,0 +1,292 @@
+//! A process that has opened a lock: its requests, how they wait, and how it sees that others are dead.
+//!
+//! All that members agree on is read and changed in a *change*: under the mutex of this member, then the `flock` of the
+//! table, with the replica brought up to date. What comes of it is written, both locks are let go, and then others are
+//! woken. A waiter has no lock while it waits. It polls, without a thread of its own, until one of these:
+//!
+//! - its channel has a byte: another member has moved it, to its grant or to another queue;
+//! - the lifeline of a member that could be in its way has ended: it *buries* that member, for everybody;
+//! - its deadline has passed, or it is time to look for a deadlock;
+//! - a second has passed, in case a wake-up was lost: with a file that somebody removed, or because the member that owes it
+//!   is stopped, or dead while a child of it lives.
+//!
+//! A member that applies an event and dies before it wakes the others was in their way, or had buried a member that was,
+//! and they watch both. So no wake-up is lost with a process (P1).
+//!
+//! | file | concept |
+//! |---|---|
+//! | `mod.rs` | the open lock: joins, changes, leaves |
+//! | `ask.rs` | what a request says of itself |
+//! | `acquire.rs` | the way of a request: tried, queued, waited for, given up |
+//! | `change.rs` | one change, while the table is locked |
+//! | `channels.rs` | the FIFOs by which waiters are woken |
+//! | `watch.rs` | which of the others live; the dead are buried |
+//!
+//! Lock order: the member's mutex, the table's `flock`, the map of lifelines. The channels, and what is left over, are
+//! locked on their own.
+
+mod acquire;
+mod ask;
+mod change;
+mod channels;
+mod watch;
+
+use super::error::{FileError, FileProblem};
+use super::files::{self, Directory};
+use super::journal::{Journal, Limit};
+use super::replica::{About, Event, MemberId, Replica, RequestId};
+use super::report;
+use super::{Options, crash, look};
+use crate::core::node_id::Seeds;
+use crate::inspect::{Root, Snapshot};
+use crate::sync::{self, Mutex};
+use change::Change;
+use channels::Channels;
+use rustix::fd::OwnedFd;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use watch::Other;
+
+/// How long a waiter polls before it looks at its request all the same.
+const LOST_WAKE: Duration = Duration::from_secs(1);
+
+/// How often a process comes anew to a directory where nobody lives and nobody has begun.
+const ATTEMPTS: u32 = 10;
+
+/// An open lock.
+pub(super) struct Member {
+    pub(super) directory: Directory,
+    id: MemberId,
+    process: u32,
+    seeds: Seeds,
+    /// What reports tell instead of the place in the source.
+    location: Option<String>,
+    lifeline: OwnedFd,
+    shared: Mutex<Shared>,
+    watched: Mutex<HashMap<Other, Arc<OwnedFd>>>,
+    channels: Channels,
+    /// Requests that could not be withdrawn when they should have been; the next change does it.
+    left_over: Mutex<Vec<RequestId>>,
+}
+
+struct Shared {
+    journal: Journal,
+    replica: Replica,
+    /// The number of requests so far.
+    requests: u64,
+}
+
+impl Member {
+    pub(super) fn open(path: &Path, options: &Options) -> Result<Arc<Self>, FileError> {
+        let deadline = options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let begin = |directory: &Directory| Journal::begin(directory, sync::random_seed);
+        let mut attempts = 0;
+        let (directory, mut journal) = loop {
+            attempts += 1;
+            let directory = Directory::open(path, options.network_file_system, deadline, begin)?;
+            match Journal::open(&directory) {
+                Ok(journal) => break (directory, journal),
+                // The process that was to begin has died, or looked at the same moment as this one and others.
+                Err(error) if error.is_harm() && attempts < ATTEMPTS && !directory.has_living()? => {
+                    drop(directory);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let seeds = journal.seeds();
+        let mut replica = Replica::default();
+        if !journal.lock(&directory, &mut replica, deadline.into())? {
+            return Err(journal.kept(&directory));
+        }
+        let mut change = Change::of(&mut journal, &mut replica);
+        // Otherwise its lifeline could take the place of another's.
+        change.journal.check_seen(&directory)?;
+        let id = change.replica.next_member();
+        let (lifeline, inode) = directory.make_lifeline(id)?;
+        change.add(Event::Join(about_this_process(inode)));
+        change.commit(&directory)?;
+        drop(change);
+        let member = Member {
+            directory,
+            id,
+            process: std::process::id(),
+            seeds,
+            location: options.location.clone(),
+            lifeline,
+            shared: Mutex::new(Shared { journal, replica, requests: 0 }),
+            watched: Mutex::default(),
+            channels: Channels::default(),
+            left_over: Mutex::default(),
+        };
+        member.bury_all(deadline.into())?;
+        Ok(Arc::new(member))
+    }
+
+    /// Sets whether programs that this process starts keep what is held here.
+    pub(super) fn set_inheritable(&self, inheritable: bool) -> Result<(), FileError> {
+        use rustix::io::{FdFlags, fcntl_setfd};
+        let flags = if inheritable { FdFlags::empty() } else { FdFlags::CLOEXEC };
+        fcntl_setfd(&self.lifeline, flags)
+            .and_then(|()| fcntl_setfd(self.directory.as_fd(), flags))
+            .map_err(|errno| files::io(self.directory.path(), "hand on", errno))
+    }
+
+    /// Ends its life in the eyes of the others.
+    #[cfg(test)]
+    pub(super) fn cut_lifeline(&mut self) {
+        self.lifeline = std::fs::File::open("/dev/null").expect("it is always there").into();
+    }
+
+    /// Looks for the table's name with the next change.
+    #[cfg(test)]
+    pub(super) fn look_again(&self) {
+        self.shared.lock().journal.look_again();
+    }
+
+    /// Runs `change` on what all members agree on, writes what it did, and wakes those whom it moved; `None` if the limit is
+    /// reached first.
+    fn change<R>(
+        &self,
+        limit: Limit,
+        change: impl FnOnce(&mut Change<'_>, &mut u64) -> R,
+    ) -> Result<Option<R>, FileError> {
+        if std::process::id() != self.process {
+            return Err(FileError::new(self.directory.path(), FileProblem::Forked));
+        }
+        let guard = match limit.first_end() {
+            None => Some(self.shared.lock()),
+            Some(end) => self.shared.try_lock_until(end),
+        };
+        let Some(mut guard) = guard else { return Ok(None) };
+        let Shared { journal, replica, requests } = &mut *guard;
+        if !journal.lock(&self.directory, replica, limit)? {
+            return Ok(None);
+        }
+        let mut changed = Change::of(journal, replica);
+        let left_over = std::mem::take(&mut *self.left_over.lock());
+        left_over.iter().for_each(|&id| changed.add(Event::Withdraw(id, now())));
+        let result = change(&mut changed, requests);
+        if let Err(error) = changed.commit(&self.directory) {
+            self.left_over.lock().extend(left_over);
+            return Err(error);
+        }
+        let effects = std::mem::take(&mut changed.effects);
+        drop(changed);
+        drop(guard);
+        for (member, channel) in effects.moved {
+            crash::step();
+            self.directory.wake(member, channel);
+        }
+        if !effects.left.is_empty() {
+            let mut watched = self.watched.lock();
+            watched.retain(|watched, _| !effects.left.contains(&watched.member));
+            drop(watched);
+            self.directory.remove_fifos(|member| effects.left.contains(&member));
+        }
+        Ok(Some(result))
+    }
+
+    /// What all members have and await.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
+        match look::look(&self.directory.as_others()?) {
+            // A change puts a table back, if that can be.
+            Err(error) if error.is_of_the_table() => {
+                let changed = self.change(Limit::Stalled, |change, _| {
+                    change.journal.check_seen(&self.directory).map(|()| report::snapshot(change.replica))
+                });
+                changed?.unwrap_or(Err(error))
+            }
+            looked => looked,
+        }
+    }
+
+    /// What was granted, if nobody in this process is in the midst of a change.
+    pub(super) fn roots(&self, id: RequestId) -> Option<Vec<Root>> {
+        let shared = self.shared.try_lock()?;
+        shared.replica.requests.get(&id).map(|request| report::roots(request))
+    }
+
+    /// Releases what was granted.
+    pub(super) fn release(&self, id: RequestId) -> Result<(), FileError> {
+        let released = self.change(Limit::Never, |change, _| change.add(Event::Withdraw(id, now())));
+        if released.is_err() {
+            self.left_over.lock().push(id);
+        }
+        released.map(|_| ())
+    }
+
+    /// Turns the writes of what was granted into reads.
+    pub(super) fn downgrade(&self, id: RequestId) -> Result<(), FileError> {
+        self.change(Limit::Never, |change, _| change.add(Event::Downgrade(id, now()))).map(|_| ())
+    }
+
+    /// Leaves, and releases what it still has. If that cannot be written now, the end of the lifeline tells it.
+    fn leave(&self) {
+        let _ = self.change(Limit::Stalled, |change, _| change.add(Event::Leave(self.id, now())));
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+fn about_this_process(lifeline: u64) -> About {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let mut command = words.collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = command.char_indices().nth(200) {
+        command.truncate(end);
+    }
+    About { lifeline, id: std::process::id(), command, user: user() }
+}
+
+/// The user's name, where the system's list of users has it, or the number.
+fn user() -> String {
+    let number = rustix::process::geteuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let name = fields.into_iter().find(|fields| fields.get(2) == Some(&&*number)).map(|fields| fields[0].to_owned());
+    name.unwrap_or(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::ProcessTreeLock;
+    use crate::process::journal::STALL;
+
+    /// G4: others have the table, one after the other and each for long, as on a machine that has too much to do.
+    #[test]
+    fn try_waits_for_the_table_as_long_as_others_make_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        let busy = ProcessTreeLock::open(directory.path()).unwrap();
+        let lock = ProcessTreeLock::open(directory.path()).unwrap();
+        let is_kept = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for turn in 0..5 {
+                    let keep = |change: &mut Change<'_>, _: &mut u64| {
+                        if turn == 0 {
+                            is_kept.wait();
+                        }
+                        // Nothing changes, but it is written.
+                        change.add(Event::Withdraw(RequestId { member: change.replica.next_member(), number: 0 }, 0));
+                        std::thread::sleep(STALL * 2 / 3);
+                    };
+                    busy.member.change(Limit::Never, keep).unwrap();
+                }
+            });
+            is_kept.wait();
+            assert!(lock.try_lock(&[], &["free"]).is_ok());
+        });
+    }
+}
