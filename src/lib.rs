@@ -34,20 +34,23 @@
 //! |---|---|
 //! | to lock | [`lock`](TreeLock::lock), or [`read`](TreeLock::read) and [`write`](TreeLock::write) for one root |
 //! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until), [`try_read`](TreeLock::try_read), [`try_write`](TreeLock::try_write); why they refuse: [`LockError`] |
+//! | one node without what is below it | [a name that no child has](TreeLock#one-node-without-what-is-below) |
 //! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
 //! | to go on reading after a write, or to give back some roots | [`downgrade`](TreeLockGuard::downgrade), [`release`](TreeLockGuard::release) |
 //! | an owner that goes from thread to thread | [`LockOwner`] |
-//! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`] |
+//! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`]; lists of them: [`Roots`] |
 //! | who is served when, what a thread may nest, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
 //! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
 //!
 //! # Features
 //!
-//! | | |
+//! | | none is on by default |
 //! |---|---|
-//! | `process` | the lock between the processes of a host; Linux |
+//! | `process` | the lock between the processes of a host, on Linux |
 //! | `cli` | the command `treelock`, with `process` |
+//! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
+//! | `tracing` | events of `tracing`: a request that waited for a second or longer, a deadlock that is reported |
 //! | `loom`, `shuttle` | **For the tests of this crate only: no other crate may enable them.** |
 //!
 //! `loom` and `shuttle` replace the primitives of all locks by those of a model checker. Such a lock panics outside a
@@ -70,6 +73,7 @@
 //! | `inspect.rs` | what users see of all scopes: who holds and awaits what, since when, from where |
 //! | `drawing.rs` | the same as text |
 //! | `error.rs` | what a request can fail with |
+//! | `trace.rs` | what is told to `tracing`, by the feature of that name |
 //! | `patience.rs` | how long a request waits, and when it looks for a deadlock |
 //! | `sync.rs` | the one file that names primitives |
 //!
@@ -92,6 +96,7 @@ mod patience;
 pub mod process;
 mod sync;
 mod thread;
+mod trace;
 
 pub use crate::core::mode::Mode;
 pub use crate::core::path::{Frame, PathError, TreePath};

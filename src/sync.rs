@@ -30,6 +30,12 @@ impl Moment {
     pub(crate) fn now() -> Self {
         Moment(coarsetime::Instant::now())
     }
+
+    #[cfg(feature = "tracing")]
+    #[inline]
+    pub(crate) fn elapsed(self) -> std::time::Duration {
+        self.0.elapsed().into()
+    }
 }
 
 /// The present on both clocks.

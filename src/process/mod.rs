@@ -62,6 +62,7 @@ use crate::core::path::TreePath;
 use crate::core::roots::Roots;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
+use crate::trace::Wait;
 use files::Directory;
 use member::Member;
 use std::fmt;
@@ -497,8 +498,11 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Thread, patience)?;
-        Ok(ProcessTreeLockGuard::new(self, request))
+        let wait = Wait::begin();
+        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Thread, patience);
+        let outcome = request.map(|request| ProcessTreeLockGuard::new(self, request));
+        wait.end(&outcome, reads, writes);
+        outcome
     }
 
     #[track_caller]
@@ -508,8 +512,11 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Itself, patience)?;
-        Ok(ArcProcessTreeLockGuard::new(Arc::clone(&self.member), request))
+        let wait = Wait::begin();
+        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Itself, patience);
+        let outcome = request.map(|request| ArcProcessTreeLockGuard::new(Arc::clone(&self.member), request));
+        wait.end(&outcome, reads, writes);
+        outcome
     }
 }
 

@@ -3,6 +3,7 @@
 //! | file | concept |
 //! |---|---|
 //! | `lock.rs` | [`TreeLock`](lock::TreeLock): what a user sees |
+//! | `lock_arc.rs` | its methods whose guards may go to other threads |
 //! | `request.rs` | who asked for what, where in the source |
 //! | `acquire.rs` | how a request is granted, and how it waits |
 //! | `table.rs` | the live nodes: found or made, dropped when idle |
@@ -23,6 +24,7 @@ pub(crate) mod bias;
 pub(crate) mod guard;
 pub(crate) mod ledger;
 pub(crate) mod lock;
+mod lock_arc;
 pub(crate) mod moving;
 pub(crate) mod owner;
 mod parties;

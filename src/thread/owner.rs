@@ -8,6 +8,7 @@ use crate::patience::Patience;
 use crate::sync::new_owner_id;
 use crate::thread::acquire::Entry;
 use crate::thread::lock::TreeLock;
+use crate::trace::Wait;
 use slab::Slab;
 use std::fmt;
 use std::path::Path;
@@ -156,8 +157,11 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<HeldLock, LockError> {
-        let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), Owner::Handed(self.id), patience)?;
-        Ok(HeldLock { owner: self.id, index: self.held.insert(entry) })
+        let wait = Wait::begin();
+        let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), Owner::Handed(self.id), patience);
+        let held = entry.map(|entry| HeldLock { owner: self.id, index: self.held.insert(entry) });
+        wait.end::<P, _, _>(&held, reads, writes);
+        held
     }
 
     fn entry(&self, held: &HeldLock) -> Entry {

@@ -1,0 +1,123 @@
+//! What the feature `tracing` tells to a subscriber: waits that lasted long, and deadlocks. Without it this is nothing, and
+//! costs nothing.
+//!
+//! Call points: in each scope, where a guard is made ([`Wait::begin`] before the request, [`Wait::end`] when its outcome is
+//! known). A subscriber is user code and may panic. So whoever calls has no internal lock, and what was granted is in its
+//! guard already (G8).
+
+pub(crate) use imp::Wait;
+
+#[cfg(feature = "tracing")]
+mod imp {
+    use crate::core::roots::Roots;
+    use crate::error::LockError;
+    use crate::inspect::Deadlock;
+    use crate::sync::Moment;
+    use std::fmt::{self, Debug, Display};
+    use std::panic::Location;
+    use std::time::Duration;
+
+    /// A wait that lasts so long is told.
+    const LONG: Duration = Duration::from_secs(1);
+
+    /// A request that may have to wait.
+    #[derive(Debug)]
+    pub(crate) struct Wait(Moment);
+
+    impl Wait {
+        #[inline]
+        pub(crate) fn begin() -> Self {
+            Wait(Moment::now())
+        }
+
+        #[inline]
+        #[track_caller]
+        pub(crate) fn end<P, G, E>(
+            self,
+            outcome: &Result<G, E>,
+            reads: &(impl Roots<P> + ?Sized),
+            writes: &(impl Roots<P> + ?Sized),
+        ) where
+            P: Debug + ?Sized,
+            E: Refusal,
+        {
+            let waited = self.0.elapsed();
+            let deadlock = outcome.as_ref().err().and_then(Refusal::deadlock);
+            if let Some(deadlock) = deadlock {
+                tracing::warn!(target: "treelock", %deadlock, "a deadlock is reported");
+            } else if waited >= LONG {
+                let outcome = outcome.as_ref().map_or_else(ToString::to_string, |_| "granted".into());
+                tracing::info!(
+                    target: "treelock",
+                    reads = ?Paths::<P, _>::of(reads.as_slice()),
+                    writes = ?Paths::<P, _>::of(writes.as_slice()),
+                    location = %Location::caller(),
+                    seconds = waited.as_secs_f64(),
+                    outcome,
+                    "a request waited long"
+                );
+            }
+        }
+    }
+
+    /// Why a request was refused, in any scope.
+    pub(crate) trait Refusal: Display {
+        fn deadlock(&self) -> Option<&Deadlock>;
+    }
+
+    impl Refusal for LockError {
+        fn deadlock(&self) -> Option<&Deadlock> {
+            match self {
+                LockError::Deadlock(deadlock) => Some(deadlock),
+                _ => None,
+            }
+        }
+    }
+
+    #[cfg(all(feature = "process", not(feature = "model")))]
+    impl Refusal for crate::process::ProcessLockError {
+        fn deadlock(&self) -> Option<&Deadlock> {
+            match self {
+                crate::process::ProcessLockError::Deadlock(deadlock) => Some(deadlock),
+                _ => None,
+            }
+        }
+    }
+
+    /// Paths as they were given: the first of them, and how many there are more.
+    struct Paths<'a, P: ?Sized, Q>(&'a [Q], std::marker::PhantomData<fn(&P)>);
+
+    impl<'a, P: ?Sized, Q> Paths<'a, P, Q> {
+        fn of(paths: &'a [Q]) -> Self {
+            Paths(paths, std::marker::PhantomData)
+        }
+    }
+
+    impl<P: Debug + ?Sized, Q: AsRef<P>> Debug for Paths<'_, P, Q> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let mut list = f.debug_list();
+            list.entries(self.0.iter().take(3).map(AsRef::as_ref));
+            match self.0.len() {
+                more @ 4.. => list.entry(&format_args!("and {} more", more - 3)).finish(),
+                _ => list.finish(),
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+mod imp {
+    /// A request that may have to wait.
+    #[derive(Debug)]
+    pub(crate) struct Wait;
+
+    impl Wait {
+        #[inline]
+        pub(crate) fn begin() -> Self {
+            Wait
+        }
+
+        #[inline]
+        pub(crate) fn end<G, E, R: ?Sized, W: ?Sized>(self, _outcome: &Result<G, E>, _reads: &R, _writes: &W) {}
+    }
+}
