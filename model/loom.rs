@@ -629,6 +629,44 @@ fn look_for_deadlock_against_release() {
     });
 }
 
+/// A writer that has its turn: of those that conflict the one that began to wait first is served first.
+fn writer_in_turn(lock: &Arc<Lock>, path: &'static str, served: &Arc<AtomicUsize>, turn: usize) -> JoinHandle<()> {
+    let served = Arc::clone(served);
+    spawn(lock, move |lock| {
+        let _guard = lock.write(path);
+        assert_eq!(served.fetch_add(1, Ordering::Relaxed), turn, "served out of turn");
+    })
+}
+
+/// G3: two that wait for `a` and are let on together keep their order at `a/b`.
+#[test]
+fn writers_that_are_walked_on_together_keep_their_order() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let served = Arc::default();
+        let held = lock.write("a");
+        let first = writer_in_turn(lock, "a/b", &served, 0);
+        until_waiting(lock, 1);
+        let second = writer_in_turn(lock, "a/b", &served, 1);
+        until_waiting(lock, 2);
+        drop(held);
+        join_all([first, second]);
+    });
+}
+
+/// G3: a newcomer that asks while the release walks a waiter on stays behind it.
+#[test]
+fn newcomer_stays_behind_a_writer_that_is_walked_on() {
+    model(Bounds { quick: 2, slow: Some(4) }, |lock| {
+        let served = Arc::default();
+        let held = lock.write("a");
+        let waits = writer_in_turn(lock, "a/b", &served, 0);
+        until_waiting(lock, 1);
+        let newcomer = writer_in_turn(lock, "a/b", &served, 1);
+        drop(held);
+        join_all([waits, newcomer]);
+    });
+}
+
 /// G1, G9: two releases, one of the node where the writer waits, one of the node that it is walked on to meanwhile.
 #[test]
 fn walk_on_against_a_second_release() {
