@@ -16,8 +16,7 @@
 //! (That threads which were granted are scheduled at all is the operating system's part.)
 //!
 //! *Starvation* is a set of states that can be gone round for ever, in all of which one owner waits, while every other owner
-//! that has to act does so somewhere on the way. The search finds such a set if there is one: in the graph of the
-//! states in which the owner waits, a strongly connected part that is fair to all.
+//! that has to act does so somewhere on the way (`liveness/search.rs`).
 //!
 //! *Order* is a property of single states: when a request of one root holds everything, no request of one root that
 //! conflicts with it, and that waited already when it asked, still waits. [`Order`] tells the exceptions.
@@ -25,10 +24,13 @@
 //! Two controls show that the search sees: a barging door, where newcomers look at what is granted and overlook who waits,
 //! starves a writer; and a racing walk, where each that is let on walks by itself, breaks the order.
 
+#[path = "liveness/search.rs"]
+mod search;
+
 use super::{Node, Stamp, Ticket};
 use crate::core::mode::{Mode, ModeCounts};
 use Mode::{Exclusive, IntentionExclusive, IntentionShared, Shared, SharedIntentionExclusive};
-use std::collections::{HashMap, HashSet};
+use search::Graph;
 
 const PARENT: usize = 0;
 const CHILD: usize = 1;
@@ -354,113 +356,6 @@ impl<'a> State<'a> {
             (true, true) => Phase::Holding,
             (true, false) => Phase::Idle,
         };
-    }
-}
-
-/// All states that the owners can reach, with who acts on the way from one to the next.
-struct Graph {
-    states: Vec<Vec<Phase>>,
-    next: Vec<Vec<(usize, usize)>>,
-    overtakes: HashSet<Overtake>,
-}
-
-impl Graph {
-    fn of(habits: &[Habit], door: Door, walk: Walk) -> Self {
-        let mut graph = Graph { states: Vec::new(), next: Vec::new(), overtakes: HashSet::new() };
-        let mut known: HashMap<Key, usize> = HashMap::new();
-        let start = State::new(habits, door, walk);
-        known.insert(start.key(), 0);
-        let mut reached = vec![start];
-        while graph.next.len() < reached.len() {
-            let state = reached[graph.next.len()].clone();
-            let mut edges = Vec::new();
-            for owner in 0..habits.len() {
-                for mut next in state.acts(owner) {
-                    graph.overtakes.extend(next.overtakes.drain(..));
-                    let new = reached.len();
-                    let index = *known.entry(next.key()).or_insert(new);
-                    if index == new {
-                        reached.push(next);
-                    }
-                    edges.push((owner, index));
-                }
-            }
-            graph.states.push(state.owners.into_iter().map(|owner| owner.phase).collect());
-            graph.next.push(edges);
-        }
-        graph
-    }
-
-    /// Whether nobody can act any more.
-    fn is_stuck(&self) -> bool {
-        self.next.iter().any(Vec::is_empty)
-    }
-
-    /// Whether any of them can be kept waiting for ever, or all at once.
-    fn starves_anybody(&self) -> bool {
-        self.is_stuck() || (0..self.states[0].len()).any(|owner| self.starves(owner))
-    }
-
-    /// Whether the owner can wait for ever while all others are fair, where what they keep does not exclude it.
-    fn starves(&self, owner: usize) -> bool {
-        let asks = |phase: &Phase| matches!(phase, Phase::Walking(_) | Phase::Moving(_) | Phase::Waiting(_));
-        let has_to_act = |phase: &Phase| !matches!(phase, Phase::Idle | Phase::Waiting(_));
-        let waits = |state: usize| asks(&self.states[state][owner]);
-        self.components(&waits).iter().any(|component| {
-            let inside = |state: &usize| component.contains(state);
-            let edges = || component.iter().flat_map(|&from| self.next[from].iter().filter(|(_, to)| inside(to)));
-            let fair = |other: usize| {
-                let always_has_to = component.iter().all(|&state| has_to_act(&self.states[state][other]));
-                !always_has_to || edges().any(|&(actor, _)| actor == other)
-            };
-            edges().next().is_some() && (0..self.states[0].len()).all(fair)
-        })
-    }
-
-    /// The strongly connected parts of the graph of those states (Kosaraju).
-    fn components(&self, within: &dyn Fn(usize) -> bool) -> Vec<HashSet<usize>> {
-        let count = self.states.len();
-        let mut back = vec![Vec::new(); count];
-        for from in (0..count).filter(|&state| within(state)) {
-            for &(_, to) in self.next[from].iter().filter(|&&(_, to)| within(to)) {
-                back[to].push(from);
-            }
-        }
-        let mut left = Vec::new();
-        let mut seen = vec![false; count];
-        for start in (0..count).filter(|&state| within(state)) {
-            let mut stack = vec![(start, 0)];
-            while let Some((at, edge)) = stack.pop() {
-                if edge == 0 && std::mem::replace(&mut seen[at], true) {
-                    continue;
-                }
-                match self.next[at].get(edge) {
-                    Some(&(_, to)) => {
-                        stack.push((at, edge + 1));
-                        if within(to) && !seen[to] {
-                            stack.push((to, 0));
-                        }
-                    }
-                    None => left.push(at),
-                }
-            }
-        }
-        let mut taken = vec![false; count];
-        let mut components = Vec::new();
-        for &start in left.iter().rev() {
-            let mut component = HashSet::new();
-            let mut stack = vec![start];
-            while let Some(at) = stack.pop() {
-                if !std::mem::replace(&mut taken[at], true) {
-                    component.insert(at);
-                    stack.extend(&back[at]);
-                }
-            }
-            if !component.is_empty() {
-                components.push(component);
-            }
-        }
-        components
     }
 }
 

@@ -160,7 +160,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         let wait = Wait::begin();
         let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), Owner::Handed(self.id), patience);
         let held = entry.map(|entry| HeldLock { owner: self.id, index: self.held.insert(entry) });
-        wait.end::<P, _, _>(&held, reads, writes);
+        wait.end(&held, reads, writes);
         held
     }
 
