@@ -635,44 +635,6 @@ fn look_for_deadlock_against_release() {
     });
 }
 
-/// A writer that has its turn: of those that conflict the one that began to wait first is served first.
-fn writer_in_turn(lock: &Arc<Lock>, path: &'static str, served: &Arc<AtomicUsize>, turn: usize) -> JoinHandle<()> {
-    let served = Arc::clone(served);
-    spawn(lock, move |lock| {
-        let _guard = lock.write(path);
-        assert_eq!(served.fetch_add(1, Ordering::Relaxed), turn, "served out of turn");
-    })
-}
-
-/// G3: two that wait for `a` and are let on together keep their order at `a/b`.
-#[test]
-fn writers_that_are_walked_on_together_keep_their_order() {
-    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
-        let served = Arc::default();
-        let held = lock.write("a");
-        let first = writer_in_turn(lock, "a/b", &served, 0);
-        until_waiting(lock, 1);
-        let second = writer_in_turn(lock, "a/b", &served, 1);
-        until_waiting(lock, 2);
-        drop(held);
-        join_all([first, second]);
-    });
-}
-
-/// G3: a newcomer that asks while the release walks a waiter on stays behind it.
-#[test]
-fn newcomer_stays_behind_a_writer_that_is_walked_on() {
-    model(Bounds { quick: 2, slow: Some(4) }, |lock| {
-        let served = Arc::default();
-        let held = lock.write("a");
-        let waits = writer_in_turn(lock, "a/b", &served, 0);
-        until_waiting(lock, 1);
-        let newcomer = writer_in_turn(lock, "a/b", &served, 1);
-        drop(held);
-        join_all([waits, newcomer]);
-    });
-}
-
 /// G1, G9: two releases, one of the node where the writer waits, one of the node that it is walked on to meanwhile.
 #[test]
 fn walk_on_against_a_second_release() {
@@ -685,38 +647,6 @@ fn walk_on_against_a_second_release() {
         drop(above);
         join_all([releases, writes]);
     });
-}
-
-/// G7, G9, G10: a deadline passes while its request is walked on, or waits half way; the one behind it gets in.
-#[test]
-fn deadline_against_walk_on() {
-    let (granted, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let outcomes = (Arc::clone(&granted), Arc::clone(&refused));
-    model(Bounds { quick: 3, slow: Some(4) }, move |lock| {
-        let cell = Protected::new();
-        let (above, below) = (lock.lock_arc(&["a"], &[]), lock.lock_arc(&["a/b"], &[]));
-        let timed = {
-            let cell = cell.clone();
-            let (granted, refused) = outcomes.clone();
-            spawn(lock, move |lock| match lock.try_lock_for(&[], &["a/b"], Duration::ZERO) {
-                Ok(_guard) => {
-                    granted.fetch_add(1, Ordering::Relaxed);
-                    cell.write();
-                }
-                Err(LockError::TimedOut) => {
-                    refused.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => panic!("{error}"),
-            })
-        };
-        cell.read();
-        until_waiting(lock, 1);
-        let clock = spawn(lock, |lock| lock.strike(true));
-        drop(above);
-        drop(below);
-        join_all([timed, clock]);
-    });
-    assert!(granted.load(Ordering::Relaxed) > 0 && refused.load(Ordering::Relaxed) > 0, "both must be explored");
 }
 
 /// G7, G9: a request that was walked on half way gives up: who waits for what it took there gets in, while the guard that
@@ -738,20 +668,6 @@ fn request_cancelled_half_way_lets_in_who_waited_behind_it() {
         lock.strike(true);
         join_all([timed, behind]);
         drop(below);
-    });
-}
-
-/// G1, G9: the nodes below the one where the writer waits are biased, and a reader revokes that while it is walked on.
-#[test]
-fn walk_on_against_revocation() {
-    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
-        bias_above(lock, "a/b/c");
-        let cell = Protected::new();
-        let held = lock.write("a");
-        let others = [writer(lock, "a/b/c", &cell), reader(lock, "a/b", &cell)];
-        cell.write();
-        drop(held);
-        join_all(others);
     });
 }
 

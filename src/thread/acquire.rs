@@ -118,9 +118,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.
             &[ref above @ .., last] if above.last().is_none_or(|step| biased(step.node)) => {
-                let above = above.len();
                 let mut shard = self.table.lock(Place::of(last.node));
-                match self.ledger.enter_granted(request, above, biased, || shard.try_grant(last)) {
+                match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
                     Ok(key) => return Ok(Entry { key, last: Place::of(last.node) }),
                     Err(request) => request,
                 }
@@ -135,15 +134,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Takes all steps at one moment, or none.
-    fn try_now(&self, mut request: SharedRequest<P>) -> Result<Entry, LockError> {
+    fn try_now(&self, request: SharedRequest<P>) -> Result<Entry, LockError> {
         let biased = |node| self.table.is_biased(node);
-        let last = last_place(&request);
+        let key = self.enter(&request)?;
         let mut above = self.ledger.publishable(&request, biased);
         let mut has_let_go_ahead = false;
         loop {
-            if !self.ledger.agrees(&request) {
-                return Err(odd_frame(request.roots.iter().map(Borrow::borrow)).into());
-            }
             let steps = &request.plan.steps()[above..];
             let mut shards = self.table.lock_all(steps.iter().map(|step| step.node));
             // Those that were let on before it came go on first.
@@ -162,30 +158,35 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 taken += 1;
             }
             let is_refused = taken < steps.len();
-            if !is_refused && ahead.moves.is_empty() {
-                match self.ledger.enter_granted(request, above, biased, || true) {
-                    Ok(key) => return Ok(Entry { key, last }),
-                    // A bias was revoked since, and its node counts; or another kind of paths came in between.
-                    Err(back) => request = back,
-                }
+            let may_go = !is_refused && ahead.moves.is_empty();
+            if may_go && self.ledger.grant_below(key, above, biased) {
+                return Ok(Entry { key, last: last_place(&request) });
             }
             let mut nobody = Due::default();
-            for step in request.plan.steps()[above..].iter().take(taken).rev() {
+            for step in steps.iter().take(taken).rev() {
                 shards.of(step.node).release(step.node, step.mode, &self.ledger, &mut nobody);
             }
             debug_assert!(nobody.is_empty(), "nobody has seen what was taken");
             drop(shards);
             if is_refused {
                 ahead.moves.clear();
-                Request::recycle(request);
+                drop(request);
+                Request::recycle(self.ledger.remove(key));
                 return Err(LockError::WouldBlock);
             }
-            if ahead.moves.is_empty() {
+            if may_go {
+                // A bias was revoked since: its node counts.
                 above = 0;
             }
-            has_let_go_ahead |= !ahead.moves.is_empty();
+            has_let_go_ahead = true;
             self.move_on(&mut ahead);
         }
+    }
+
+    /// Enters a request in the ledger, unless its paths cannot be compared with those of the others.
+    fn enter(&self, request: &SharedRequest<P>) -> Result<Key, LockError> {
+        let odd = || odd_frame(request.roots.iter().map(Borrow::borrow)).into();
+        self.ledger.enter(request).ok_or_else(odd)
     }
 
     /// Takes one step after the other, and waits where it must.
@@ -195,9 +196,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         deadline: Option<Instant>,
         temper: Temper,
     ) -> Result<Entry, LockError> {
-        let Some(key) = self.ledger.enter(&request) else {
-            return Err(odd_frame(request.roots.iter().map(Borrow::borrow)).into());
-        };
+        let key = self.enter(&request)?;
         let mut waiter = None;
         let steps = request.plan.steps();
         let stopped = walk(0, steps.len(), |index| {

@@ -173,19 +173,19 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         publishable(request, 0, biased)
     }
 
-    /// Enters a request of the calling thread as granted: the first `above` steps by publishing them, if they are biased,
-    /// the others by `grant`. Else it is given back, and nothing has happened. The caller has the shards of those others.
+    /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
+    /// they are biased. Else it is given back, and nothing has happened. The caller has the shard of the last step.
     #[inline]
     pub(crate) fn enter_granted(
         &self,
         request: SharedRequest<P>,
-        above: usize,
         biased: impl Fn(NodeId) -> bool,
         grant: impl FnOnce() -> bool,
     ) -> Result<Key, SharedRequest<P>> {
         let since = Moment::now();
         let register = self.register_of_request(&request);
         let mut locked = self.registers[register].lock();
+        let above = request.plan.steps().len() - 1;
         if !locked.takes(&request) || publishable(&request, 0, &biased) < above || !grant() {
             drop(locked);
             return Err(request);
@@ -209,11 +209,6 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             return Some(Key { register, index });
         }
         Some(Key { register, index: locked.insert(Entry::new(request, since)) })
-    }
-
-    /// Whether the paths of a request are in the frame of the others, or there are no others.
-    pub(crate) fn agrees(&self, request: &Request<P>) -> bool {
-        self.registers[self.register_of_request(request)].lock().takes(request) || self.lock().turn_to(request.frame)
     }
 
     /// Publishes the steps of a request from `from` on, as many as are biased; returns how many.
@@ -325,6 +320,19 @@ impl<P: TreePath + ?Sized> Ledger<P> {
                 LetOn::Granted
             }
         }
+    }
+
+    /// Marks an entry as granted whose first `above` steps are to be published, if they are biased still; `false`, and
+    /// nothing has happened, if not. The caller has the shards of the other steps.
+    pub(crate) fn grant_below(&self, key: Key, above: usize, biased: impl Fn(NodeId) -> bool) -> bool {
+        let mut register = self.registers[key.register].lock();
+        let entry = &mut register.entries[key.index];
+        if publishable(&entry.request, 0, biased) < above {
+            return false;
+        }
+        entry.published = first_bits(above);
+        register.grant(key.index);
+        true
     }
 
     /// Marks an entry as granted.
