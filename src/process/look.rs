@@ -24,17 +24,17 @@ const LOOKS: u32 = 100;
 
 /// What all members have and await, without those who are dead and not buried yet.
 pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
-    let nothing = || Ok(report::snapshot(&Replica::default()));
+    let nothing = || Ok(report::snapshot(Replica::default()));
     // A member that lives has a lifeline, and has noted something.
     let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.seen_beyond(0)?.is_some());
     let mut read = None;
     for looks in 1.. {
         let is_last_look = looks == LOOKS;
         match look_once(directory, &mut read) {
-            Ok(Seen::All(replica)) => return Ok(report::snapshot(&replica)),
+            Ok(Seen::All(replica)) => return Ok(report::snapshot(replica)),
             Ok(Seen::Unsure(_)) if !is_used()? => return nothing(),
             // A lifeline was removed; its member is shown while anybody lives.
-            Ok(Seen::Unsure(replica)) if is_last_look => return Ok(report::snapshot(&replica)),
+            Ok(Seen::Unsure(replica)) if is_last_look => return Ok(report::snapshot(replica)),
             Ok(Seen::Behind(error)) if is_last_look => return Err(error),
             Err(error) if error.is_harm() && !is_used()? => return nothing(),
             Err(error) if is_last_look || !error.is_of_the_table() => return Err(error),

@@ -53,7 +53,7 @@ mod replica;
 mod report;
 
 pub use error::{FileError, FileProblem, ProcessLockError};
-pub use report::{Deadlock, Holder, Party, Process, Snapshot, Waiter};
+pub use report::{Deadlock, Holder, InTheWay, Party, Process, Snapshot, Waiter};
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
@@ -367,6 +367,13 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     /// [`FileError`].
     pub fn snapshot(&self) -> Result<Snapshot, FileError> {
         self.member.snapshot()
+    }
+
+    /// The number by which the others know this open lock: [`Process::member`] of all that it holds and awaits. Nobody else
+    /// gets it as long as anybody has the lock open, and its files in the directory are called by it, such as `m7`.
+    #[must_use]
+    pub fn member(&self) -> u64 {
+        self.member.id().0
     }
 
     /// Whether programs started by this process from now on inherit what is held by this lock: then it is held until the

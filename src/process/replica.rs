@@ -23,7 +23,7 @@ use crate::core::node_id::{NodeId, NodeMap};
 use crate::core::owner::Owner;
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// One who has opened the lock. Never given again in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -168,7 +168,7 @@ impl Request {
 }
 
 /// See the header of this file.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Replica {
     /// Whether paths are, once there was one.
     pub(super) absolute: Option<bool>,
@@ -420,6 +420,32 @@ impl Replica {
             request.ticket = Some(node.enqueue(step.mode, place.held, id));
         }
         replica
+    }
+
+    /// The requests that a waiting one waits for: those that have what excludes it where it waits or further on its way, and
+    /// those that exclude it in the queue where it waits and came before, or go ahead of it (rules 2 and 3 of `node.rs`).
+    pub(super) fn waits_for(&self, id: RequestId) -> Vec<RequestId> {
+        let Some(request) = self.requests.get(&id) else { return Vec::new() };
+        let Some((at, ticket)) = request.waits_at().zip(request.ticket) else { return Vec::new() };
+        let place =
+            |other: &Request| other.ticket.filter(|_| other.waits_at().is_some_and(|step| step.node == at.node));
+        let passed = self.requests.values().filter_map(|other| place(other)).filter(|other| ticket.passes(other));
+        let first_passed = passed.map(|other| other.arrival()).fold(ticket.arrival(), u64::min);
+        let is_ahead = |other: &Ticket| {
+            (other.arrival() < first_passed || other.passes(&ticket)) && !other.mode().compatible(at.mode)
+        };
+        let left = &request.ask.steps[request.progress.taken..];
+        let left: HashMap<NodeId, Mode> = left.iter().map(|step| (step.node, step.mode)).collect();
+        let excludes = |step: &Step| left.get(&step.node).is_some_and(|mode| !mode.compatible(step.mode));
+        let own: Vec<RequestId> = match request.ask.owner {
+            Owner::Thread => self.guards_of(id.member, request.ask.thread).collect(),
+            Owner::Itself => Vec::new(),
+        };
+        let others = self.requests.iter().filter(|(other, _)| **other != id && !own.contains(other));
+        let in_the_way = others.filter(|(_, other)| {
+            other.taken().iter().any(excludes) || place(other).is_some_and(|other| is_ahead(&other))
+        });
+        in_the_way.map(|(&other, _)| other).collect()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Who holds what and who waits for what in all processes, as plain data and as a drawing.
 
-use super::replica::{InCycle, Replica, Request};
+use super::replica::{InCycle, MemberId, Replica, Request, RequestId};
 use crate::core::mode::Mode;
 use crate::inspect::{Asked, Drawing, DrawnParty, Plain, Root, write_cycle};
 use serde::{Deserialize, Serialize};
-use std::fmt::{self, Display};
+use std::collections::HashSet;
+use std::fmt::{self, Debug, Display};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// All that a lock had granted and all that waited for it at one moment, in all processes.
@@ -19,13 +21,76 @@ pub struct Snapshot {
     pub waiters: Vec<Waiter>,
     /// When it was taken.
     pub taken: SystemTime,
+    replica: Kept,
+}
+
+/// What a snapshot tells of, for what is asked of it later.
+#[derive(Clone)]
+struct Kept(Arc<Replica>);
+
+impl Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}
+
+/// Those that a request waits for: see [`Snapshot::in_the_way`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct InTheWay<'a> {
+    /// The guards that exclude it where it waits, or further on its way.
+    pub holders: Vec<&'a Holder>,
+    /// The requests that go ahead of it where it waits and exclude it there, or have taken a part of its way; they wait
+    /// themselves.
+    pub waiters: Vec<&'a Waiter>,
+}
+
+impl Snapshot {
+    /// Those that a waiter of this snapshot waits for: each of them must let go, or give up, before it is granted.
+    ///
+    /// Who is ahead of whom is not told by the times: a request whose thread already holds something there, as for an
+    /// upgrade, may come later and go first. Nor does a waiter wait for all that came before: those that share the node with
+    /// it are not in its way.
+    ///
+    /// ```
+    /// # use treelock::process::ProcessTreeLock;
+    /// # let directory = std::env::temp_dir().join(format!("treelock-doc-way-{}", std::process::id()));
+    /// # let lock = ProcessTreeLock::open(&directory)?;
+    /// let guard = lock.read("tables")?;
+    /// let snapshot = std::thread::scope(|scope| {
+    ///     let writer = scope.spawn(|| lock.write("tables/users").map(drop));
+    ///     let snapshot = loop {
+    ///         let snapshot = lock.snapshot()?;
+    ///         if !snapshot.waiters.is_empty() {
+    ///             break snapshot;
+    ///         }
+    ///     };
+    ///     drop(guard);
+    ///     Ok::<_, treelock::process::FileError>(snapshot)
+    /// })?;
+    /// let in_the_way = snapshot.in_the_way(&snapshot.waiters[0]);
+    /// assert_eq!(in_the_way.holders[0].roots[0].segments, ["tables"]);
+    /// # drop(lock);
+    /// # std::fs::remove_dir_all(directory)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn in_the_way(&self, waiter: &Waiter) -> InTheWay<'_> {
+        let ids: HashSet<RequestId> = self.replica.0.waits_for(waiter.id).into_iter().collect();
+        InTheWay {
+            holders: self.holders.iter().filter(|holder| ids.contains(&holder.id)).collect(),
+            waiters: self.waiters.iter().filter(|waiter| ids.contains(&waiter.id)).collect(),
+        }
+    }
 }
 
 /// A process, as it told of itself when it opened the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Process {
-    /// Its number, as it knew itself: in another container it may be another one.
+    /// Its number in this lock, which nobody else has: that of [`ProcessTreeLock::member`](super::ProcessTreeLock::member).
+    pub member: u64,
+    /// Its number, as it knew itself. In another container it may be another one, or that of another process.
     pub id: u32,
     /// Its command line, shortened.
     pub command: String,
@@ -47,6 +112,7 @@ pub struct Holder {
     pub since: SystemTime,
     /// What it holds, without what lies in other roots of its own.
     pub roots: Vec<Root>,
+    id: RequestId,
 }
 
 /// A request that is not granted yet.
@@ -67,6 +133,7 @@ pub struct Waiter {
     pub taken: Vec<Root>,
     /// The node where it waits now, and the mode it waits for there.
     pub at: Root,
+    id: RequestId,
 }
 
 /// A cycle of threads of one or several processes, each of which waits for the next, and the last for the first.
@@ -166,17 +233,17 @@ fn owned(segments: &[&str]) -> Vec<String> {
     segments.iter().map(|&segment| segment.to_owned()).collect()
 }
 
-pub(super) fn snapshot(replica: &Replica) -> Snapshot {
-    let mut snapshot = Snapshot { holders: Vec::new(), waiters: Vec::new(), taken: SystemTime::now() };
+pub(super) fn snapshot(replica: Replica) -> Snapshot {
+    let (mut holders, mut waiters) = (Vec::new(), Vec::new());
     for request in replica.requests.values() {
         match request.waits_at() {
-            Some(_) => snapshot.waiters.push(waiter(replica, request)),
-            None => snapshot.holders.push(holder(replica, request)),
+            Some(_) => waiters.push(waiter(&replica, request)),
+            None => holders.push(holder(&replica, request)),
         }
     }
-    snapshot.holders.sort_by_key(|holder| holder.since);
-    snapshot.waiters.sort_by_key(|waiter| waiter.since);
-    snapshot
+    holders.sort_by_key(|holder| holder.since);
+    waiters.sort_by_key(|waiter| waiter.since);
+    Snapshot { holders, waiters, taken: SystemTime::now(), replica: Kept(Arc::new(replica)) }
 }
 
 pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
@@ -194,9 +261,13 @@ pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
 }
 
 fn process(replica: &Replica, request: &Request) -> Process {
-    match replica.members.get(&request.ask.id.member) {
-        Some(about) => Process { id: about.id, command: about.command.clone(), user: about.user.clone() },
-        None => Process { id: 0, command: String::new(), user: String::new() },
+    let member = request.ask.id.member;
+    let MemberId(number) = member;
+    match replica.members.get(&member) {
+        Some(about) => {
+            Process { member: number, id: about.id, command: about.command.clone(), user: about.user.clone() }
+        }
+        None => Process { member: number, id: 0, command: String::new(), user: String::new() },
     }
 }
 
@@ -212,6 +283,7 @@ fn holder(replica: &Replica, request: &Request) -> Holder {
         thread: told.thread.to_owned(),
         location: told.place.to_string(),
         since: since(request),
+        id: request.ask.id,
     }
 }
 
@@ -225,6 +297,7 @@ fn waiter(replica: &Replica, request: &Request) -> Waiter {
         thread: told.thread.to_owned(),
         location: told.place.to_string(),
         since: since(request),
+        id: request.ask.id,
     }
 }
 

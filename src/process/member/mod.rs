@@ -124,6 +124,11 @@ impl Member {
         Ok(Arc::new(member))
     }
 
+    /// The number that no other member has.
+    pub(super) fn id(&self) -> MemberId {
+        self.id
+    }
+
     /// Sets whether programs that this process starts keep what is held here.
     pub(super) fn set_inheritable(&self, inheritable: bool) -> Result<(), FileError> {
         use rustix::io::{FdFlags, fcntl_setfd};
@@ -194,7 +199,7 @@ impl Member {
             // A change puts a table back, if that can be.
             Err(error) if error.is_of_the_table() => {
                 let changed = self.change(Limit::Stalled, |change, _| {
-                    change.journal.check_seen(&self.directory).map(|()| report::snapshot(change.replica))
+                    change.journal.check_seen(&self.directory).map(|()| report::snapshot(change.replica.clone()))
                 });
                 changed?.unwrap_or(Err(error))
             }
