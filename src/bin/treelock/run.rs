@@ -120,6 +120,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Err(error) => return Err(Failure::new(CANNOT_CREATE, error)),
     };
+    if let Some(telling) = &telling {
+        telling.opened(&lock);
+    }
 
     let asked = if non_blocking {
         lock.try_lock_arc(&reads, &writes)
