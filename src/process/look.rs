@@ -19,7 +19,7 @@ use super::member::now;
 use super::replica::{Effects, Event, Replica};
 use super::report::{self, Snapshot};
 
-/// How often an observer looks before it tells what it sees. One look is enough unless others are busy.
+/// The most that an observer looks. One look is enough unless others are busy.
 const LOOKS: u32 = 100;
 
 /// What all members have and await, without those who are dead and not buried yet.
@@ -52,11 +52,11 @@ enum Seen {
     /// The same, but for a member whose lifeline is not there: it has left since the table was read, or was buried, or its
     /// lifeline was removed. Or another table has the name now, and the lifelines may be those of its members.
     Unsure(Replica),
-    /// A living member has noted what does not stand in the table, or did not yet when that was read.
+    /// A living member has noted what was not in the table when that was read.
     Behind(FileError),
 }
 
-/// Looks at the table, or reads on in the one that was read before if that was behind, and at the lifelines.
+/// Looks at the table and at the lifelines. A table that was only behind stays in `read`, and is read on the next time.
 fn look_once(directory: &Directory, read: &mut Option<(Journal, Replica)>) -> Result<Seen, FileError> {
     let (mut journal, mut replica) = match read.take() {
         Some(read) => read,
@@ -64,7 +64,7 @@ fn look_once(directory: &Directory, read: &mut Option<(Journal, Replica)>) -> Re
     };
     journal.catch_up(directory, &mut replica)?;
     if !journal.is_last(directory)? {
-        // Another one has taken the name since this one was opened; or this one was put back in its place.
+        // Another one has taken the name since this one was opened, or this one was put back in place of that.
         return Err(Journal::removed(directory));
     }
     match journal.check_seen(directory) {

@@ -1,6 +1,6 @@
-//! For whom this process waits, told on standard error when that lasts; and which process keeps the table.
+//! Tells on standard error for whom this process waits, when that lasts; and finds the process that keeps the table.
 //!
-//! Who is in the way is the library's word ([`Snapshot::in_the_way`]); here is only how it is told.
+//! The library says who is in the way ([`Snapshot::in_the_way`]). Not here: the rule of the queue.
 
 use std::fmt::{self, Display};
 use std::iter::successors;
@@ -127,7 +127,7 @@ enum State {
 }
 
 impl<'a> Line<'a> {
-    /// `None` if none of its roots conflicts with ours: then it has not told them as this version does.
+    /// `None` if none of its roots conflicts with ours: another version of treelock may tell its roots differently.
     fn new(state: State, process: &'a Process, age: Duration, roots: &'a [Root], own: &Waiter) -> Option<Self> {
         let mut conflicting = roots.iter().filter(|root| own.roots.iter().any(|our| conflict(root, our)));
         let root = conflicting.next()?;
@@ -183,7 +183,7 @@ impl Display for Line<'_> {
     }
 }
 
-/// Whether a process has started the one that has started this one, and so on. (`man 5 proc`)
+/// Whether a process is the parent of this one, or its parent, and so on. (`man 5 proc`)
 fn is_ancestor(process: &Process) -> bool {
     let parent = |id: &u32| -> Option<u32> {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;

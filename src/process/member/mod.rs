@@ -48,10 +48,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use watch::Other;
 
-/// How long a waiter polls before it looks at its request all the same.
+/// How long a waiter polls before it looks at its request in any case.
 const LOST_WAKE: Duration = Duration::from_secs(1);
 
-/// How often a process comes anew to a directory where nobody lives and nobody has begun.
+/// How often a process tries to open a directory where nobody lives and nobody begins.
 const ATTEMPTS: u32 = 10;
 
 /// An open lock.
