@@ -264,7 +264,7 @@ mod tests {
     fn what_others_tell_is_spelled_out_where_a_terminal_would_obey_it() {
         let (time, evil) = (SystemTime::now(), || String::from("e\x1b[2J\n"));
         let holder = Holder {
-            process: Some(Process { id: 7, command: evil(), user: evil() }),
+            process: Some(Process { member: 1, id: 7, command: evil(), user: evil() }),
             thread: evil(),
             location: evil(),
             since: time,

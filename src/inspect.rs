@@ -44,7 +44,7 @@ use std::time::{Duration, SystemTime};
 /// ```
 ///
 /// Times are seconds since 1970, with a fraction. Between processes each holder and waiter has a `process` too, which is
-/// `{"id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may come.
+/// `{"member": 3, "id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may come.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -105,6 +105,8 @@ pub struct Waiter {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Process {
+    /// Its number in the lock, which nobody else has.
+    pub member: u64,
     /// Its number, as it knew itself: in another container it may be another one.
     pub id: u32,
     /// Its command line, shortened.

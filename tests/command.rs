@@ -481,6 +481,63 @@ fn a_wait_of_a_second_tells_for_whom() {
     }
 }
 
+/// A program that reads and wants to write goes ahead of those who came before, and cannot pass it.
+#[test]
+fn a_wait_tells_of_an_upgrade_that_came_later_and_passes_it() {
+    let place = Place::new();
+    let path = place.absolute("a");
+    let other = place.hold(&["-r", "a"]);
+    let lock = ProcessTreeLock::open(place.lock()).unwrap();
+    thread::scope(|scope| {
+        let (upgrades, may_upgrade) = mpsc::channel();
+        let (reads, has_read) = mpsc::channel();
+        let (lock, path) = (&lock, &path);
+        scope.spawn(move || {
+            let _outer = lock.read(path).unwrap();
+            reads.send(()).unwrap();
+            may_upgrade.recv().unwrap();
+            drop(lock.write(path).unwrap());
+        });
+        has_read.recv().unwrap();
+        let mut writer = place.ask(&["-w", "a"]);
+        place.wait_until_waiting(1);
+        upgrades.send(()).unwrap();
+        place.wait_until_waiting(2);
+        let (sender, told) = mpsc::channel();
+        let messages = BufReader::new(writer.stderr.take().unwrap());
+        thread::spawn(move || messages.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let upgrade = format!("treelock: waiting for {} ", std::process::id());
+        let is_upgrade = |line: String| line.starts_with(&upgrade) && line.contains("waiting to write");
+        wait_for("it tells of the upgrade", || is_upgrade(told.try_recv().ok()?).then_some(()));
+        assert_eq!((code(&end(other)), code(&end(writer))), (0, 0));
+    });
+}
+
+/// In containers that share the directory, processes may have the same numbers.
+#[test]
+fn a_wait_tells_of_its_own_request_and_not_of_another_process_with_its_number() {
+    let place = Place::new();
+    let container = ["--pid", "--fork", "--kill-child"];
+    if !Command::new("unshare").args(container).arg("true").status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: needs unshare, and the right to use it");
+        return;
+    }
+    let ask = |words: &[&str]| {
+        let inside = place.command(&[]);
+        let mut command = Command::new("unshare");
+        command.args(container).arg(TREELOCK).arg("run").args(words).args(HOLD).current_dir(place.home());
+        command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let holder = place.hold(&["-r", "a/b"]);
+    let writer = ask(&["-w", "a"]);
+    place.wait_until_waiting(1);
+    let mut reader = ask(&["-r", "a/b/c"]);
+    let told = line(reader.stderr.as_mut().unwrap());
+    assert!(told.starts_with("treelock: waiting for 1 \"") && told.contains("waiting to write"), "{told}");
+    assert_eq!((code(&end(holder)), code(&end(writer)), code(&end(reader))), (0, 0, 0));
+}
+
 #[test]
 fn it_tells_again_only_when_it_waits_for_others() {
     let place = Place::new();
@@ -551,7 +608,7 @@ fn status_as_json_has_the_fields_that_the_help_tells() {
         &all[0]
     });
     assert_eq!(keys(held), ["location", "process", "roots", "since", "thread"]);
-    assert_eq!(keys(&held["process"]), ["command", "id", "user"]);
+    assert_eq!(keys(&held["process"]), ["command", "id", "member", "user"]);
     assert_eq!(held["process"]["id"], holder.id());
     assert!(held["process"]["command"].as_str().unwrap().contains(" run -w data/users -r schema -- sh -c "));
     assert!(!held["process"]["user"].as_str().unwrap().is_empty());

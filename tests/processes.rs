@@ -12,6 +12,7 @@ mod processes {
     mod exclusion;
     mod files;
     mod growth;
+    mod in_the_way;
     mod waits;
 }
 

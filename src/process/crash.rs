@@ -1,6 +1,6 @@
-//! Where a process may die: in tests it does, at the step that the environment names.
+//! The steps at which a process may die. In tests it kills itself at the step that the environment names (`deaths.rs`).
 //!
-//! Each change of anything that other processes see is a step, and so is each half of a write. Shipped code has none.
+//! Each change of anything that other processes see is a step, and so is each half of a write. Shipped code has no steps.
 
 #[cfg(not(test))]
 #[inline(always)]

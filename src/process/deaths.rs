@@ -1,9 +1,9 @@
-//! A process is killed at every step of all that it changes, one after the other, and each time the next one finds all in
-//! order (P1).
+//! A test kills a process at each step of all that it changes, and looks each time whether the others, or the next process,
+//! find everything in order (P1).
 //!
-//! The victim is this test program once more, with the number of the step in its environment. What it does takes it
-//! through everything that writes: the first table, joining, requests that are granted, that wait, are moved and give up,
-//! deaths of others, new tables, leaving.
+//! The victim is this test program once more, with the number of the step in its environment (`crash.rs`). It does everything
+//! that writes: it makes the first table, joins, is granted requests, waits, is moved, gives up, buries others, writes
+//! new tables, and leaves.
 
 use super::{ProcessTreeLock, crash};
 use std::os::unix::process::ExitStatusExt;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const DIRECTORY: &str = "TREELOCK_VICTIM_DIRECTORY";
 
-/// What the one who looks on holds all the time.
+/// What the process that looks on holds all the time.
 const HELD: &str = "held by the witness";
 
 /// A directory for one test, removed at the end.
@@ -34,7 +34,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs in a process of its own; see [`victim_of`].
+/// Runs in a process of its own; see [`start`].
 #[test]
 #[ignore = "a part of the other tests"]
 fn victim() {
@@ -57,7 +57,7 @@ fn victim() {
         let inner = lock.write(format!("e/{turn}/x")).unwrap();
         drop((outer, inner));
     }
-    // One who dies is buried: another member, whose lifeline ends.
+    // A dead member is buried: another one of this process, whose lifeline ends.
     let mut dead = ProcessTreeLock::open(&directory).unwrap();
     std::mem::forget(dead.write("f").unwrap());
     Arc::get_mut(&mut dead.member).unwrap().cut_lifeline();
@@ -92,7 +92,7 @@ fn start(victim: &str, directory: &Path, step: u64) -> Child {
     command.spawn().unwrap()
 }
 
-/// Lets a process die at each step, and looks what it leaves; returns how many there were.
+/// Lets a process die at each step, and looks at what it leaves; returns the number of steps.
 fn die_at_every_step(victim: &str, directory: &Path, look: impl Fn(u64)) -> u64 {
     for step in 0.. {
         let status = start(victim, directory, step).wait().unwrap();
@@ -105,7 +105,7 @@ fn die_at_every_step(victim: &str, directory: &Path, look: impl Fn(u64)) -> u64 
     unreachable!("it ends some time")
 }
 
-/// What is there when nobody but the members of `lock` has it open.
+/// The names of the files in the directory.
 fn files(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(directory)
         .unwrap()
@@ -115,7 +115,7 @@ fn files(directory: &Path) -> Vec<String> {
     names
 }
 
-/// P1, with others who have the lock open: one holds, and one waits for the victim.
+/// P1, where others have the lock open: one holds, and one waits for the victim.
 #[test]
 fn whoever_dies_at_any_step_lets_the_others_go_on() {
     let scratch = Scratch::new("deaths");
@@ -129,7 +129,7 @@ fn whoever_dies_at_any_step_lets_the_others_go_on() {
         longest.set(longest.get().max(start.elapsed()));
         let snapshot = lock.snapshot().unwrap();
         assert!(snapshot.holders.len() == 1 && snapshot.waiters.is_empty(), "step {step}: {snapshot}");
-        // Who had nothing is in nobody's way, and buried by the next one who comes; with what the dead had no time to remove.
+        // A victim that had nothing is in nobody's way. The next process that comes buries it, and removes its files.
         drop(ProcessTreeLock::open(&scratch.0).unwrap());
         let mut left = files(&scratch.0);
         left.retain(|name| name != "table" && name != "table.new" && name.split('.').next() != Some("m0"));
@@ -171,7 +171,7 @@ fn whoever_dies_alone_leaves_nothing_that_matters() {
     assert!(steps > 150, "only {steps} steps: the victim does not do what it should");
 }
 
-/// P2: who has the lifeline lives, even if it is all that a child has kept of what it inherited.
+/// P2: a member lives as long as its lifeline, even if that is all that a child has kept of what it inherited.
 #[test]
 fn lifeline_alone_keeps_what_is_held() {
     let scratch = Scratch::new("lifeline");

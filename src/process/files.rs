@@ -1,25 +1,29 @@
-//! The directory of a lock, and what the kernel keeps in it: who is alive, and how one is woken.
+//! The directory of a lock, and what the kernel keeps in it: which members live, and how waiters are woken.
 //!
 //! | | | |
 //! |---|---|---|
-//! | the directory | a shared `flock` by each member | who has it exclusively is alone, and may begin anew |
-//! | | locks of bytes by each member | how much of the journal it has seen; see below |
+//! | the directory | a shared `flock` by each member | a process that gets it exclusively is alone, and may begin anew |
+//! | | locks of bytes by each member | how much of the journal the member knows; see below |
 //! | `table` | an exclusive `flock` while it is used | the journal (`journal/`) |
 //! | `m7` | a FIFO that member 7 keeps open for writing | its end of file is the end of the member: *lifeline* |
 //! | `m7.2` | a FIFO that a waiter of member 7 reads | a byte in it wakes the waiter: *channel* |
 //!
-//! So it is the kernel that says who lives (P2): it closes what a process had open, however that ended, and a child that
-//! inherits the lifeline keeps it. A FIFO can be polled, so nobody need ask again and again; it works between users and
-//! containers that share the directory; process numbers are told, and never asked.
+//! So the kernel says which members live (P2). It closes what a process had open, however the process ended; a child that
+//! inherits the lifeline keeps its parent's member alive. A FIFO can be polled, so a waiter need not look again and again.
+//! All this works between users, and between containers that share the directory. Process numbers are shown to people
+//! only.
 //!
-//! Who finds no table in a directory where others are alive must not make one: that is the trap of two holders on two
-//! inodes. The `flock` on the directory's own inode tells, whatever happens to the files in it.
+//! A process that finds no table in a directory where members live must not make one: two processes could hold one
+//! sub-tree in two files. The `flock` on the inode of the directory tells whether members live, whatever happens to the
+//! files.
 //!
-//! Nor must anybody believe an older copy of the table that was written over it, as a backup is restored: all that stands
-//! there is right, but for what came later. So each member keeps a lock on bytes of the directory, which has none, from the
-//! first up to the number that tells what it knew of the journal when it last wrote, or was granted something. These locks
-//! bind nobody; they are words that no file holds, that others can ask for in one call, and that the kernel takes back with
-//! the member.
+//! Nor may a member believe an older copy of the table that was written over it, as when a backup is restored: all that
+//! stands there is right, and what came later is missing. So each member keeps a read lock on bytes of the directory, from
+//! the first up to a number that tells what it knew of the journal when it last wrote, or was granted something. A directory
+//! has no bytes, and these locks exclude nobody. They are notes: no file holds them, others read them in one call, and
+//! the kernel removes them with the member.
+//!
+//! Not here: what stands in the table (`journal/`), and when a member is buried (`member/watch.rs`).
 
 use super::crash;
 use super::error::{FileError, FileProblem};
@@ -38,14 +42,14 @@ use std::time::{Duration, Instant};
 pub(super) struct Directory {
     path: PathBuf,
     fd: OwnedFd,
-    /// What files in it may be done to, by whom: as the directory says.
+    /// The rights that files in it get: those of the directory.
     rights: Mode,
 }
 
-/// For an exclusive `flock` on the directory to end: a member keeps it for a moment.
+/// How long an exclusive `flock` on the directory is waited for. A process that begins keeps it for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Those where another host may have the directory too. (`man 2 statfs`)
+/// The file systems that another host may use too. (`man 2 statfs`)
 const NETWORK_FILE_SYSTEMS: [(u32, &str); 14] = [
     (0x6969, "NFS"),
     (0x517B, "SMB"),
@@ -64,7 +68,7 @@ const NETWORK_FILE_SYSTEMS: [(u32, &str); 14] = [
 ];
 
 impl Directory {
-    /// Opens a directory that is there, to look at it, and not as a member.
+    /// Opens a directory that is there, to look at it, without becoming a member.
     pub(super) fn look(path: &Path) -> Result<Self, FileError> {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -75,14 +79,14 @@ impl Directory {
         Ok(Directory { path, fd, rights })
     }
 
-    /// Opens it once more, to look at it as others do: nobody is told of its own locks.
+    /// Opens it once more, to look at it as others do: the kernel tells nobody of its own locks.
     pub(super) fn as_others(&self) -> Result<Self, FileError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = fs::openat(&self.fd, ".", flags, Mode::empty()).map_err(|errno| io(&self.path, "open", errno))?;
         Ok(Directory { path: self.path.clone(), fd, rights: self.rights })
     }
 
-    /// Opens a directory, or makes it; `begin` is run if nobody else has it open.
+    /// Opens a directory, which is made if it is not there. Runs `begin` if nobody else has it open.
     pub(super) fn open(
         path: &Path,
         insist: bool,
@@ -101,11 +105,11 @@ impl Directory {
         if stat.st_mode & Mode::SVTX.as_raw_mode() != 0 && stat.st_uid != user.as_raw() && !user.is_root() {
             return Err(FileError::new(directory.path, FileProblem::Sticky));
         }
-        // A child that has inherited may have closed the directory, and not its lifeline.
+        // A child that has inherited both may have closed the directory and kept the lifeline.
         if directory.flock(FlockOperation::NonBlockingLockExclusive)? && !directory.has_living()? {
             begin(&directory)?;
         }
-        // Who begins keeps others waiting for a moment; between the two locks another may come, and begin once more.
+        // A process that begins keeps the others waiting for a moment. Between its two locks another may begin once more.
         let late = Instant::now() + PATIENCE;
         let late = deadline.map_or(late, |deadline| deadline.min(late));
         while !directory.flock(FlockOperation::NonBlockingLockShared)? {
@@ -125,7 +129,7 @@ impl Directory {
         }
     }
 
-    /// Whether any lifeline is kept by somebody.
+    /// Whether any member lives, as its lifeline tells.
     pub(super) fn has_living(&self) -> Result<bool, FileError> {
         for (member, _) in self.fifos()?.into_iter().filter(|(_, channel)| channel.is_none()) {
             if self.open_lifeline(member)?.is_some_and(|(lifeline, _)| is_alive(&lifeline)) {
@@ -143,11 +147,11 @@ impl Directory {
         self.path.join(name)
     }
 
-    /// Opens a file for reading, or for both; `None` if there is none.
+    /// Opens a file for reading, or for reading and writing; `None` if there is none.
     pub(super) fn open_file(&self, name: &str, access: OFlags) -> Result<Option<OwnedFd>, FileError> {
-        // A FIFO or a device that stands there must not hold us up.
+        // A FIFO or a device in its place must not hold us up.
         let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        // When it was read last need not be kept: only its owner may say so.
+        // The time of the last read need not be kept; but only the owner of the file may ask for that.
         let opened = match fs::openat(&self.fd, name, flags | OFlags::NOATIME, Mode::empty()) {
             Err(Errno::PERM) => fs::openat(&self.fd, name, flags, Mode::empty()),
             opened => opened,
@@ -159,14 +163,14 @@ impl Directory {
         }
     }
 
-    /// Makes a file, instead of what stands there.
+    /// Makes a file, in place of what has that name.
     pub(super) fn create_file(&self, name: &str) -> Result<OwnedFd, FileError> {
         self.remove(name);
         crash::step();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOATIME;
         let file = fs::openat(&self.fd, name, flags, self.rights);
         let file = file.map_err(|errno| io(&self.path_of(name), "make", errno))?;
-        // What the umask took away.
+        // The umask took some away.
         fs::fchmod(&file, self.rights).map_err(|errno| io(&self.path_of(name), "set the rights of", errno))?;
         crash::step();
         Ok(file)
@@ -180,17 +184,17 @@ impl Directory {
         Ok(())
     }
 
-    /// The number by which the kernel knows the directory.
+    /// The inode of the directory.
     pub(super) fn own_inode(&self) -> Result<u64, FileError> {
         fs::fstat(&self.fd).map(|stat| stat.st_ino).map_err(|errno| io(&self.path, "look at", errno))
     }
 
-    /// Whether it has no name any more, and cannot have files.
+    /// Whether the directory was removed, so that it cannot have files.
     pub(super) fn is_removed(&self) -> Result<bool, FileError> {
         fs::fstat(&self.fd).map(|stat| stat.st_nlink == 0).map_err(|errno| io(&self.path, "look at", errno))
     }
 
-    /// The number by which the kernel knows the file of that name.
+    /// The inode of the file of that name, if there is one.
     pub(super) fn inode(&self, name: &str) -> Result<Option<u64>, FileError> {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat.st_ino)),
@@ -199,7 +203,7 @@ impl Directory {
         }
     }
 
-    /// Removes a file that nobody needs; if that cannot be, it stays.
+    /// Removes a file that nobody needs. It does no harm if that fails.
     pub(super) fn remove(&self, name: &str) {
         let _ = fs::unlinkat(&self.fd, name, AtFlags::empty());
     }
@@ -212,16 +216,16 @@ impl Directory {
         }
     }
 
-    /// Removes what members that are no more have left.
+    /// Removes the FIFOs of members that have left, or are buried.
     pub(super) fn remove_fifos(&self, which: impl Fn(MemberId) -> bool) {
-        // What cannot be listed stays.
+        // It does no harm if they cannot be listed.
         for (member, channel) in self.fifos().unwrap_or_default().into_iter().filter(|&(member, _)| which(member)) {
             crash::step();
             self.remove(&name(member, channel));
         }
     }
 
-    /// The FIFOs in the directory that have names of ours; it may have files of others.
+    /// The FIFOs of members. The directory may have other files.
     fn fifos(&self) -> Result<Vec<(MemberId, Option<Channel>)>, FileError> {
         let failed = |errno| io(&self.path, "list", errno);
         let mut fifos = Vec::new();
@@ -237,8 +241,8 @@ impl Directory {
         Ok(fifos)
     }
 
-    /// Makes a FIFO, in place of one that was left there, and keeps both of its ends open, so that it neither ends nor
-    /// blocks. Anything else of that name is somebody else's, and an error.
+    /// Makes a FIFO, in place of one that was left there. Anything else of that name belongs to somebody else, and is an error.
+    /// Both ends of the FIFO are kept open, so that it neither ends nor blocks.
     fn make_fifo(&self, name: &str) -> Result<OwnedFd, FileError> {
         self.remove_fifo(name);
         crash::step();
@@ -251,7 +255,7 @@ impl Directory {
         made.map_err(|errno| io(&self.path_of(name), "make the FIFO", errno))
     }
 
-    /// Begins the life of a member: it is over when nobody has this any more. With its inode.
+    /// Begins the life of a member, which ends when no process has the lifeline open. Returns its inode too.
     pub(super) fn make_lifeline(&self, member: MemberId) -> Result<(OwnedFd, u64), FileError> {
         let name = lifeline(member);
         let failed = |errno| io(&self.path_of(&name), "look at", errno);
@@ -269,13 +273,13 @@ impl Directory {
         self.make_fifo(&name(member, Some(channel)))
     }
 
-    /// Opens another member's lifeline, to look at it and to poll it; `None` if that is not there, or another file is.
+    /// Opens the lifeline of another member, to look at it and to poll it; `None` if it was removed or replaced.
     pub(super) fn watch(&self, member: MemberId, inode: u64) -> Result<Option<OwnedFd>, FileError> {
         let opened = self.open_lifeline(member)?;
         Ok(opened.filter(|&(_, found)| found == inode).map(|(lifeline, _)| lifeline))
     }
 
-    /// What stands at the name of a lifeline, and its inode.
+    /// Opens the file that has the name of a lifeline; returns its inode too.
     fn open_lifeline(&self, member: MemberId) -> Result<Option<(OwnedFd, u64)>, FileError> {
         let name = lifeline(member);
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -287,47 +291,47 @@ impl Directory {
         }
     }
 
-    /// Wakes a waiter, if it is still there.
+    /// Wakes a waiter, if its channel is still there.
     pub(super) fn wake(&self, member: MemberId, channel: Channel) {
         let name = name(member, Some(channel));
-        // For reading too: or else a waiter that ends in between would bring a SIGPIPE.
+        // For reading too: otherwise a waiter that ends in between would bring a SIGPIPE.
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if let Ok(fifo) = fs::openat(&self.fd, &*name, flags, Mode::empty()) {
             let _ = rustix::io::write(fifo, &[1]);
         }
     }
 
-    /// Leaves word of how much of the journal this member knows.
+    /// Notes how much of the journal this member knows.
     pub(super) fn note_seen(&self, known: u64) {
         crash::step();
-        // It can fail where there is no memory; then this is not noted, and what was before stays.
+        // Without memory for it the kernel refuses, and the note of before stays.
         let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, known)));
     }
 
-    /// What one of the other members that live has noted, if it is more than that.
+    /// A note of another living member that is more than that, if there is one.
     pub(super) fn seen_beyond(&self, known: u64) -> Result<Option<u64>, FileError> {
         let mut beyond = bytes(libc::F_WRLCK, known, 0);
         let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut beyond));
         asked.map_err(|errno| io(&self.path, "ask for locks of", Errno::from_raw_os_error(errno as i32)))?;
         let is_free = i32::from(beyond.l_type) == libc::F_UNLCK;
-        // What has no end is none of ours.
+        // A lock without an end is not a note of ours.
         let end = if beyond.l_len == 0 { libc::off_t::MAX } else { beyond.l_start + beyond.l_len };
         Ok((!is_free).then_some(end as u64))
     }
 
-    /// As a child does that closes what it has inherited.
+    /// Unlocks the directory, as a child does that closes what it has inherited.
     #[cfg(test)]
     pub(super) fn unlock(&self) {
         self.flock(FlockOperation::Unlock).expect("it can always be unlocked");
     }
 
-    /// What children must inherit so that this member lives on in them.
+    /// The descriptor that children must inherit, beside the lifeline, so that this member lives on in them.
     pub(super) fn as_fd(&self) -> impl AsFd {
         &self.fd
     }
 }
 
-/// A lock of bytes; of all there could be, if the length is 0.
+/// A lock of so many bytes, or of all from there on if the length is 0.
 fn bytes(kind: i32, start: u64, length: u64) -> libc::flock {
     let place = |place| libc::off_t::try_from(place).unwrap_or(libc::off_t::MAX);
     let (l_start, l_len) = (place(start), place(length));
@@ -339,7 +343,7 @@ fn name(MemberId(member): MemberId, channel: Option<Channel>) -> String {
     channel.map_or(format!("m{member}"), |channel| format!("m{member}.{channel}"))
 }
 
-/// What it names, if it is such a name.
+/// The member and the channel that a name tells, if it is such a name.
 fn named(text: &str) -> Option<(MemberId, Option<Channel>)> {
     let numbers = text.strip_prefix('m')?;
     let (member, channel) =
@@ -352,25 +356,25 @@ pub(super) fn lifeline(member: MemberId) -> String {
     name(member, None)
 }
 
-/// Above what scripts use by number: a child that inherits it must not close it in passing.
+/// Moves a descriptor above those that scripts use by number: a child that inherits it must not close it in passing.
 fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Errno> {
-    // It is invalid where so many may not be open at all.
+    // The kernel calls it invalid where so many must not be open at all.
     rustix::io::fcntl_dupfd_cloexec(fd, 10).map_err(|errno| if errno == Errno::INVAL { Errno::MFILE } else { errno })
 }
 
-/// Whether anybody keeps the lifeline that was opened by [`Directory::watch`].
+/// Whether any process keeps the lifeline that was opened by [`Directory::watch`].
 pub(super) fn is_alive(watched: &OwnedFd) -> bool {
     loop {
         match rustix::io::read(watched, &mut [0; 16]) {
             Ok(0) => return false,
-            // Nobody writes there; should somebody, it is no sign of life.
+            // No member writes there; what somebody else writes is no sign of life.
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return true,
         }
     }
 }
 
-/// Takes what wakes are in a channel; whether there were any.
+/// Takes the wake-ups out of a channel; returns whether there were any.
 pub(super) fn drain(channel: &OwnedFd) -> bool {
     let mut any = false;
     loop {
@@ -382,7 +386,7 @@ pub(super) fn drain(channel: &OwnedFd) -> bool {
     }
 }
 
-/// Without the interruptions of signals.
+/// `flock`, whatever signals come.
 pub(super) fn flock(file: impl AsFd, operation: FlockOperation) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| fs::flock(file.as_fd(), operation))
 }

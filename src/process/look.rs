@@ -17,25 +17,23 @@ use super::files::{self, Directory};
 use super::journal::Journal;
 use super::member::now;
 use super::replica::{Effects, Event, Replica};
-use super::report;
-use crate::inspect::Snapshot;
 
-/// How often an observer looks before it tells what it sees. One look is enough unless others are busy.
+/// The most that an observer looks. One look is enough unless others are busy.
 const LOOKS: u32 = 100;
 
-/// What all members have and await, without those who are dead and not buried yet.
-pub(super) fn look(directory: &Directory) -> Result<Snapshot, FileError> {
-    let nothing = || Ok(report::snapshot(&Replica::default()));
+/// What all members have and await, without those who are dead and not buried yet, as `tell` tells it.
+pub(super) fn look<R>(directory: &Directory, tell: impl Fn(&Replica) -> R) -> Result<R, FileError> {
+    let nothing = || Ok(tell(&Replica::default()));
     // A member that lives has a lifeline, and has noted something.
     let is_used = || Ok::<_, FileError>(directory.has_living()? || directory.seen_beyond(0)?.is_some());
     let mut read = None;
     for looks in 1.. {
         let is_last_look = looks == LOOKS;
         match look_once(directory, &mut read) {
-            Ok(Seen::All(replica)) => return Ok(report::snapshot(&replica)),
+            Ok(Seen::All(replica)) => return Ok(tell(&replica)),
             Ok(Seen::Unsure(_)) if !is_used()? => return nothing(),
             // A lifeline was removed; its member is shown while anybody lives.
-            Ok(Seen::Unsure(replica)) if is_last_look => return Ok(report::snapshot(&replica)),
+            Ok(Seen::Unsure(replica)) if is_last_look => return Ok(tell(&replica)),
             Ok(Seen::Behind(error)) if is_last_look => return Err(error),
             Err(error) if error.is_harm() && !is_used()? => return nothing(),
             Err(error) if is_last_look || !error.is_of_the_table() => return Err(error),
@@ -53,11 +51,11 @@ enum Seen {
     /// The same, but for a member whose lifeline is not there: it has left since the table was read, or was buried, or its
     /// lifeline was removed. Or another table has the name now, and the lifelines may be those of its members.
     Unsure(Replica),
-    /// A living member has noted what does not stand in the table, or did not yet when that was read.
+    /// A living member has noted what was not in the table when that was read.
     Behind(FileError),
 }
 
-/// Looks at the table, or reads on in the one that was read before if that was behind, and at the lifelines.
+/// Looks at the table and at the lifelines. A table that was only behind stays in `read`, and is read on the next time.
 fn look_once(directory: &Directory, read: &mut Option<(Journal, Replica)>) -> Result<Seen, FileError> {
     let (mut journal, mut replica) = match read.take() {
         Some(read) => read,
@@ -65,7 +63,7 @@ fn look_once(directory: &Directory, read: &mut Option<(Journal, Replica)>) -> Re
     };
     journal.catch_up(directory, &mut replica)?;
     if !journal.is_last(directory)? {
-        // Another one has taken the name since this one was opened; or this one was put back in its place.
+        // Another one has taken the name since this one was opened, or this one was put back in place of that.
         return Err(Journal::removed(directory));
     }
     match journal.check_seen(directory) {

@@ -56,13 +56,14 @@ mod report;
 
 pub use error::{FileError, FileProblem, ProcessLockError};
 pub use guard::{ArcProcessTreeLockGuard, ProcessTreeLockGuard};
+pub use report::Wait;
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::roots::Roots;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
-use crate::trace::Wait;
+use crate::trace;
 use files::Directory;
 use member::Member;
 use std::fmt;
@@ -472,6 +473,13 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.member.snapshot()
     }
 
+    /// The number by which the others know this open lock: [`Process::member`](crate::Process::member) of all that it holds and awaits. Nobody else
+    /// gets it as long as anybody has the lock open, and its files in the directory are called by it, such as `m7`.
+    #[must_use]
+    pub fn member(&self) -> u64 {
+        self.member.id().0
+    }
+
     /// Whether programs started by this process from now on inherit what is held by this lock: then it is held until the
     /// last of them has ended, should this process end before. A guard that is dropped is released all the same.
     ///
@@ -498,7 +506,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        let wait = Wait::begin();
+        let wait = trace::Wait::begin();
         let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Thread, patience);
         let outcome = request.map(|request| ProcessTreeLockGuard::new(self, request));
         wait.end(&outcome, reads, writes);
@@ -512,7 +520,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        let wait = Wait::begin();
+        let wait = trace::Wait::begin();
         let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Itself, patience);
         let outcome = request.map(|request| ArcProcessTreeLockGuard::new(Arc::clone(&self.member), request));
         wait.end(&outcome, reads, writes);
@@ -531,7 +539,38 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
 ///
 /// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
 pub fn snapshot(directory: impl AsRef<Path>) -> Result<Snapshot, FileError> {
-    look::look(&Directory::look(directory.as_ref())?)
+    look::look(&Directory::look(directory.as_ref())?, report::snapshot)
+}
+
+/// For whom the requests of a [member](ProcessTreeLock::member) wait, as one sees it who has not opened the lock.
+///
+/// ```
+/// # use treelock::process::{ProcessTreeLock, waits};
+/// # let directory = std::env::temp_dir().join(format!("treelock-doc-way-{}", std::process::id()));
+/// let lock = ProcessTreeLock::open(&directory)?;
+/// let guard = lock.read("tables")?;
+/// let found = std::thread::scope(|scope| {
+///     let writer = scope.spawn(|| lock.write("tables/users").map(drop));
+///     let found = loop {
+///         if let Some(wait) = waits(&directory, lock.member())?.pop() {
+///             break wait;
+///         }
+///     };
+///     drop(guard);
+///     Ok::<_, treelock::process::FileError>(found)
+/// })?;
+/// assert_eq!(found.for_holders[0].roots[0].segments, ["tables"]);
+/// # drop(lock);
+/// # std::fs::remove_dir_all(directory)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// As [`snapshot`].
+pub fn waits(directory: impl AsRef<Path>, member: u64) -> Result<Vec<Wait>, FileError> {
+    let directory = Directory::look(directory.as_ref())?;
+    look::look(&directory, |replica| report::waits(replica, replica::MemberId(member)))
 }
 
 impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLock<P> {

@@ -18,13 +18,13 @@
 
 use crate::core::deadlock::{Party, Temper, cycle_through};
 use crate::core::mode::{Mode, ModeCounts};
-use crate::core::node::{Node, Stamp, Ticket};
+use crate::core::node::{Firsts, Node, Stamp, Ticket};
 use crate::core::node_id::{NodeId, NodeMap};
 use crate::core::owner::Owner;
 use crate::core::walk::{Taken, walk};
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// One who has opened the lock. Never given again in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -171,7 +171,7 @@ impl Request {
 }
 
 /// See the header of this file.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Replica {
     /// Whether the paths were, of the last request of which they were either. A request is refused while one of the other kind
     /// is there, so it is that of all who are there.
@@ -445,6 +445,35 @@ impl Replica {
             replica.next_stamp = replica.next_stamp.max(Stamp(stamp.0.saturating_add(1)));
         }
         replica
+    }
+
+    /// The requests that a waiting one waits for: those that have what excludes it where it waits or further on its way, and
+    /// those that exclude it in the queue where it waits and came before, or go ahead of it (rules 2 and 3 of `node.rs`).
+    pub(super) fn waits_for(&self, id: RequestId) -> Vec<RequestId> {
+        let Some(request) = self.requests.get(&id) else { return Vec::new() };
+        let Some((at, ticket)) = request.waits_at().zip(request.ticket) else { return Vec::new() };
+        let others = || self.requests.values().map(Box::as_ref);
+        let here =
+            |other: &Request| other.ticket.filter(|_| other.waits_at().is_some_and(|step| step.node == at.node));
+        let mut firsts = Firsts::default();
+        others().filter_map(here).for_each(|ticket| firsts.add(&ticket));
+        // By rule 3 of `core/node.rs`: it came earlier, or it has gone ahead since.
+        let is_ahead = |other: &Ticket| {
+            let goes_first = other.stamp() < firsts.place(&ticket) || firsts.place(other) <= ticket.stamp();
+            goes_first && !other.mode().compatible(at.mode)
+        };
+        let left = &request.ask.steps[request.progress.taken..];
+        let left: HashMap<NodeId, Mode> = left.iter().map(|step| (step.node, step.mode)).collect();
+        let excludes = |step: &Step| left.get(&step.node).is_some_and(|mode| !mode.compatible(step.mode));
+        let own: Vec<RequestId> = match request.ask.owner {
+            Owner::Thread => self.guards_of(id.member, request.ask.thread).collect(),
+            Owner::Itself | Owner::Handed(_) => Vec::new(),
+        };
+        let others = self.requests.iter().filter(|(other, _)| **other != id && !own.contains(other));
+        let in_the_way = others.filter(|(_, other)| {
+            other.taken().iter().any(excludes) || here(other).is_some_and(|other| is_ahead(&other))
+        });
+        in_the_way.map(|(&other, _)| other).collect()
     }
 }
 

@@ -1,11 +1,30 @@
 //! What a request tells of itself to other processes, and the snapshots and reports that are made of it.
 
-use super::replica::{InCycle, Replica, Request};
+use super::replica::{InCycle, MemberId, Replica, Request, RequestId};
 use crate::core::mode::Mode;
 use crate::inspect::{Deadlock, Holder, Process, Root, Snapshot, Waiter};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// For whom a request waits: see [`waits`](super::waits).
+///
+/// Each of these must let go, or give up, before it is granted. Times do not tell who is ahead of whom: a request whose
+/// thread already holds something there, as for an upgrade, may come later and go first. Nor does a waiter wait for all that
+/// came before: those that share the node with it are not in its way.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Wait {
+    /// When this was so.
+    pub time: SystemTime,
+    /// The request that waits.
+    pub waiter: Waiter,
+    /// The guards that exclude it where it waits, or further on its way.
+    pub for_holders: Vec<Holder>,
+    /// The requests that go ahead of it where it waits and exclude it there, or have taken a part of its way; they wait
+    /// themselves.
+    pub for_waiters: Vec<Waiter>,
+}
 
 /// What a request tells of itself, for reports alone.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -94,6 +113,23 @@ pub(super) fn snapshot(replica: &Replica) -> Snapshot {
     Snapshot::new(SystemTime::now(), holders, waiters)
 }
 
+/// For whom the waiting requests of a member wait.
+pub(super) fn waits(replica: &Replica, member: MemberId) -> Vec<Wait> {
+    let of_member = replica.requests.values().filter(|request| request.ask.id.member == member);
+    let wait = |own: &Request| {
+        let ids: Vec<RequestId> = replica.waits_for(own.ask.id);
+        let (waiting, granted): (Vec<&Request>, Vec<&Request>) =
+            ids.iter().map(|id| &*replica.requests[id]).partition(|request| request.waits_at().is_some());
+        Wait {
+            time: SystemTime::now(),
+            waiter: waiter(replica, own),
+            for_holders: granted.into_iter().map(|request| holder(replica, request)).collect(),
+            for_waiters: waiting.into_iter().map(|request| waiter(replica, request)).collect(),
+        }
+    };
+    of_member.filter(|request| request.waits_at().is_some()).map(|request| wait(request)).collect()
+}
+
 pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
     let told = |member: &InCycle| {
         let holds = member.guards.iter().map(|guard| holder(replica, &replica.requests[guard])).collect();
@@ -108,9 +144,10 @@ pub(super) fn roots(request: &Request) -> Vec<Root> {
 }
 
 fn process(replica: &Replica, request: &Request) -> Process {
+    let MemberId(member) = request.ask.id.member;
     match replica.members.get(&request.ask.id.member) {
-        Some(about) => Process { id: about.id, command: about.command.clone(), user: about.user.clone() },
-        None => Process { id: 0, command: String::new(), user: String::new() },
+        Some(about) => Process { member, id: about.id, command: about.command.clone(), user: about.user.clone() },
+        None => Process { member, id: 0, command: String::new(), user: String::new() },
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Invariants:
 //!
-//! 1. No signal goes to a stranger: the child is reaped, and its number free for others, only after the last was sent.
-//! 2. The child starts with the signals as they were when this program started. What is ignored then stays so, for both
-//!    (`nohup`, a job in the background of a script); what is caught here is reset when a program starts.
+//! 1. No signal goes to another process: the child is reaped, which frees its number, only after the last signal was sent.
+//! 2. The child starts with the signals as they were when this program started. A signal that was ignored then stays ignored,
+//!    for both (`nohup`, a job in the background of a script). One that is caught here is reset when a program starts.
 
 use crate::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, OS_ERROR};
 use rustix::fs::{Mode, OFlags, open};
@@ -23,7 +23,7 @@ use std::{fs, thread};
 
 const FORWARDED: [i32; 9] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH];
 
-/// Runs the command to its end; what it ends with.
+/// Runs the command to its end; returns its exit code.
 pub(crate) fn run(words: &[OsString]) -> Result<u8, Failure> {
     let failed =
         |doing: &'static str| move |error: io::Error| Failure::new(OS_ERROR, format_args!("cannot {doing}: {error}"));
@@ -45,7 +45,7 @@ pub(crate) fn run(words: &[OsString]) -> Result<u8, Failure> {
     Ok(code(status))
 }
 
-/// As shells tell it.
+/// The exit code that shells give.
 fn code(status: ExitStatus) -> u8 {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
     u8::try_from(code).unwrap_or(u8::MAX)
@@ -54,7 +54,7 @@ fn code(status: ExitStatus) -> u8 {
 fn spawn(words: &[OsString]) -> Result<Child, Failure> {
     let [program, arguments @ ..] = words else { unreachable!("the arguments ask for a command") };
     let spawned = Command::new(program).args(arguments).spawn().or_else(|error| match script(program) {
-        // What begins with no "#!" is one of the shell's, for execvp(3) and all shells.
+        // A script without "#!" is one of the shell, for execvp(3) and all shells.
         Some(script) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
             Command::new("/bin/sh").arg(script).args(arguments).spawn()
         }
@@ -79,11 +79,11 @@ fn script(program: &OsStr) -> Option<PathBuf> {
     split_paths(&var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
-/// What reaches the child without us is left out: what the terminal sends to all in its foreground.
+/// Sends a signal to the child, unless the terminal has sent it to all processes in its foreground.
 fn forward(signal: i32, child: Pid) {
     let from_the_terminal = [SIGINT, SIGQUIT, SIGWINCH].contains(&signal) && in_foreground();
     if let (false, true, Some(signal)) = (from_the_terminal, signal != SIGCHLD, Signal::from_named_raw(signal)) {
-        // One that has ended does not need it.
+        // It fails if the child has ended.
         let _ = kill_process(child, signal);
     }
 }
@@ -93,7 +93,7 @@ fn in_foreground() -> bool {
     terminal.and_then(tcgetpgrp).is_ok_and(|group| group == getpgrp())
 }
 
-/// Those that this program was started to ignore, one bit for each. (`man 5 proc`)
+/// The signals that this program was started to ignore, one bit for each. (`man 5 proc`)
 fn ignored_signals() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

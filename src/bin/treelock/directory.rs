@@ -1,7 +1,7 @@
 //! Where the lock is: the directory that is given, or one that belongs to the user.
 //!
-//! Who may write to the directory may lock, and could hand us a lock of their own instead. So the directory that nobody
-//! has chosen must be a real one, ours, and closed to others; one that is given is taken as it is.
+//! Whoever may write to the directory may lock, and could replace the lock by another one. So the default directory must be
+//! a real one that belongs to the user and is closed to others. A directory that is given is taken as it is.
 
 use crate::exit::{CANNOT_CREATE, Failure, USAGE};
 use rustix::process::geteuid;
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Place {
     /// The directory of the lock, on a file system of this host
     ///
-    /// All who lock together must use the same one; it is made if it is not there. Who may write to it may lock; who may
-    /// read it may see the commands of all. By default it is $TREELOCK_DIR, an absolute path; else
+    /// All that lock together must use the same one; it is made if it is not there. Whoever may write to it may lock; whoever
+    /// may read it may see the commands of all. By default it is $TREELOCK_DIR, an absolute path; else
     /// $XDG_RUNTIME_DIR/treelock, where that runtime directory is the user's; else /tmp/treelock-UID. The latter two must be
     /// the user's alone (mode 0700, no symbolic link). A job of cron or a service may have no $XDG_RUNTIME_DIR, and so
     /// another default than a login: name the directory there.
@@ -60,7 +60,7 @@ impl Place {
     fn given(&self) -> Result<Option<PathBuf>, Failure> {
         let variable = || var_os("TREELOCK_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
         match self.dir.clone().or_else(variable) {
-            // Nobody would see that programs in other working directories have another lock.
+            // Programs in other working directories would have another lock, and nobody would see that.
             Some(path) if path.is_relative() && self.dir.is_none() => {
                 let message = format!("TREELOCK_DIR is {path:?}: make it absolute, or give --dir");
                 Err(Failure::new(USAGE, message))

@@ -1,4 +1,4 @@
-//! What the command ends with, where it is not the locked command that says so.
+//! The exit codes of the command, beside those of the command that it runs.
 
 use std::fmt::Display;
 

@@ -1,6 +1,6 @@
 //! The command `treelock`: sub-trees locked from the shell, as flock(1) locks files. `treelock --help` tells the rest.
 //!
-//! It uses what everybody can: [`treelock::process`].
+//! It uses the public API alone: [`treelock::process`].
 //!
 //! | file | concept |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | `waiting.rs` | for whom it waits, told on standard error |
 //! | `child.rs` | the command: its signals, its end |
 //! | `status.rs` | `treelock status`: as a drawing, as JSON, again and again |
-//! | `directory.rs` | where the lock is, if nobody says |
-//! | `exit.rs` | what it ends with |
+//! | `directory.rs` | where the lock is |
+//! | `exit.rs` | its exit codes |
 
 mod child;
 mod directory;
@@ -29,8 +29,8 @@ use waiting::eprint_line;
 
 /// Locks sub-trees for commands, between all processes of this host
 ///
-/// Who writes a sub-tree excludes all who read or write in it or around it; who reads one excludes those who write. What
-/// does not overlap never waits.
+/// A command that writes a sub-tree excludes all that read or write in it or around it; one that reads a sub-tree excludes
+/// those that write. Commands whose sub-trees do not overlap never wait for each other.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Arguments {

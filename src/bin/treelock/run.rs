@@ -12,10 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 use treelock::process::{ArcProcessTreeLockGuard, FileProblem, Options, ProcessLockError, ProcessTreeLock};
 
-/// What others may take in the midst of a request.
+/// How long opening waits for another process that has the table, with -n.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// For longer one waits to release for somebody who is stopped.
+/// A release that takes longer waits for a process that is stopped.
 const STOPPED: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
@@ -59,8 +59,8 @@ The lock:
   that they inherit for it (Python does, for what it starts). A `treelock run`
   inside of COMMAND is somebody else, and waits for ever if it asks for the
   same; so do two of them that cross. It needs --dir again, or TREELOCK_DIR.
-  After a second of waiting, standard error tells for whom, without -q. Who is
-  stopped, as by Ctrl-Z, keeps what it has, and its place in the queue.
+  After a second of waiting, standard error tells for whom, without -q. One that
+  is stopped, as by Ctrl-Z, keeps what it has, and its place in the queue.
 
 Signals:
   HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to treelock go
@@ -104,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     if let Ok(directory) = current_dir() {
         options = options.location(directory.to_string_lossy());
     }
-    // For who is stopped with the lock's files.
+    // A process may be stopped with the table.
     if let Some(limit) = if non_blocking { Some(AT_ONCE) } else { arguments.timeout } {
         options = options.timeout(limit);
     }
@@ -120,6 +120,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Err(error) => return Err(Failure::new(CANNOT_CREATE, error)),
     };
+    if let Some(telling) = &telling {
+        telling.opened(&lock);
+    }
 
     let asked = if non_blocking {
         lock.try_lock_arc(&reads, &writes)
@@ -142,7 +145,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     ended
 }
 
-/// What the command has left in the background has inherited the lock, and must not keep it.
+/// Releases the lock. What the command has left in the background has inherited it, and must not keep it.
 fn release(guard: ArcProcessTreeLockGuard, directory: &Path) {
     let (sender, released) = mpsc::channel();
     let release = move || {

@@ -1,4 +1,6 @@
-//! For whom one waits, told on standard error when that lasts; and who keeps the table.
+//! Tells on standard error for whom this process waits, when that lasts; and finds the process that keeps the table.
+//!
+//! The library says who is in the way ([`Snapshot::in_the_way`]). Not here: the rule of the queue.
 
 use std::fmt::{self, Display};
 use std::iter::successors;
@@ -6,34 +8,50 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::id;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{fs, io, thread};
-use treelock::{Mode, Process, Root, Snapshot, Waiter, process};
+use treelock::process::{self, ProcessTreeLock, Wait};
+use treelock::{Mode, Process, Root, Waiter};
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const MOST_TOLD: usize = 5;
-/// For how long nobody has the table who is not stopped.
+/// Longer than any process has the table that is not stopped.
 const KEPT: Duration = Duration::from_millis(200);
 const TABLE: &str = "table";
 
-/// Ends the messages when it is dropped.
-pub(crate) struct Telling(#[expect(dead_code, reason = "to be dropped")] Option<Sender<()>>);
+/// Messages from another thread, which end when this is dropped.
+pub(crate) struct Telling {
+    /// The number of this process in the lock, once that is open.
+    member: Arc<OnceLock<u64>>,
+    #[expect(dead_code, reason = "to be dropped")]
+    ended: Option<Sender<()>>,
+}
 
-/// Tells who is in the way of this process, from another thread, until the result is dropped.
+impl Telling {
+    /// Tells for whom the requests of this lock wait, from now on.
+    pub(crate) fn opened(&self, lock: &ProcessTreeLock) {
+        let _ = self.member.set(lock.member());
+    }
+}
+
+/// Tells for whom this process waits: for one that keeps the table, and for those in the way of its request.
 pub(crate) fn tell(directory: &Path) -> Telling {
     let (sender, ended) = mpsc::channel();
-    let directory = directory.to_owned();
+    let member = Arc::new(OnceLock::new());
+    let (directory, known) = (directory.to_owned(), Arc::clone(&member));
     let watch = move || {
         let mut told = Vec::new();
         let mut told_keeper = None;
         let mut rest = PATIENCE;
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(rest) {
             rest = LOOK_AGAIN;
-            // Should it fail, the request itself will fail, and say so.
-            let Ok(snapshot) = process::snapshot(&directory) else { continue };
-            let Some(ahead) = in_the_way(&snapshot) else {
-                // It has not come so far.
+            // If it fails, the request itself will fail, and say so.
+            let Some(&member) = known.get() else { continue };
+            let Ok(waits) = process::waits(&directory, member) else { continue };
+            let Some(lines) = waits.first().map(in_the_way) else {
+                // The request is not in a queue yet.
                 let kept = keeper(&directory);
                 let is_over = !matches!(ended.try_recv(), Err(TryRecvError::Empty));
                 if let Some(keeper) = kept.filter(|_| !is_over && kept != told_keeper) {
@@ -42,12 +60,12 @@ pub(crate) fn tell(directory: &Path) -> Telling {
                 }
                 continue;
             };
-            let who: Vec<_> = ahead.iter().map(InTheWay::identity).collect();
-            if !ahead.is_empty() && who != told {
-                for one in ahead.iter().take(MOST_TOLD) {
-                    eprint_line(format_args!("waiting for {one}"));
+            let who: Vec<_> = lines.iter().map(Line::identity).collect();
+            if !lines.is_empty() && who != told {
+                for line in lines.iter().take(MOST_TOLD) {
+                    eprint_line(format_args!("waiting for {line}"));
                 }
-                if let more @ 1.. = ahead.len().saturating_sub(MOST_TOLD) {
+                if let more @ 1.. = lines.len().saturating_sub(MOST_TOLD) {
                     eprint_line(format_args!("waiting for {more} more"));
                 }
                 told = who;
@@ -56,7 +74,7 @@ pub(crate) fn tell(directory: &Path) -> Telling {
     };
     // Without a thread for them there are no messages.
     let watching = thread::Builder::new().name("messages".into()).spawn(watch);
-    Telling(watching.is_ok().then_some(sender))
+    Telling { member, ended: watching.is_ok().then_some(sender) }
 }
 
 /// A process that keeps the table.
@@ -69,14 +87,14 @@ impl Display for Keeper {
     }
 }
 
-/// Who has the table for longer than anybody has who is not stopped.
+/// The process that has the table for longer than any that is not stopped.
 pub(crate) fn keeper(directory: &Path) -> Option<Keeper> {
     let before = locker(directory)?;
     thread::sleep(KEPT);
     locker(directory).filter(|&process| process == before).map(Keeper)
 }
 
-/// Who has the table now. (`man 5 proc`)
+/// The process that has the table now. (`man 5 proc`)
 fn locker(directory: &Path) -> Option<u32> {
     let table = fs::metadata(directory.join(TABLE)).ok()?;
     let (major, minor) = (rustix::fs::major(table.dev()), rustix::fs::minor(table.dev()));
@@ -93,8 +111,8 @@ pub(crate) fn eprint_line(line: impl Display) {
     let _ = io::Write::write_all(&mut io::stderr(), format!("treelock: {line}\n").as_bytes());
 }
 
-/// A holder, or one who waits further ahead.
-struct InTheWay<'a> {
+/// A holder or a waiter that is in the way.
+struct Line<'a> {
     process: &'a Process,
     state: State,
     age: Duration,
@@ -109,8 +127,8 @@ enum State {
     Waits,
 }
 
-impl<'a> InTheWay<'a> {
-    /// If one of its roots conflicts with ours.
+impl<'a> Line<'a> {
+    /// `None` if none of its roots conflicts with ours: another version of treelock may tell its roots differently.
     fn new(
         state: State,
         process: &'a Option<Process>,
@@ -120,7 +138,7 @@ impl<'a> InTheWay<'a> {
     ) -> Option<Self> {
         let mut conflicting = roots.iter().filter(|root| own.roots.iter().any(|our| conflict(root, our)));
         let root = conflicting.next()?;
-        Some(InTheWay { process: process.as_ref()?, state, age, root, others: conflicting.count() })
+        Some(Line { process: process.as_ref()?, state, age, root, others: conflicting.count() })
     }
 
     fn identity(&self) -> (Process, State, Root) {
@@ -128,27 +146,15 @@ impl<'a> InTheWay<'a> {
     }
 }
 
-/// Those in the way of this process's request; `None` if that does not wait.
-fn in_the_way(snapshot: &Snapshot) -> Option<Vec<InTheWay<'_>>> {
-    let age = |since| snapshot.time.duration_since(since).unwrap_or_default();
-    let waiters = &snapshot.waiters;
-    let is_own = |waiter: &Waiter| waiter.process.as_ref().is_some_and(|process| process.id == id());
-    let place = waiters.iter().position(is_own)?;
-    let own = &waiters[place];
-    let holders = snapshot.holders.iter();
-    let holders = holders.filter_map(|it| InTheWay::new(State::Holds, &it.process, age(it.since), &it.roots, own));
-    let ahead = waiters.iter().enumerate().filter(|&(other, waiter)| is_ahead(waiter, own, other < place));
-    let ahead = ahead.filter_map(|(_, it)| InTheWay::new(State::Waits, &it.process, age(it.since), &it.roots, own));
-    Some(holders.chain(ahead).collect())
-}
-
-/// Whether a waiter came earlier into the queue where we are, or has passed it: it waits below, or has what lies there.
-fn is_ahead(other: &Waiter, own: &Waiter, is_older: bool) -> bool {
-    let place = &own.at.segments;
-    if other.at.segments == *place {
-        return is_older;
-    }
-    other.at.segments.starts_with(place) || other.taken.iter().any(|root| overlap(&root.segments, place))
+/// Those that a request waits for.
+fn in_the_way(wait: &Wait) -> Vec<Line<'_>> {
+    let age = |since| wait.time.duration_since(since).unwrap_or_default();
+    let own = &wait.waiter;
+    let holders = wait.for_holders.iter();
+    let holders = holders.filter_map(|it| Line::new(State::Holds, &it.process, age(it.since), &it.roots, own));
+    let waiters = wait.for_waiters.iter();
+    let waiters = waiters.filter_map(|it| Line::new(State::Waits, &it.process, age(it.since), &it.roots, own));
+    holders.chain(waiters).collect()
 }
 
 /// The contract itself: sub-trees overlap, and one of the two is written. A root is held S, SIX or X.
@@ -160,7 +166,7 @@ fn overlap(one: &[String], other: &[String]) -> bool {
     one.starts_with(other) || other.starts_with(one)
 }
 
-impl Display for InTheWay<'_> {
+impl Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // It quotes what a terminal would take as a command.
         let root = self.root.to_string();
@@ -176,21 +182,27 @@ impl Display for InTheWay<'_> {
             write!(f, " and {others} more")?;
         }
         write!(f, " for {}", Age(self.age.as_secs()))?;
-        if self.state == State::Holds && is_ancestor(self.process.id) {
+        if self.state == State::Holds && is_ancestor(self.process) {
             f.write_str("; it runs the very command that this one is a part of")?;
         }
         Ok(())
     }
 }
 
-/// Whether a process has started the one that has started this one, and so on. (`man 5 proc`)
-fn is_ancestor(process: u32) -> bool {
+/// Whether a process is the parent of this one, or its parent, and so on. (`man 5 proc`)
+fn is_ancestor(process: &Process) -> bool {
     let parent = |id: &u32| -> Option<u32> {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
         // Behind the command, which may be anything, and the state.
         stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
     };
-    successors(Some(id()), parent).skip(1).take_while(|&id| id != 0).any(|id| id == process)
+    // In a container another process may have the number.
+    let is_it = |id: u32| -> bool {
+        let words = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = words.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
+        id == process.id && words.join(" ").starts_with(&process.command)
+    };
+    successors(Some(id()), parent).skip(1).take_while(|&id| id != 0).any(is_it)
 }
 
 /// Seconds, or the largest unit that fits.

@@ -6,9 +6,9 @@
 //!
 //! Invariants:
 //!
-//! 1. What a member *agreed* on is the beginning of what every member that has noted more knows. So a note of no more
-//!    changes than that is right, and needs no look.
-//! 2. Of what was read since, all checksums are kept. So any later note can be compared with what stood at its place.
+//! 1. What a member has *agreed* on is a part of what every member knows that has noted more. So a note of fewer changes, or
+//!    as many, need not be compared.
+//! 2. The checksums of all changes since are kept. So a note of more changes can be compared with the change that it is of.
 //!
 //! Not here: how a note is kept (`files.rs`).
 
@@ -20,7 +20,7 @@ use crate::process::files::Directory;
 pub(super) struct Known(u64);
 
 impl Known {
-    /// With so many, the number of changes lasts for years of nothing else.
+    /// The other bits count the changes of years of nothing else.
     const SUM_BITS: u32 = 20;
 
     fn new(count: u64, sum: u32) -> Self {
@@ -116,7 +116,7 @@ impl History {
         self.sums.clear();
     }
 
-    /// Whether a member that has noted that knows a beginning of what this one has read.
+    /// Whether this member has read all that is noted there, or more.
     fn has_read(&self, noted: Known) -> bool {
         match noted.count().checked_sub(self.agreed.count() + 1) {
             // Invariant 1.

@@ -22,12 +22,12 @@
 //!    read them. So changes that were overwritten, or that a copy of the file does not have, or has instead of others, are an
 //!    error, and not what has not happened yet. The count goes on from file to file, each of which begins with all that
 //!    its maker knew.
-//! 4. A table knows its inode and that of its directory. So a copy in its place is no table, nor is that of another lock.
+//! 4. A table knows its inode and that of its directory. So a copy of it is no table, nor is the table of another lock.
 //!    Before a new table takes the name, the old one names its inode: so a member that is behind knows that its own is old.
 //! 5. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
 //!
-//! When the changes have become long against what they led to, all of that is written to a new table, which takes the
-//! name. A table that somebody has removed comes back in the same way. Cost: a change reads what the others wrote since the
+//! When the changes are much longer than the state that they led to, a member writes that state to a new table, which takes
+//! the name. A table that somebody has removed comes back in the same way. Cost: a change reads what the others wrote since the
 //! member's last one, and writes some hundred bytes; the rewriting is paid by the changes before it.
 //!
 //! Considered and rejected: a mapped table under a robust mutex (a file that is cut under it kills every process by a
@@ -65,13 +65,13 @@ const NONE: u64 = 0;
 /// The space that is kept ready at a time, and the length of the changes from which a new table may be worth it.
 const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 
-/// For how long a table is taken to have its name.
+/// For how long a writer trusts that its table still has the name.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// How much is read at first. A member that has been away for longer reads once more.
 const WINDOW: usize = 1 << 10;
 
-/// The most of the buffer for reading that stays in memory.
+/// The largest buffer for reading that is kept.
 const BUFFER: usize = 64 << 10;
 
 /// The most that a change takes that only lets something go.
@@ -89,7 +89,7 @@ pub(super) struct Journal {
     next: u64,
     /// Up to where there is space.
     space: u64,
-    /// The length from which it is worth a new table.
+    /// The length from which a new table is worth its cost.
     long: u64,
     /// When it was last seen that the file has its name.
     looked: Instant,
@@ -240,7 +240,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Forgets what was read: the replica is not what it led to, and all is read again with the next lock.
+    /// Forgets what was read, since the replica is not what that led to. All is read again with the next lock.
     fn begin_again(&mut self) {
         (self.end, self.next) = (CHANGES, NONE);
         self.history.begin_again(self.head.base, self.head.sum());

@@ -7,10 +7,10 @@
 //!    └──────────── takes it back ────────────────┘
 //! ```
 //!
-//! Holds invariants 1 and 4 of `mod.rs`. A member that waits for the `flock` of a file that was replaced meanwhile reads in
-//! that file that there is a next one, and opens it. A file that lost its name by other means is still locked by whoever
-//! decides, and all that was agreed on is in it; so its members put a table back. They do so only while no next file was
-//! named, since that may have had the name, and grants of which this file says nothing.
+//! This file upholds invariants 1 and 4 of `mod.rs`. A member that waits for the `flock` of a table that is replaced
+//! meanwhile reads there that it has a next one, and opens that. A table that has lost its name by other means is still the
+//! one that members lock, and has all that they agreed on. So they put it back, as a new table. They do not if the old one
+//! names a next one that has had the name: that may say more.
 //!
 //! Lock order: the old table's `flock`, then the new one's, which nobody else knows yet.
 
@@ -29,14 +29,14 @@ pub(in crate::process) enum Limit {
     /// Without end.
     Never,
     At(Instant),
-    /// As long as others write: not [`STALL`] longer, and not for ever.
+    /// Until nobody has written for [`STALL`]; not for ever.
     Stalled,
 }
 
-/// When nobody has written for so long, the member that has the table is taken to be stopped.
+/// A member that has the table, and has not written for so long, is taken to be stopped.
 pub(in crate::process) const STALL: Duration = Duration::from_millis(100);
 
-/// How often a member that is not to wait begins to wait anew because others have written.
+/// How often the time begins anew because others have written.
 const MOST_STALLS: u32 = 20;
 
 impl From<Option<Instant>> for Limit {
@@ -46,7 +46,7 @@ impl From<Option<Instant>> for Limit {
 }
 
 impl Limit {
-    /// When to give up, should nobody write until then.
+    /// When to give up if nobody writes until then.
     pub(in crate::process) fn first_end(self) -> Option<Instant> {
         match self {
             Limit::Never => None,
@@ -72,7 +72,7 @@ impl Journal {
         key.fill_with(random);
         create(directory, Head { inode: 0, directory: 0, base: 0, key }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)?;
-        // Afterwards: as long as the old table has the name, its dead must be seen to be dead.
+        // Only now: as long as the old table had the name, an observer had to see that its members are dead.
         directory.remove_fifos(|_| true);
         Ok(())
     }
@@ -204,7 +204,7 @@ impl Journal {
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
         self.make_room(directory, room_to_let_go(replica))?;
-        // Before it is true, and taken back if it does not become so.
+        // It is named before it has the name, and the naming is taken back if it does not get it.
         self.name_next(directory, next.head.inode)?;
         if let Err(error) = directory.rename(NEXT_TABLE, TABLE) {
             self.name_no_next(directory)?;
@@ -214,7 +214,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Goes on in the next table, and lets those go on that wait for the old one.
+    /// Goes on in the next table, and unlocks the old one, for which others wait.
     fn move_to(&mut self, mut next: Journal) {
         // Closing it would not do: a forked child may have it too.
         self.unlock();
@@ -222,7 +222,7 @@ impl Journal {
         *self = next;
     }
 
-    /// Takes back what `name_next` has said, if it has.
+    /// Takes back the naming of a next table, if there is one.
     fn name_no_next(&mut self, directory: &Directory) -> Result<(), FileError> {
         if self.next == NONE { Ok(()) } else { self.name_next(directory, NONE) }
     }
@@ -260,7 +260,7 @@ mod tests {
     use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// Tables are replaced all the time, here, while others wait for the old one.
+    /// Tables are replaced all the time while others wait for the old one.
     #[test]
     fn new_tables_lose_nothing() {
         let parent = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };

@@ -53,7 +53,7 @@ enum Outcome {
 }
 
 impl Member {
-    /// Grants a request, after a wait if there must be one.
+    /// Has a request granted, after a wait if one is needed.
     #[track_caller]
     pub(in crate::process) fn acquire<P, R, W>(
         self: &Arc<Self>,
@@ -83,7 +83,7 @@ impl Member {
         };
         let (number, channel) = match spare {
             Some(spare) => spare,
-            // Without one it is tried first: most requests never wait.
+            // Most requests never wait. So a channel is made only after the first try.
             None => match self.try_acquire(ask, patience)? {
                 Tried::Granted(id) => return Ok(id),
                 Tried::OddFrame => return Err(odd_frame()),
@@ -103,7 +103,7 @@ impl Member {
         waited
     }
 
-    /// Grants a request if that needs no waiting.
+    /// Has a request granted if that needs no waiting.
     fn try_acquire(&self, ask: Ask, patience: Patience) -> Result<Tried, ProcessLockError> {
         let limit = match patience {
             Patience::None => Limit::Stalled,
@@ -194,7 +194,7 @@ impl Member {
                 if ended.is_empty() { Ok(false) } else { self.bury(&ended, deadline.into()) }
             });
             if let Err(error) = buried {
-                // The others cannot be watched, so nothing would tell their end.
+                // The members in its way cannot be watched, so nothing would tell their end.
                 return self.give_up(id, error.into());
             }
             let now = Instant::now();

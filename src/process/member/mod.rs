@@ -49,10 +49,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use watch::Other;
 
-/// How long a waiter polls before it looks at its request all the same.
+/// How long a waiter polls before it looks at its request in any case.
 const LOST_WAKE: Duration = Duration::from_secs(1);
 
-/// How often a process comes anew to a directory where nobody lives and nobody has begun.
+/// How often a process tries to open a directory where nobody lives and nobody begins.
 const ATTEMPTS: u32 = 10;
 
 /// An open lock.
@@ -125,6 +125,11 @@ impl Member {
         Ok(Arc::new(member))
     }
 
+    /// The number that no other member has.
+    pub(super) fn id(&self) -> MemberId {
+        self.id
+    }
+
     /// Sets whether programs that this process starts keep what is held here.
     pub(super) fn set_inheritable(&self, inheritable: bool) -> Result<(), FileError> {
         use rustix::io::{FdFlags, fcntl_setfd};
@@ -191,7 +196,7 @@ impl Member {
 
     /// What all members have and await.
     pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
-        match look::look(&self.directory.as_others()?) {
+        match look::look(&self.directory.as_others()?, report::snapshot) {
             // A change puts a table back, if that can be.
             Err(error) if error.is_of_the_table() => {
                 let changed = self.change(Limit::Stalled, |change, _| {
