@@ -921,3 +921,29 @@ fn deadlock_of_owners_is_reported_to_one() {
         assert_eq!(reports + other.join().unwrap(), 1, "one report resolves it");
     });
 }
+
+/// G4, G9: a request that is walked on comes to stand ahead of some that wait there already, and lets in another one by that:
+/// whoever it waits for goes ahead of those behind it (rule 3 of `node.rs`). No later wake-up hides a lost one, since a
+/// guard at that node is held until then.
+#[test]
+fn walking_on_lets_in_whom_it_waits_for() {
+    model(Bounds { quick: 1, slow: Some(2) }, |lock| {
+        let (m, other) = (lock.write("m"), lock.write("k/n/r"));
+        let both = spawn(lock, |lock| drop(lock.lock(&[], &["m", "k/n"])));
+        until_waiting(lock, 1);
+        let nests = spawn(lock, |lock| {
+            let mut owner = lock.owner();
+            let _reading = owner.lock(&["k/n/p"], &[]).unwrap();
+            let reads = spawn(lock, |lock| drop(lock.read("k/n")));
+            until_waiting(lock, 2);
+            let _writing = owner.lock(&[], &["k/n/q"]).unwrap();
+            drop(owner);
+            reads
+        });
+        until_waiting(lock, 3);
+        drop(m);
+        let reads = nests.join().unwrap();
+        drop(other);
+        join_all([both, reads]);
+    });
+}
