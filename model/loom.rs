@@ -28,7 +28,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use treelock::{LockError, LockOwner, TreeLock};
+use treelock::{LockError, LockOwner, PathError, Segments, TreeLock, TreePath};
 
 type Lock = TreeLock<str>;
 
@@ -945,5 +945,62 @@ fn walking_on_lets_in_whom_it_waits_for() {
         let reads = nests.join().unwrap();
         drop(other);
         join_all([both, reads]);
+    });
+}
+
+/// A path that belongs to the thread that asked with it.
+#[derive(Debug)]
+struct Own(&'static str, thread::ThreadId);
+
+impl Own {
+    fn new(path: &'static str) -> Self {
+        Own(path, thread::current().id())
+    }
+}
+
+impl Clone for Own {
+    fn clone(&self) -> Self {
+        Own::new(self.0)
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        assert!(self.1 == thread::current().id(), "G8: {} is dropped by another thread", self.0);
+    }
+}
+
+impl AsRef<Own> for Own {
+    fn as_ref(&self) -> &Own {
+        self
+    }
+}
+
+impl TreePath for Own {
+    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+        self.0.segments(segments)
+    }
+}
+
+/// G8: a path is user code, its drop too: it is not dropped by whoever walks a request on, in its turn.
+#[test]
+fn whoever_walks_a_request_on_drops_no_path_of_it() {
+    model(Bounds { quick: 2, slow: Some(3) }, |_| {
+        let lock = Arc::new(TreeLock::<Own>::default());
+        let held = lock.lock(&[], &[Own::new("a")]);
+        let waits = {
+            let lock = Arc::clone(&lock);
+            thread::spawn(move || drop(lock.try_lock_for(&[], &[Own::new("a/b")], Duration::ZERO)))
+        };
+        while lock.snapshot().waiters.is_empty() {
+            thread::yield_now();
+        }
+        // Whose deadline passes sees that it is granted before it is woken, and may be gone by then.
+        let clock = {
+            let lock = Arc::clone(&lock);
+            thread::spawn(move || lock.strike(true))
+        };
+        drop(held);
+        join_all([waits, clock]);
     });
 }
