@@ -1004,3 +1004,26 @@ fn whoever_walks_a_request_on_drops_no_path_of_it() {
         join_all([waits, clock]);
     });
 }
+
+/// G2: whoever has found itself in a deadlock, and is let on before it gives up, since another one has given up, is not refused
+/// for that where it waits next.
+#[test]
+fn report_that_is_over_refuses_nobody_further_on() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let far = lock.write("c/d");
+        let (mut nests, mut gives_up) = (lock.owner(), lock.owner());
+        let _own = nests.lock(&[], &["a"]).unwrap();
+        let _other = gives_up.lock(&[], &["b"]).unwrap();
+        let gives_up = thread::spawn(move || drop(gives_up.try_lock_for(&[], &["a"], Duration::ZERO)));
+        until_waiting(lock, 1);
+        let nests = thread::spawn(move || nests.lock(&[], &["b", "c/d"]).map(drop));
+        until_waiting(lock, 2);
+        lock.strike(false);
+        lock.strike(true);
+        let is_over = lock.snapshot().waiters.iter().any(|waiter| waiter.at.segments == ["c", "d"]);
+        drop(far);
+        let outcome = nests.join().unwrap();
+        gives_up.join().unwrap();
+        assert!(!is_over || outcome.is_ok(), "G2: it was let on, and refused for a cycle that is over");
+    });
+}
