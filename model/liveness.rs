@@ -141,7 +141,9 @@ impl State {
         if !granted {
             let stamp = Stamp(next.next_stamp);
             next.next_stamp += 1;
-            next.node.enqueue(stamp, mode, held, owner);
+            let mut nobody = Vec::new();
+            next.node.enqueue(stamp, mode, held, owner, &mut nobody);
+            assert!(nobody.is_empty(), "who comes last lets in nobody");
             next.stamps[owner] = stamp;
         }
         next

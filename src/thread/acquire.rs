@@ -194,6 +194,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ) -> Result<Entry, LockError> {
         let key = self.ledger.enter(SharedRequest::clone(&request));
         let mut waiter = None;
+        let mut due = Due::default();
         let steps = request.plan.steps();
         let stopped = walk(0, steps.len(), |index| {
             let step = steps[index];
@@ -213,12 +214,14 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 }
                 Grant::Refused(held) => {
                     let new = Arc::new(Waiter::new(key, self.stamps.next(), temper));
-                    self.queue(&mut shard, index, step, held, &new);
+                    self.queue(&mut shard, index, step, held, &new, &mut due);
                     waiter = Some(new);
                     Taken::No
                 }
             }
         });
+        self.move_on(&mut due);
+        drop(due);
         match (stopped, waiter) {
             (Some(_), Some(waiter)) => {
                 if let Err((refusal, taken)) = self.wait(&request, &waiter, deadline) {
@@ -325,7 +328,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 }
                 Grant::Granted | Grant::Behind(_) => Taken::Steps(1),
                 Grant::Refused(held) => {
-                    self.queue(&mut shard, index, step, held, waiter);
+                    self.queue(&mut shard, index, step, held, waiter, due);
                     Taken::No
                 }
             }
@@ -346,8 +349,16 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Lets a request queue for a step that was refused.
-    fn queue(&self, shard: &mut LockedShard<'_>, index: usize, step: Step, held: ModeCounts, waiter: &Arc<Waiter>) {
-        let ticket = shard.enqueue(step, held, waiter);
+    fn queue(
+        &self,
+        shard: &mut LockedShard<'_>,
+        index: usize,
+        step: Step,
+        held: ModeCounts,
+        waiter: &Arc<Waiter>,
+        due: &mut Due,
+    ) {
+        let ticket = shard.enqueue(step, held, waiter, &self.ledger, due);
         self.ledger.wait(index, Standing::Queued(ticket), waiter);
     }
 
