@@ -412,6 +412,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let old = self.ledger.request(key);
         let weaker = old.of_some(keep);
         if weaker.plan.steps() == old.plan.steps() {
+            // What goes is covered by what stays: no node changes, but it is no root any longer.
+            if weaker.roots.len() < old.roots.len() {
+                drop(self.ledger.weaken(key, weaker));
+            }
             return entry;
         }
         let last = last_place(&weaker);

@@ -338,12 +338,16 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         SharedRequest::clone(&self.registers[key.register].lock().entries[key.index].request)
     }
 
-    /// Puts a weaker request in the place of a granted one, of which no step is published; returns that.
+    /// Puts a weaker request in the place of a granted one, of which no step is published, or one with the same steps; returns
+    /// that.
     pub(crate) fn weaken(&self, key: Key, weaker: SharedRequest<P>) -> SharedRequest<P> {
         let mut register = self.registers[key.register].lock();
         register.index(key.index, ModeCounts::remove);
         let entry = &mut register.entries[key.index];
-        debug_assert!(entry.published == 0, "its nodes count all");
+        debug_assert!(
+            entry.published == 0 || entry.request.plan.steps() == weaker.plan.steps(),
+            "its nodes count all that changes"
+        );
         let stronger = std::mem::replace(&mut entry.request, weaker);
         register.index(key.index, ModeCounts::add);
         stronger
