@@ -147,7 +147,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let mut ahead = Due::default();
             let mut taken = 0;
             for (index, &step) in steps.iter().enumerate() {
-                let held = || self.ledger.held(&request, step.node);
+                let held = || self.ledger.held(request.owner_id(), step.node);
                 match shards.of(step.node).take(step, Stamp::NEWCOMER, &self.ledger, held) {
                     Grant::Granted => {}
                     Grant::Behind(number) if index + 1 < steps.len() && !has_let_go_ahead => {
@@ -202,7 +202,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 return Taken::Steps(published);
             }
             let mut shard = self.table.lock(Place::of(step.node));
-            let held = || self.ledger.held(&request, step.node);
+            let held = || self.ledger.held(request.owner_id(), step.node);
             match shard.take(step, Stamp::NEWCOMER, &self.ledger, held) {
                 Grant::Granted => Taken::Steps(1),
                 Grant::Behind(number) => {
@@ -311,14 +311,17 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let Some((request, at, _)) = self.ledger.waiting(waiter.key) else {
             unreachable!("a mover waits until it is walked on")
         };
-        let steps = request.plan.steps();
+        // Copies: as soon as it is granted, or queues, its thread may be through with it, and the last one who has a request
+        // drops its paths. That is user code, and this is somebody's turn.
+        let (steps, owner) = (request.plan.steps().to_vec(), request.owner_id());
+        drop(request);
         let stopped = walk(at + 1, steps.len(), |index| {
             let step = steps[index];
             if let published @ 1.. = self.publish(waiter.key, index, step) {
                 return Taken::Steps(published);
             }
             let mut shard = self.table.lock(Place::of(step.node));
-            let held = || self.ledger.held(&request, step.node);
+            let held = || self.ledger.held(owner, step.node);
             match shard.take(step, waiter.stamp, &self.ledger, held) {
                 Grant::Behind(_) if index + 1 < steps.len() => {
                     let number = shard.move_behind(step, waiter);
@@ -426,7 +429,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         // Nodes below a root that goes, which it has covered so far: nobody else can have them.
         for step in weaker.plan.steps().iter().filter(|step| old.plan.mode_of(step).is_none()) {
             let mut shard = self.table.lock(Place::of(step.node));
-            let held = || self.ledger.held(&old, step.node);
+            let held = || self.ledger.held(old.owner_id(), step.node);
             let taken = shard.take(*step, Stamp::NEWCOMER, &self.ledger, held);
             debug_assert!(!matches!(taken, Grant::Refused(_)), "it was covered");
         }

@@ -180,7 +180,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         grant: impl FnOnce() -> bool,
     ) -> Result<Key, SharedRequest<P>> {
         let since = Moment::now();
-        let register = self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id));
+        let register = self.register_of(request.owner_id().unwrap_or(request.thread.id));
         let mut locked = self.registers[register].lock();
         if publishable(&request, 0, &biased) < above || !grant() {
             drop(locked);
@@ -194,7 +194,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     /// Enters a request of the calling thread that has taken nothing yet.
     pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
         let since = Moment::now();
-        let register = self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id));
+        let register = self.register_of(request.owner_id().unwrap_or(request.thread.id));
         let entry = Entry { request, state: State::Walking, published: 0, since };
         Key { register, index: self.registers[register].lock().insert(entry) }
     }
@@ -353,9 +353,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         stronger
     }
 
-    /// What the owner of a request holds at a node by its guards.
-    pub(crate) fn held(&self, request: &Request<P>, node: NodeId) -> ModeCounts {
-        let Some(owner) = request.owner.id(request.thread.id) else { return ModeCounts::NONE };
+    /// What an owner holds at a node by its guards.
+    pub(crate) fn held(&self, owner: Option<OwnerId>, node: NodeId) -> ModeCounts {
+        let Some(owner) = owner else { return ModeCounts::NONE };
         self.ask_index(owner, |held| held.get(&(owner, node)).copied()).unwrap_or_default()
     }
 
@@ -366,7 +366,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let Some(root) = request.plan.steps().first() else { return false };
         let has_guards = |owner| self.ask_index(owner, |held| held.get(&(owner, root.node)).copied()).is_some();
         let thread = request.thread.id;
-        has_guards(thread) || request.owner.id(thread).is_some_and(|owner| owner != thread && has_guards(owner))
+        has_guards(thread) || request.owner_id().is_some_and(|owner| owner != thread && has_guards(owner))
     }
 
     /// Asks the index of an owner's register, which is made for that if it must.
@@ -483,7 +483,7 @@ impl<P: TreePath + ?Sized> Entry<P> {
 
     /// Whose guard it is, or will be.
     pub(crate) fn owner(&self) -> Option<OwnerId> {
-        self.request.owner.id(self.request.thread.id)
+        self.request.owner_id()
     }
 
     pub(crate) fn is_granted(&self) -> bool {
