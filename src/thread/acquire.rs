@@ -31,7 +31,7 @@ use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 #[cfg(feature = "model")]
 use crate::thread::ledger::State;
-use crate::thread::ledger::{Key, Leaving, Standing};
+use crate::thread::ledger::{Key, Leaving, Standing, Waiting};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
 use crate::thread::request::{Request, SharedRequest};
@@ -100,6 +100,8 @@ enum Cancelled {
     Out(usize),
     /// It has been let on there, as the mover of that number.
     LetOn(NodeId, u64),
+    /// It waits where it is not to give up.
+    Not,
     Granted,
 }
 
@@ -248,11 +250,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             match waiter.wait(look, deadline) {
                 Woken::Granted => return Ok(()),
                 Woken::At(Time::Deadline) => loop {
-                    match self.cancel(waiter.key) {
+                    match self.cancel(waiter.key, |_| true) {
                         Cancelled::Out(taken) => return Err((Refusal::TimedOut, taken)),
                         Cancelled::Granted => return Ok(()),
                         // Each time it stands further on, and in the end it waits, or holds everything.
                         Cancelled::LetOn(node, number) => self.move_on(&mut Due::of_move(node, number)),
+                        Cancelled::Not => unreachable!("it gives up wherever it waits"),
                     }
                 },
                 Woken::At(Time::Look) => {
@@ -260,10 +263,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), waiter.key));
                     drop(turn);
                     if let Some(cycle) = cycle {
-                        if let Cancelled::Out(taken) = self.cancel(waiter.key) {
+                        // Not where it has come to since: another one of the cycle has given up then.
+                        if let Cancelled::Out(taken) = self.cancel(waiter.key, Waiting::is_reported) {
                             return Err((Refusal::Deadlock(cycle), taken));
                         }
-                        // Another one of the cycle has given up.
                     }
                     look = look.map(|look| (look * 2).min(LONGEST_LOOK));
                 }
@@ -271,13 +274,15 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Takes a request out of the queue that it waits in.
-    fn cancel(&self, key: Key) -> Cancelled {
+    /// Takes a request out of the queue that it waits in, if it is to give up there.
+    fn cancel(&self, key: Key, gives_up: impl Fn(&Waiting) -> bool) -> Cancelled {
         loop {
-            let Some((request, step, standing)) = self.ledger.waiting(key) else { return Cancelled::Granted };
+            let Some((request, waiting)) = self.ledger.waiting(key) else { return Cancelled::Granted };
+            let step = waiting.step;
             let node = request.plan.steps()[step].node;
-            let ticket = match standing {
-                Standing::Queued(ticket) => ticket,
+            let ticket = match waiting.standing {
+                Standing::Queued(ticket) if gives_up(&waiting) => ticket,
+                Standing::Queued(_) => return Cancelled::Not,
                 Standing::LetOn(number) => return Cancelled::LetOn(node, number),
             };
             let mut due = Due::default();
@@ -308,7 +313,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Walks on a mover, for the thread that has the turn.
     fn walk_on(&self, waiter: &Arc<Waiter>, due: &mut Due) {
-        let Some((request, at, _)) = self.ledger.waiting(waiter.key) else {
+        let Some((request, Waiting { step: at, .. })) = self.ledger.waiting(waiter.key) else {
             unreachable!("a mover waits until it is walked on")
         };
         // Copies: as soon as it is granted, or queues, its thread may be through with it, and the last one who has a request

@@ -111,6 +111,11 @@ impl Waiting {
             _ => None,
         }
     }
+
+    /// Whether it has found itself in a deadlock where it is.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported
+    }
 }
 
 /// What becomes of a request that is let on.
@@ -316,13 +321,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     }
 
     /// A request that waits, and where; `None` if it is granted.
-    pub(crate) fn waiting(&self, key: Key) -> Option<(SharedRequest<P>, usize, Standing)> {
+    pub(crate) fn waiting(&self, key: Key) -> Option<(SharedRequest<P>, Waiting)> {
         let register = self.registers[key.register].lock();
         let entry = &register.entries[key.index];
         match &entry.state {
-            State::Waiting(Waiting { step, standing, .. }) => {
-                Some((SharedRequest::clone(&entry.request), *step, *standing))
-            }
+            State::Waiting(waiting) => Some((SharedRequest::clone(&entry.request), waiting.clone())),
             _ => None,
         }
     }
