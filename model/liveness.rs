@@ -285,7 +285,8 @@ impl<'a> State<'a> {
         }
         let stamp = stamp.unwrap_or(self.stamps);
         self.stamps = self.stamps.max(stamp + 1);
-        let ticket = self.nodes[node].enqueue(Stamp(stamp), mode, held, owner);
+        let mut due = Vec::new();
+        let ticket = self.nodes[node].enqueue(Stamp(stamp), mode, held, owner, &mut due);
         let this = &mut self.owners[owner];
         (this.phase, this.stamp, this.ticket) = (Phase::Waiting(node), Some(stamp), Some(ticket));
         for other in self.owners.iter_mut().filter(|other| other.phase == Phase::Waiting(node)) {
@@ -293,6 +294,8 @@ impl<'a> State<'a> {
                 other.order[owner] = Some(Order::Joined);
             }
         }
+        // Those that it waits for and that others waited for until it came.
+        self.let_on(due, node);
     }
 
     /// It has the node, and goes on.

@@ -29,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use treelock::{LockError, LockOwner, TreeLock, TreePath};
+use treelock::{LockError, LockOwner, PathError, Segments, TreeLock, TreePath};
 
 type Lock = TreeLock<str>;
 
@@ -979,5 +979,111 @@ fn two_kinds_of_paths_that_come_together() {
             })
         };
         join_all([thread("a"), thread("/a")]);
+    });
+}
+
+/// G4, G9: a request that is walked on comes to stand ahead of some that wait there already, and lets in another one by that:
+/// whoever it waits for goes ahead of those behind it (rule 3 of `node.rs`). No later wake-up hides a lost one, since a
+/// guard at that node is held until then.
+#[test]
+fn walking_on_lets_in_whom_it_waits_for() {
+    model(Bounds { quick: 1, slow: Some(2) }, |lock| {
+        let (m, other) = (lock.write("m"), lock.write("k/n/r"));
+        let both = spawn(lock, |lock| drop(lock.lock(&[], &["m", "k/n"])));
+        until_waiting(lock, 1);
+        let nests = spawn(lock, |lock| {
+            let mut owner = lock.owner();
+            let _reading = owner.lock(&["k/n/p"], &[]).unwrap();
+            let reads = spawn(lock, |lock| drop(lock.read("k/n")));
+            until_waiting(lock, 2);
+            let _writing = owner.lock(&[], &["k/n/q"]).unwrap();
+            drop(owner);
+            reads
+        });
+        until_waiting(lock, 3);
+        drop(m);
+        let reads = nests.join().unwrap();
+        drop(other);
+        join_all([both, reads]);
+    });
+}
+
+/// A path that belongs to the thread that asked with it.
+#[derive(Debug)]
+struct Own(&'static str, thread::ThreadId);
+
+impl Own {
+    fn new(path: &'static str) -> Self {
+        Own(path, thread::current().id())
+    }
+}
+
+impl Clone for Own {
+    fn clone(&self) -> Self {
+        Own::new(self.0)
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        assert!(self.1 == thread::current().id(), "G8: {} is dropped by another thread", self.0);
+    }
+}
+
+impl AsRef<Own> for Own {
+    fn as_ref(&self) -> &Own {
+        self
+    }
+}
+
+impl TreePath for Own {
+    fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+        self.0.segments(segments)
+    }
+}
+
+/// G8: a path is user code, its drop too: it is not dropped by whoever walks a request on, in its turn.
+#[test]
+fn whoever_walks_a_request_on_drops_no_path_of_it() {
+    model(Bounds { quick: 2, slow: Some(3) }, |_| {
+        let lock = Arc::new(TreeLock::<Own>::default());
+        let held = lock.lock(&[], &[Own::new("a")]);
+        let waits = {
+            let lock = Arc::clone(&lock);
+            thread::spawn(move || drop(lock.try_lock_for(&[], &[Own::new("a/b")], Duration::ZERO)))
+        };
+        while lock.snapshot().waiters.is_empty() {
+            thread::yield_now();
+        }
+        // Whose deadline passes sees that it is granted before it is woken, and may be gone by then.
+        let clock = {
+            let lock = Arc::clone(&lock);
+            thread::spawn(move || lock.strike(true))
+        };
+        drop(held);
+        join_all([waits, clock]);
+    });
+}
+
+/// G2: whoever has found itself in a deadlock, and is let on before it gives up, since another one has given up, is not refused
+/// for that where it waits next.
+#[test]
+fn report_that_is_over_refuses_nobody_further_on() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let far = lock.write("c/d");
+        let (mut nests, mut gives_up) = (lock.owner(), lock.owner());
+        let _own = nests.lock(&[], &["a"]).unwrap();
+        let _other = gives_up.lock(&[], &["b"]).unwrap();
+        let gives_up = thread::spawn(move || drop(gives_up.try_lock_for(&[], &["a"], Duration::ZERO)));
+        until_waiting(lock, 1);
+        let nests = thread::spawn(move || nests.lock(&[], &["b", "c/d"]).map(drop));
+        until_waiting(lock, 2);
+        lock.strike(false);
+        lock.strike(true);
+        let is_over = lock.snapshot().waiters.iter().any(|waiter| waiter.at.segments == ["c", "d"]);
+        drop(far);
+        let outcome = nests.join().unwrap();
+        gives_up.join().unwrap();
+        assert!(!is_over || outcome.is_ok(), "G2: it was let on, and refused for a cycle that is over");
     });
 }

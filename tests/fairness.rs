@@ -378,3 +378,35 @@ fn reader_passes_a_writer_that_waits_further_up_for_another_reader() {
     assert!(place("reads q") < place("writes x") && place("writes x") < place("writes x again"), "{served:?}");
     assert!(place("reads x") < place("writes x again"), "{served:?}");
 }
+
+/// G4, G9: a request that is walked on goes by its stamp ahead of some that wait there already, and so may let in another
+/// one: whoever reads below is ahead of the first that waits for it anyway (rule 3 of `node.rs`).
+#[test]
+fn a_request_that_is_walked_on_lets_in_whom_it_waits_for() {
+    let lock = common::new();
+    let (m, other) = (lock.write("m"), lock.write("k/n/r"));
+    let both = Other::waits(&lock, &[], &["m", "k/n"]);
+    let (asks, asked) = std::sync::mpsc::channel::<()>();
+    let granted = Arc::new(AtomicBool::new(false));
+    let nests = spawn("nests", {
+        let (lock, granted) = (Arc::clone(&lock), Arc::clone(&granted));
+        move || {
+            let _reading = lock.read("k/n/p");
+            asked.recv().unwrap();
+            let _writing = lock.write("k/n/q");
+            granted.store(true, Ordering::SeqCst);
+        }
+    });
+    wait_until("it reads", || lock.snapshot().holders.len() == 3);
+    // Waits for whoever writes `k/n/r`, and the nested request behind it: what it reads does not hold this one up.
+    let reads = Other::waits(&lock, &["k/n"], &[]);
+    asks.send(()).unwrap();
+    wait_until_thread_waits(&lock, "nests");
+    // Now the first one comes to `k/n`. It waits for what is read below, and the reader of all of it waits behind it.
+    drop(m);
+    wait_until("the nested request waits for nobody now", || granted.load(Ordering::SeqCst));
+    join(nests);
+    drop(other);
+    both.releases();
+    reads.releases();
+}

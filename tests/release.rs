@@ -241,3 +241,18 @@ fn what_is_no_root_of_a_guard_cannot_be_released() {
     drop(guard);
     assert_free(&lock, "".as_ref());
 }
+
+/// A root that another one covers changes no node when it is released; it is released nevertheless.
+#[test]
+fn a_covered_root_that_was_released_does_not_come_back() {
+    let lock = common::new();
+    let mut guard = lock.lock(&[], &["a", "a/b"]);
+    guard.release(&["a/b"]).unwrap();
+    assert_eq!(lock.snapshot().holders[0].roots.len(), 1);
+    assert!(guard.release(&["a/b"]).is_err(), "it is gone");
+    assert!(!admits(&lock, &["a/b"], &[]), "the other one covers it still");
+    guard.release(&["a"]).unwrap();
+    assert!(admits(&lock, &[], &["a/b"]), "nothing is left");
+    drop(guard);
+    assert_free(&lock, "".as_ref());
+}

@@ -189,7 +189,7 @@ mod tests {
     fn party(node: &str, mode: Mode, guards: &[(&str, Mode)]) -> Party {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
-        let ticket = queue.enqueue(Stamp(0), mode, ModeCounts::NONE, ());
+        let ticket = queue.enqueue(Stamp(0), mode, ModeCounts::NONE, (), &mut Vec::new());
         let own_guards = guards.iter().map(|&(node, mode)| (id(node), mode)).collect();
         Party { own_guards, ..Party::new(id(node), ticket, Temper::Endless) }
     }
@@ -253,7 +253,7 @@ mod tests {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
         let mut queued = |stamp, party| {
-            let ticket = queue.enqueue(Stamp(stamp), X, ModeCounts::NONE, ());
+            let ticket = queue.enqueue(Stamp(stamp), X, ModeCounts::NONE, (), &mut Vec::new());
             Party { ticket, ahead: ticket.stamp(), ..party }
         };
         let (between, nests) = (queued(0, party("b", X, &[])), queued(1, party("b", X, &[("c", X)])));
@@ -275,7 +275,7 @@ mod tests {
             stamp += 1;
             let mut held = ModeCounts::NONE;
             guards.iter().for_each(|&mode| held.add(mode));
-            let ticket = queue.enqueue(Stamp(stamp), mode, held, ());
+            let ticket = queue.enqueue(Stamp(stamp), mode, held, (), &mut Vec::new());
             let guards: Vec<_> = guards.iter().map(|&mode| (node, mode)).collect();
             Party { ticket, ahead: ticket.stamp(), ..party(node, mode, &guards) }
         };

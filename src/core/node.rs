@@ -1,7 +1,7 @@
 //! One node: what is granted on it, who waits for it, and who is next.
 //!
 //! A node decides at once (`try_grant`) or lets the request queue (`enqueue`); from then on the request is granted by
-//! whoever changes the node last (`release`, `downgrade`, `cancel`): these return the waiters whose turn has
+//! whoever changes the node last (`release`, `downgrade`, `cancel`, `enqueue`): these return the waiters whose turn has
 //! come, already counted as holders, in the order in which they were granted. So a grant is never lost, and nobody is
 //! woken in vain (G9).
 //!
@@ -16,7 +16,9 @@
 //! 3. Ahead are those with an earlier stamp; a request that does not wait yet comes last. But a request whose owner holds
 //!    something here goes ahead of the first in the queue that this excludes, which waits for its owner anyway, and so ahead
 //!    of all behind that one.
-//! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in.
+//! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in. That is not
+//!    only what takes something away: who comes to the queue with an early stamp may be the first that some conversion
+//!    excludes, and so let that one ahead of others (rule 3).
 //!
 //! A *conversion* is a request whose owner holds a weaker mode here (Gray 1976). By rule 3 an upgrade from S to X goes
 //! ahead of the writers in the queue, and it does not go ahead of a reader that could share the node with what its owner
@@ -194,10 +196,20 @@ impl<W> Node<W> {
         self.queue.is_none() && self.granted.are_intentions()
     }
 
-    /// Puts a request that was not granted into the queue.
-    pub(crate) fn enqueue(&mut self, stamp: Stamp, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
+    /// Puts a request that was not granted into the queue; whose turn has come by that is granted and added to `due`, which
+    /// is nobody where no request with a later stamp waits here.
+    pub(crate) fn enqueue(
+        &mut self,
+        stamp: Stamp,
+        mode: Mode,
+        held: ModeCounts,
+        waiter: W,
+        due: &mut Vec<W>,
+    ) -> Ticket {
         debug_assert!(!self.may_grant(stamp, mode, &held), "a request that may be granted does not queue");
-        self.insert(stamp, mode, held, waiter)
+        let ticket = self.insert(stamp, mode, held, waiter);
+        self.advance(due);
+        ticket
     }
 
     /// Puts a request back into the queue, of a node that is being restored: others may still be missing.
@@ -256,6 +268,12 @@ impl<W> Node<W> {
     pub(crate) fn is_idle(&self) -> bool {
         debug_assert!(self.queue.is_none() || !self.granted.is_empty(), "who waits, waits for a holder");
         self.granted.is_empty()
+    }
+
+    /// Whether nobody waits who may be granted.
+    #[cfg(test)]
+    pub(crate) fn is_settled(&self) -> bool {
+        self.queue.as_ref().is_none_or(|queue| queue.next(&self.granted).is_none() && !self.granted.is_empty())
     }
 
     #[inline]
@@ -355,7 +373,10 @@ mod tests {
 
         fn wait_holding(&mut self, name: &'static str, mode: Mode, modes: &[Mode]) -> Ticket {
             assert!(!self.try_grant(mode, &held(modes)), "{name} does not wait");
-            self.enqueue(next_stamp(), mode, held(modes), name)
+            let mut nobody = Vec::new();
+            let ticket = self.enqueue(next_stamp(), mode, held(modes), name, &mut nobody);
+            assert!(nobody.is_empty(), "who comes last lets in nobody");
+            ticket
         }
 
         fn after_release(&mut self, mode: Mode) -> Vec<&'static str> {
@@ -530,7 +551,7 @@ mod tests {
         let mut node = node(&[X]);
         node.wait("late writer", X);
         assert!(!node.try_grant_at(early, X, &ModeCounts::NONE));
-        node.enqueue(early, X, ModeCounts::NONE, "early writer");
+        node.enqueue(early, X, ModeCounts::NONE, "early writer", &mut Vec::new());
         assert_eq!(node.after_release(X), ["early writer"]);
         assert_eq!(node.after_release(X), ["late writer"]);
     }
@@ -542,6 +563,73 @@ mod tests {
         node.wait("writer", X);
         assert!(!node.try_grant(S, &ModeCounts::NONE), "a newcomer waits");
         assert!(node.try_grant_at(Stamp(1), S, &ModeCounts::NONE));
+    }
+
+    /// G4, G9: whoever comes late with an early stamp may be the one that a conversion goes ahead of; or this would wait for
+    /// a reader that waits for the late one, which waits for it.
+    #[test]
+    fn request_with_an_earlier_stamp_lets_in_the_conversion_that_it_waits_for() {
+        let mut node = node(&[IS, IX]);
+        let early = next_stamp();
+        node.wait("reader", S);
+        node.wait_holding("nested", IX, &[IS]);
+        assert!(!node.try_grant_at(early, X, &ModeCounts::NONE));
+        let mut due = Vec::new();
+        node.enqueue(early, X, ModeCounts::NONE, "early writer", &mut due);
+        assert_eq!(due, ["nested"]);
+    }
+
+    proptest::proptest! {
+        /// G4, G9: after any change nobody is left waiting who may be granted, or no later change need come to let it in; and
+        /// who comes last lets in nobody, so that a `try` which takes and gives back leaves all as it was.
+        #[test]
+        fn nobody_is_left_waiting_who_may_be_granted(
+            changes in proptest::collection::vec((0..4u8, 0..5usize, 0..8usize, 0..30usize), 1..60)
+        ) {
+            let mut node = Node::<usize>::default();
+            // By number: what it holds, and what it waits for.
+            let mut holds: Vec<Vec<Mode>> = vec![Vec::new(); 8];
+            let mut waits: Vec<Option<Ticket>> = vec![None; 8];
+            let mut stamps = std::collections::BTreeSet::new();
+            for (change, mode, owner, stamp) in changes {
+                let mode = Mode::ALL[mode];
+                let mut due = Vec::new();
+                match (change, waits[owner]) {
+                    (0 | 1, None) => {
+                        let own = held(&holds[owner]);
+                        let newcomer = change == 0;
+                        let last: usize = stamps.last().copied().unwrap_or(0);
+                        // One that has waited elsewhere has any stamp that nobody else has; a newcomer the last one.
+                        let stamp = if newcomer { last + 1 } else { stamp };
+                        let asks = if newcomer { Stamp::NEWCOMER } else { Stamp(stamp as u64) };
+                        if stamps.contains(&stamp) {
+                            continue;
+                        }
+                        if node.try_grant_at(asks, mode, &own) {
+                            holds[owner].push(mode);
+                        } else {
+                            stamps.insert(stamp);
+                            waits[owner] = Some(node.enqueue(Stamp(stamp as u64), mode, own, owner, &mut due));
+                            assert!(!newcomer || due.is_empty());
+                        }
+                    }
+                    (2, Some(ticket)) => {
+                        assert!(node.cancel(ticket, &mut due));
+                        waits[owner] = None;
+                    }
+                    // Who waits releases nothing.
+                    (3, None) if !holds[owner].is_empty() => {
+                        let mode = holds[owner].swap_remove(0);
+                        node.release(mode, &mut due);
+                    }
+                    _ => {}
+                }
+                for owner in due {
+                    holds[owner].extend(waits[owner].take().map(|ticket| ticket.mode()));
+                }
+                assert!(node.is_settled());
+            }
+        }
     }
 
     /// Or an intention would be published past somebody whom it excludes (G1).

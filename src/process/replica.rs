@@ -24,7 +24,7 @@ use crate::core::owner::Owner;
 use crate::core::walk::{Taken, walk};
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// One who has opened the lock. Never given again in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -237,11 +237,12 @@ impl Replica {
                 }
             }
             Event::Ask(ask) => {
-                let id = ask.id;
+                let (id, asked) = (ask.id, ask.asked);
                 self.absolute = ask.absolute.or(self.absolute);
                 let progress = Progress { taken: 0, since: ask.asked };
                 self.requests.insert(id, Box::new(Request { ask, progress, stamp: None, ticket: None }));
-                self.walk(id, effects);
+                let due = self.walk(id, effects);
+                self.move_on(due, asked, effects);
             }
             Event::Withdraw(id, now) => drop(self.withdraw(id, now, effects)),
             Event::Downgrade(id, now) => self.downgrade(id, now, effects),
@@ -250,9 +251,11 @@ impl Replica {
         }
     }
 
-    /// Takes the steps that are left, one after the other, up to one that has to be waited for.
-    fn walk(&mut self, id: RequestId, effects: &mut Effects) {
-        let Some(request) = self.requests.get(&id) else { return };
+    /// Takes the steps that are left, one after the other, up to one that has to be waited for; returns those that are let on
+    /// by that.
+    fn walk(&mut self, id: RequestId, effects: &mut Effects) -> Vec<RequestId> {
+        let mut due = Vec::new();
+        let Some(request) = self.requests.get(&id) else { return due };
         let stamp = request.stamp;
         let mut ticket = None;
         let mut passed = Vec::new();
@@ -267,7 +270,7 @@ impl Replica {
             match node.take(stamp.unwrap_or(Stamp::NEWCOMER), mode, held) {
                 Ok(()) => Taken::Steps(1),
                 Err(held) => {
-                    ticket = Some(node.enqueue(stamp.unwrap_or(self.next_stamp), mode, held, id));
+                    ticket = Some(node.enqueue(stamp.unwrap_or(self.next_stamp), mode, held, id, &mut due));
                     Taken::No
                 }
             }
@@ -290,6 +293,7 @@ impl Replica {
             request.stamp = stamp.or(ticket.map(|ticket| ticket.stamp()));
             request.ticket = ticket;
         }
+        due
     }
 
     /// Lets go of all that a request has and awaits, and moves on who is due by that.
@@ -320,11 +324,12 @@ impl Replica {
 
     /// Those who have got the step they waited for take the next ones.
     fn move_on(&mut self, due: Vec<RequestId>, now: u64, effects: &mut Effects) {
-        for id in due {
+        let mut due = VecDeque::from(due);
+        while let Some(id) = due.pop_front() {
             let Some(request) = self.requests.get_mut(&id) else { continue };
             request.progress = Progress { taken: request.progress.taken + 1, since: now };
             effects.moved.extend(request.ask.channel.map(|channel| (id.member, channel)));
-            self.walk(id, effects);
+            due.extend(self.walk(id, effects));
         }
     }
 
@@ -562,6 +567,32 @@ mod tests {
         replica.requests.values().map(Box::as_ref).all(|other| other.is_granted() || thread(other) != thread(request))
     }
 
+    /// G4, G9: the third request comes to `k/n` with the earliest stamp, and waits there for what the nested one reads. So
+    /// that one goes ahead of the reader that waits there already (rule 3 of `node.rs`).
+    #[test]
+    fn request_that_is_walked_on_lets_in_whom_it_waits_for() {
+        let mut replica = Replica::default();
+        let mut apply = |event| {
+            let mut effects = Effects::default();
+            replica.apply(event, &mut effects);
+            effects.moved.iter().map(|&(_, channel)| channel).collect::<Vec<_>>()
+        };
+        let by = |number, thread, reads: &[&str], writes: &[&str]| {
+            Event::Ask(ask(number, 0, thread, Owner::Thread, reads, writes))
+        };
+        apply(by(1, 1, &[], &["m"]));
+        apply(by(2, 2, &[], &["k/n/r"]));
+        apply(by(3, 3, &[], &["m", "k/n"]));
+        apply(by(4, 4, &["k/n/p"], &[]));
+        apply(by(5, 5, &["k/n"], &[]));
+        apply(by(6, 4, &[], &["k/n/q"]));
+        let moved = apply(Event::Withdraw(RequestId { member: MemberId(0), number: 1 }, 0));
+        assert_eq!(moved, [3, 5, 6, 6], "the third, whom it passes, and whom that lets in");
+        let waits =
+            |number: &u64| !replica.requests[&RequestId { member: MemberId(0), number: *number }].is_granted();
+        assert_eq!((2..=6).filter(waits).collect::<Vec<_>>(), [3, 5]);
+    }
+
     proptest! {
         /// Who reads the events and who reads a new table agree for ever after (invariant 1): on who has what, and on who
         /// is moved, in which order. And events are what was written.
@@ -575,6 +606,7 @@ mod tests {
                 restored.apply(postcard::from_bytes(&bytes).unwrap(), &mut other);
                 assert_eq!((one.moved, one.left), (other.moved, other.left));
                 assert_eq!(seen(&always), seen(restored));
+                assert!(always.nodes.values().all(Node::is_settled), "somebody waits who may go on (G4, G9)");
             };
             for member in 0..3 {
                 let about = About { lifeline: 0, id: member, command: String::new(), user: String::new() };

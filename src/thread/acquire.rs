@@ -31,7 +31,7 @@ use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 #[cfg(feature = "model")]
 use crate::thread::ledger::State;
-use crate::thread::ledger::{Found, Key, Leaving, Standing};
+use crate::thread::ledger::{Found, Key, Leaving, Standing, Waiting};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
 use crate::thread::request::{Request, SharedRequest};
@@ -101,6 +101,8 @@ enum Cancelled {
     Out(usize),
     /// It has been let on there, as the mover of that number.
     LetOn(NodeId, u64),
+    /// It waits where it is not to give up.
+    Not,
     Granted,
 }
 
@@ -146,7 +148,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let mut ahead = Due::default();
             let mut taken = 0;
             for (index, &step) in steps.iter().enumerate() {
-                let held = || self.ledger.held(&request, step.node);
+                let held = || self.ledger.held(request.owner_id(), step.node);
                 match shards.of(step.node).take(step, Stamp::NEWCOMER, &self.ledger, held) {
                     Grant::Granted => {}
                     Grant::Behind(number) if index + 1 < steps.len() && !has_let_go_ahead => {
@@ -198,6 +200,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ) -> Result<Entry, LockError> {
         let key = self.enter(&request)?;
         let mut waiter = None;
+        let mut due = Due::default();
         let steps = request.plan.steps();
         let stopped = walk(0, steps.len(), |index| {
             let step = steps[index];
@@ -205,7 +208,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 return Taken::Steps(published);
             }
             let mut shard = self.table.lock(Place::of(step.node));
-            let held = || self.ledger.held(&request, step.node);
+            let held = || self.ledger.held(request.owner_id(), step.node);
             match shard.take(step, Stamp::NEWCOMER, &self.ledger, held) {
                 Grant::Granted => Taken::Steps(1),
                 Grant::Behind(number) => {
@@ -217,12 +220,14 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 }
                 Grant::Refused(held) => {
                     let new = Arc::new(Waiter::new(key, self.stamps.next(), temper));
-                    self.queue(&mut shard, index, step, held, &new);
+                    self.queue(&mut shard, index, step, held, &new, &mut due);
                     waiter = Some(new);
                     Taken::No
                 }
             }
         });
+        self.move_on(&mut due);
+        drop(due);
         match (stopped, waiter) {
             (Some(_), Some(waiter)) => {
                 if let Err((refusal, taken)) = self.wait(&request, &waiter, deadline) {
@@ -249,11 +254,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             match waiter.wait(look, deadline) {
                 Woken::Granted => return Ok(()),
                 Woken::At(Time::Deadline) => loop {
-                    match self.cancel(waiter.key) {
+                    match self.cancel(waiter.key, |_| true) {
                         Cancelled::Out(taken) => return Err((Refusal::TimedOut, taken)),
                         Cancelled::Granted => return Ok(()),
                         // Each time it stands further on, and in the end it waits, or holds everything.
                         Cancelled::LetOn(node, number) => self.move_on(&mut Due::of_move(node, number)),
+                        Cancelled::Not => unreachable!("it gives up wherever it waits"),
                     }
                 },
                 Woken::At(Time::Look) => {
@@ -261,10 +267,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), waiter.key));
                     drop(turn);
                     if let Some(cycle) = cycle {
-                        if let Cancelled::Out(taken) = self.cancel(waiter.key) {
+                        // Not where it has come to since: another one of the cycle has given up then.
+                        if let Cancelled::Out(taken) = self.cancel(waiter.key, Waiting::is_reported) {
                             return Err((Refusal::Deadlock(cycle), taken));
                         }
-                        // Another one of the cycle has given up.
                     }
                     look = look.map(|look| (look * 2).min(LONGEST_LOOK));
                 }
@@ -272,13 +278,15 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Takes a request out of the queue that it waits in.
-    fn cancel(&self, key: Key) -> Cancelled {
+    /// Takes a request out of the queue that it waits in, if it is to give up there.
+    fn cancel(&self, key: Key, gives_up: impl Fn(&Waiting) -> bool) -> Cancelled {
         loop {
-            let Some((request, step, standing)) = self.ledger.waiting(key) else { return Cancelled::Granted };
+            let Some((request, waiting)) = self.ledger.waiting(key) else { return Cancelled::Granted };
+            let step = waiting.step;
             let node = request.plan.steps()[step].node;
-            let ticket = match standing {
-                Standing::Queued(ticket) => ticket,
+            let ticket = match waiting.standing {
+                Standing::Queued(ticket) if gives_up(&waiting) => ticket,
+                Standing::Queued(_) => return Cancelled::Not,
                 Standing::LetOn(number) => return Cancelled::LetOn(node, number),
             };
             let mut due = Due::default();
@@ -309,17 +317,20 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Walks on a mover, for the thread that has the turn.
     fn walk_on(&self, waiter: &Arc<Waiter>, due: &mut Due) {
-        let Some((request, at, _)) = self.ledger.waiting(waiter.key) else {
+        let Some((request, Waiting { step: at, .. })) = self.ledger.waiting(waiter.key) else {
             unreachable!("a mover waits until it is walked on")
         };
-        let steps = request.plan.steps();
+        // Copies: as soon as it is granted, or queues, its thread may be through with it, and the last one who has a request
+        // drops its paths. That is user code, and this is somebody's turn.
+        let (steps, owner) = (request.plan.steps().to_vec(), request.owner_id());
+        drop(request);
         let stopped = walk(at + 1, steps.len(), |index| {
             let step = steps[index];
             if let published @ 1.. = self.publish(waiter.key, index, step) {
                 return Taken::Steps(published);
             }
             let mut shard = self.table.lock(Place::of(step.node));
-            let held = || self.ledger.held(&request, step.node);
+            let held = || self.ledger.held(owner, step.node);
             match shard.take(step, waiter.stamp, &self.ledger, held) {
                 Grant::Behind(_) if index + 1 < steps.len() => {
                     let number = shard.move_behind(step, waiter);
@@ -329,7 +340,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 }
                 Grant::Granted | Grant::Behind(_) => Taken::Steps(1),
                 Grant::Refused(held) => {
-                    self.queue(&mut shard, index, step, held, waiter);
+                    self.queue(&mut shard, index, step, held, waiter, due);
                     Taken::No
                 }
             }
@@ -350,8 +361,16 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Lets a request queue for a step that was refused.
-    fn queue(&self, shard: &mut LockedShard<'_>, index: usize, step: Step, held: ModeCounts, waiter: &Arc<Waiter>) {
-        let ticket = shard.enqueue(step, held, waiter);
+    fn queue(
+        &self,
+        shard: &mut LockedShard<'_>,
+        index: usize,
+        step: Step,
+        held: ModeCounts,
+        waiter: &Arc<Waiter>,
+        due: &mut Due,
+    ) {
+        let ticket = shard.enqueue(step, held, waiter, &self.ledger, due);
         self.ledger.wait(index, Standing::Queued(ticket), waiter);
     }
 
@@ -410,6 +429,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let old = self.ledger.request(key);
         let weaker = old.of_some(keep);
         if weaker.plan.steps() == old.plan.steps() {
+            // What goes is covered by what stays: no node changes, but it is no root any longer.
+            if weaker.roots.len() < old.roots.len() {
+                drop(self.ledger.weaken(key, weaker));
+            }
             return entry;
         }
         let last = last_place(&weaker);
@@ -420,7 +443,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         // Nodes below a root that goes, which it has covered so far: nobody else can have them.
         for step in weaker.plan.steps().iter().filter(|step| old.plan.mode_of(step).is_none()) {
             let mut shard = self.table.lock(Place::of(step.node));
-            let held = || self.ledger.held(&old, step.node);
+            let held = || self.ledger.held(old.owner_id(), step.node);
             let taken = shard.take(*step, Stamp::NEWCOMER, &self.ledger, held);
             debug_assert!(!matches!(taken, Grant::Refused(_)), "it was covered");
         }

@@ -115,6 +115,11 @@ impl Waiting {
             _ => None,
         }
     }
+
+    /// Whether it has found itself in a deadlock where it is.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported
+    }
 }
 
 /// What becomes of a request that is let on.
@@ -341,13 +346,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     }
 
     /// A request that waits, and where; `None` if it is granted.
-    pub(crate) fn waiting(&self, key: Key) -> Option<(SharedRequest<P>, usize, Standing)> {
+    pub(crate) fn waiting(&self, key: Key) -> Option<(SharedRequest<P>, Waiting)> {
         let register = self.registers[key.register].lock();
         let entry = &register.entries[key.index];
         match &entry.state {
-            State::Waiting(Waiting { step, standing, .. }) => {
-                Some((SharedRequest::clone(&entry.request), *step, *standing))
-            }
+            State::Waiting(waiting) => Some((SharedRequest::clone(&entry.request), waiting.clone())),
             _ => None,
         }
     }
@@ -368,20 +371,24 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         SharedRequest::clone(&self.registers[key.register].lock().entries[key.index].request)
     }
 
-    /// Puts a weaker request in the place of a granted one, of which no step is published; returns that.
+    /// Puts a weaker request in the place of a granted one, of which no step is published, or one with the same steps; returns
+    /// that.
     pub(crate) fn weaken(&self, key: Key, weaker: SharedRequest<P>) -> SharedRequest<P> {
         let mut register = self.registers[key.register].lock();
         register.index(key.index, ModeCounts::remove);
         let entry = &mut register.entries[key.index];
-        debug_assert!(entry.published == 0, "its nodes count all");
+        debug_assert!(
+            entry.published == 0 || entry.request.plan.steps() == weaker.plan.steps(),
+            "its nodes count all that changes"
+        );
         let stronger = std::mem::replace(&mut entry.request, weaker);
         register.index(key.index, ModeCounts::add);
         stronger
     }
 
-    /// What the owner of a request holds at a node by its guards.
-    pub(crate) fn held(&self, request: &Request<P>, node: NodeId) -> ModeCounts {
-        let Some(owner) = request.owner.id(request.thread.id) else { return ModeCounts::NONE };
+    /// What an owner holds at a node by its guards.
+    pub(crate) fn held(&self, owner: Option<OwnerId>, node: NodeId) -> ModeCounts {
+        let Some(owner) = owner else { return ModeCounts::NONE };
         self.ask_index(owner, |held| held.get(&(owner, node)).copied()).unwrap_or_default()
     }
 
@@ -392,7 +399,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let Some(root) = request.plan.steps().first() else { return false };
         let has_guards = |owner| self.ask_index(owner, |held| held.get(&(owner, root.node)).copied()).is_some();
         let thread = request.thread.id;
-        has_guards(thread) || request.owner.id(thread).is_some_and(|owner| owner != thread && has_guards(owner))
+        has_guards(thread) || request.owner_id().is_some_and(|owner| owner != thread && has_guards(owner))
     }
 
     /// Asks the index of an owner's register, which is made for that if it must.
@@ -424,7 +431,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
     #[inline]
     fn register_of_request(&self, request: &Request<P>) -> usize {
-        self.register_of(request.owner.id(request.thread.id).unwrap_or(request.thread.id))
+        self.register_of(request.owner_id().unwrap_or(request.thread.id))
     }
 
     /// Where an owner's requests are entered; those of nobody with those of their thread.
@@ -526,7 +533,7 @@ impl<P: TreePath + ?Sized> Entry<P> {
 
     /// Whose guard it is, or will be.
     pub(crate) fn owner(&self) -> Option<OwnerId> {
-        self.request.owner.id(self.request.thread.id)
+        self.request.owner_id()
     }
 
     pub(crate) fn is_granted(&self) -> bool {

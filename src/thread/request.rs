@@ -6,7 +6,7 @@
 
 use crate::core::mode::Mode;
 use crate::core::node_id::Seeds;
-use crate::core::owner::Owner;
+use crate::core::owner::{Owner, OwnerId};
 use crate::core::path::{Frame, PathError, TreePath, common_frame};
 use crate::core::plan::Plan;
 use crate::sync::{self, ThreadInfo};
@@ -72,6 +72,12 @@ impl<P: TreePath + ?Sized> Request<P> {
         this.owner = owner;
         this.location = location;
         Ok(request)
+    }
+
+    /// Whose guard it is, or will be.
+    #[inline]
+    pub(crate) fn owner_id(&self) -> Option<OwnerId> {
+        self.owner.id(self.thread.id)
     }
 
     /// The same request for some of its roots, each in the mode that `keep` says: given the index and the mode of each.

@@ -212,10 +212,23 @@ impl LockedShard<'_> {
         }
     }
 
-    /// Lets a request queue that was refused.
-    pub(crate) fn enqueue(&mut self, step: Step, held: ModeCounts, waiter: &Arc<Waiter>) -> Ticket {
+    /// Lets a request queue that was refused; others may be let on by that.
+    pub(crate) fn enqueue<P>(
+        &mut self,
+        step: Step,
+        held: ModeCounts,
+        waiter: &Arc<Waiter>,
+        ledger: &Ledger<P>,
+        due: &mut Due,
+    ) -> Ticket
+    where
+        P: TreePath + ?Sized,
+    {
         let node = self.shard.nodes.entry(step.node).or_default();
-        node.enqueue(waiter.stamp, step.mode, held, Arc::clone(waiter))
+        let mut let_on = Vec::new();
+        let ticket = node.enqueue(waiter.stamp, step.mode, held, Arc::clone(waiter), &mut let_on);
+        self.shard.let_on(step.node, let_on, ledger, due);
+        ticket
     }
 
     /// Puts a request that holds the step behind the movers of its node.
@@ -261,7 +274,7 @@ impl LockedShard<'_> {
         granted
     }
 
-    /// The one place where somebody lets go of a node, and where others are let on by that.
+    /// The one place where somebody lets go of a node.
     #[inline]
     fn change<P, R>(
         &mut self,
@@ -273,8 +286,7 @@ impl LockedShard<'_> {
     where
         P: TreePath + ?Sized,
     {
-        let Shard { nodes, moving, .. } = &mut *self.shard;
-        let Entry::Occupied(mut place) = nodes.entry(node) else {
+        let Entry::Occupied(mut place) = self.shard.nodes.entry(node) else {
             unreachable!("a node lives while it is held or awaited (invariant 1)")
         };
         let mut let_on = Vec::new();
@@ -283,16 +295,7 @@ impl LockedShard<'_> {
             place.remove();
             self.shard.trim();
         } else {
-            for waiter in let_on {
-                let number = || moving.push(node, Arc::clone(&waiter));
-                match ledger.let_on(waiter.key, number) {
-                    LetOn::Granted => {
-                        waiter.grant();
-                        due.granted.push(waiter);
-                    }
-                    LetOn::Moves(number) => due.moves.push((node, number)),
-                }
-            }
+            self.shard.let_on(node, let_on, ledger, due);
         }
         result
     }
@@ -311,6 +314,24 @@ impl<'a> LockedShards<'a> {
 }
 
 impl Shard {
+    /// Marks those that a node has let on (invariant 2).
+    #[inline]
+    fn let_on<P>(&mut self, node: NodeId, let_on: Vec<Arc<Waiter>>, ledger: &Ledger<P>, due: &mut Due)
+    where
+        P: TreePath + ?Sized,
+    {
+        for waiter in let_on {
+            let number = || self.moving.push(node, Arc::clone(&waiter));
+            match ledger.let_on(waiter.key, number) {
+                LetOn::Granted => {
+                    waiter.grant();
+                    due.granted.push(waiter);
+                }
+                LetOn::Moves(number) => due.moves.push((node, number)),
+            }
+        }
+    }
+
     /// Gives back what it no longer needs; the cost is paid by the insertions that made it grow.
     #[inline]
     fn trim(&mut self) {

@@ -117,7 +117,9 @@ impl Waiter {
     /// Plays the clock.
     #[cfg(feature = "model")]
     pub(crate) fn strike(&self, time: Time) {
-        self.state.lock().struck.push(time);
+        let mut state = self.state.lock();
+        state.struck.push(time);
+        // Under the mutex: or it might see what has struck before this wakes it, for nothing then.
         self.wake.notify_one();
     }
 }
