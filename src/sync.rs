@@ -122,6 +122,17 @@ mod imp {
     /// The registers of the ledger: as many threads have one of their own.
     pub(crate) const REGISTERS: usize = 64;
 
+    /// The nodes that a register can own: sets of so many.
+    pub(crate) const OWNED_SETS: usize = 8;
+    pub(crate) const OWNED_WAYS: usize = 4;
+
+    /// The nodes of a shard that can be owned.
+    pub(crate) const OWNERS: usize = 4;
+
+    /// The releases in a row after which a register owns a node, and the most, where that was taken back often.
+    pub(crate) const TO_OWN: u16 = 4;
+    pub(crate) const MOST_TO_OWN: u16 = 1024;
+
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
 
@@ -275,6 +286,17 @@ mod imp {
 
     /// One for each of three threads, or a register orders what the tags have to.
     pub(crate) const REGISTERS: usize = 3;
+
+    pub(crate) const OWNED_SETS: usize = 1;
+
+    pub(crate) const OWNED_WAYS: usize = 2;
+
+    pub(crate) const OWNERS: usize = 2;
+
+    /// At once, and again at once.
+    pub(crate) const TO_OWN: u16 = 1;
+
+    pub(crate) const MOST_TO_OWN: u16 = 1;
 
     /// Padding has no meaning in a model.
     #[derive(Debug, Default)]

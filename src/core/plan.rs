@@ -86,6 +86,20 @@ impl Plan {
         &self.steps
     }
 
+    /// Whether it is one root and the nodes above it.
+    #[inline]
+    pub(crate) fn is_one_way(&self) -> bool {
+        self.ends.len() == 1
+    }
+
+    /// The steps that are no intentions.
+    #[inline]
+    pub(crate) fn roots(&self) -> impl Iterator<Item = &Step> {
+        // One root is the last step.
+        let first = if self.is_one_way() { self.steps.len() - 1 } else { 0 };
+        self.steps[first..].iter().filter(|step| !step.mode.is_intention())
+    }
+
     /// The nodes of each root, from the top of the tree down to it.
     #[cfg(feature = "process")]
     pub(crate) fn ways(&self) -> impl Iterator<Item = &[NodeId]> {

@@ -17,6 +17,7 @@
 
 use crate::core::deadlock::Temper;
 use crate::core::mode::ModeCounts;
+use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
 use crate::core::path::PathError;
 use crate::core::path::{TreePath, common_frame, odd_frame};
@@ -63,11 +64,21 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What a guard has: the request's entry in the ledger, and where its last step is.
+/// What a guard has: the request's entry in the ledger, and its last step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     key: Key,
-    last: Place,
+    last: NodeId,
+    way: Way,
+}
+
+/// How a request was granted, and so how its release is tried first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Under the mutex of its register alone.
+    Owned,
+    /// With shards.
+    Counted,
 }
 
 /// A step that is waited for.
@@ -96,12 +107,22 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
         self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let biased = |node| self.table.is_biased(node);
+        let last = request.plan.steps().last().map_or(self.seeds.root(), |last| last.node);
+        let register = self.ledger.register_of(request.thread.id);
+        let request = if self.table.seems_to_own(register, request.plan.roots()) {
+            match self.ledger.enter_owned(request, biased) {
+                Ok(key) => return Ok(Entry { key, last, way: Way::Owned }),
+                Err(request) => request,
+            }
+        } else {
+            request
+        };
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.
             &[ref above @ .., last] if above.last().is_none_or(|step| biased(step.node)) => {
                 let mut shard = self.table.lock(Place::of(last.node));
                 match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
-                    Ok(key) => return Ok(Entry { key, last: Place::of(last.node) }),
+                    Ok(key) => return Ok(Entry { key, last: last.node, way: Way::Counted }),
                     Err(request) => request,
                 }
             }
@@ -112,7 +133,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Takes one step after the other.
     fn walk(&self, request: SharedRequest<P>, patience: Patience) -> Result<Entry, LockError> {
-        let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
+        let last = request.plan.steps().last().map_or(self.seeds.root(), |last| last.node);
         let key = self.ledger.enter(SharedRequest::clone(&request));
         let steps = request.plan.steps();
         let mut index = 0;
@@ -135,7 +156,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             index += 1;
         }
         self.ledger.set_state(key, State::Granted);
-        Ok(Entry { key, last })
+        Ok(Entry { key, last, way: Way::Counted })
     }
 
     /// Takes a step that somebody, perhaps its own owner, holds or waits for.
@@ -186,10 +207,19 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Releases what a guard holds.
-    pub(crate) fn release(&self, Entry { key, last }: Entry) {
+    pub(crate) fn release(&self, Entry { key, last, way }: Entry) {
+        if way == Way::Owned {
+            if let Some(request) = self.ledger.leave_owned(key) {
+                return Request::recycle(request);
+            }
+        }
         let mut due = Due::default();
-        let mut shard = self.table.lock(last);
-        let left = self.ledger.leave(key, |node, mode| shard.release(node, mode, &mut due));
+        let mut shard = self.table.lock(Place::of(last));
+        shard.contest(last, &self.ledger);
+        let register = self.ledger.register(key);
+        let left = self.ledger.leave(key, |node, mode, owned| {
+            shard.release(node, mode, register, &mut due, || owned.add(node));
+        });
         drop(shard);
         drop(due);
         match left {
@@ -211,7 +241,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             }
             // This one its node counts, or has begun to.
             if let Some(step) = left.checked_sub(1).map(|last| leaving.request.plan.steps()[last]) {
-                self.table.release(step.node, leaving.access.mode(step.mode), &mut due);
+                let mode = leaving.access.mode(step.mode);
+                self.table.release(step.node, mode, self.ledger.register(key), &self.ledger, &mut due);
                 left -= 1;
             }
         }
@@ -227,7 +258,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let weakened = || steps.iter().enumerate().rev().filter(|(_, step)| step.mode != step.mode.downgraded());
         // Nodes change one by one, the last first, as in a release; so they have to count what was published.
         for (index, step) in weakened() {
-            self.table.count(step.node, step.mode, || self.ledger.unpublish_step(key, index));
+            self.table.count(*step, &self.ledger, || self.ledger.unpublish_step(key, index));
         }
         self.ledger.downgrade(key);
         let mut due = Due::default();

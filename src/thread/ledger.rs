@@ -28,6 +28,7 @@ use crate::core::path::TreePath;
 use crate::core::plan::Step;
 use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
 use crate::thread::bias;
+use crate::thread::own::Owned;
 use crate::thread::request::{Request, SharedRequest};
 use crate::thread::waiter::Waiter;
 use slab::Slab;
@@ -55,13 +56,18 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     held: Option<Held>,
     /// How often it has changed since it was asked last. What nobody asks is not worth its upkeep.
     unasked: usize,
+    /// The nodes that its threads take without a shard (`own.rs`).
+    owned: Owned,
+    /// How many revocations have been here.
+    revocations: u64,
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
     pub(crate) request: SharedRequest<P>,
     pub(crate) state: State,
     pub(crate) access: Access,
-    /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit.
+    /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit:
+    /// intentions on biased nodes, and roots that the register owns.
     published: u64,
     /// When the state of waiting, or of being granted, began.
     pub(crate) since: Moment,
@@ -151,8 +157,7 @@ const REGISTER_CAPACITY: usize = 16;
 
 impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn new() -> Self {
-        let register = || Register { entries: Slab::new(), held: None, unasked: 0 };
-        Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(register()))).collect() }
+        Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(Register::default()))).collect() }
     }
 
     /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
@@ -177,6 +182,59 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ok(Key { register, index: locked.insert(entry) })
     }
 
+    /// Enters a request of the calling thread as granted, if all of it can be published: intentions on biased nodes, S or X
+    /// on nodes that its register owns and nobody holds. Else it is given back, and nothing has happened.
+    #[inline]
+    pub(crate) fn enter_owned(
+        &self,
+        request: SharedRequest<P>,
+        biased: impl Fn(NodeId) -> bool,
+    ) -> Result<Key, SharedRequest<P>> {
+        let since = Moment::now();
+        let register = self.register_of(request.thread.id);
+        let mut guard = self.registers[register].lock();
+        let locked = &mut *guard;
+        let steps = request.plan.steps();
+        let may_enter = match steps {
+            [above @ .., last] if above.len() < MOST_PUBLISHED && request.plan.is_one_way() => {
+                let above = || publishable(&request, 0, &biased) == above.len();
+                locked.owned.is_free_below(last.node, locked.revocations, above)
+            }
+            _ => {
+                let may_publish = |step: &Step| match step.mode {
+                    Mode::IntentionShared | Mode::IntentionExclusive => biased(step.node),
+                    Mode::Shared | Mode::Exclusive => locked.owned.is_free(step.node),
+                    Mode::SharedIntentionExclusive => false,
+                };
+                steps.len() <= MOST_PUBLISHED && steps.iter().all(may_publish)
+            }
+        };
+        if !may_enter {
+            drop(guard);
+            return Err(request);
+        }
+        let index = locked.entries.vacant_key();
+        request.plan.roots().for_each(|step| locked.owned.hold(step.node, index));
+        let published = first_bits(steps.len());
+        let entry = Entry { request, state: State::Granted, access: Access::AsAsked, published, since };
+        Ok(Key { register, index: locked.insert(entry) })
+    }
+
+    /// Takes out a granted request of which all steps are still published.
+    #[inline]
+    pub(crate) fn leave_owned(&self, key: Key) -> Option<SharedRequest<P>> {
+        let mut guard = self.registers[key.register].lock();
+        let register = &mut *guard;
+        let entry = &register.entries[key.index];
+        let plan = &entry.request.plan;
+        if entry.published != first_bits(plan.steps().len()) {
+            return None;
+        }
+        plan.roots().for_each(|step| register.owned.let_go(step.node));
+        register.index(key.index, ModeCounts::remove);
+        Some(register.remove(key.index).request)
+    }
+
     /// Enters a request of the calling thread that has taken nothing yet.
     pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
         let since = Moment::now();
@@ -196,14 +254,18 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     /// Takes out a granted request of which all steps but the last are still published, and that one released by
     /// `release`. Else it is on its way out from now on. The caller has the shard of the last step.
     #[inline]
-    pub(crate) fn leave(&self, key: Key, release: impl FnOnce(NodeId, Mode)) -> Result<SharedRequest<P>, Leaving<P>> {
+    pub(crate) fn leave(
+        &self,
+        key: Key,
+        release: impl FnOnce(NodeId, Mode, &mut Owned),
+    ) -> Result<SharedRequest<P>, Leaving<P>> {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
         register.index(key.index, ModeCounts::remove);
         let entry = &mut register.entries[key.index];
         match entry.request.plan.steps() {
             [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
-                release(last.node, entry.access.mode(last.mode));
+                release(last.node, entry.access.mode(last.mode), &mut register.owned);
                 Ok(register.remove(key.index).request)
             }
             _ => {
@@ -229,11 +291,12 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let mut looked = 0;
         for register in &self.registers {
             let mut register = register.lock();
+            register.revocations += 1;
             looked += 1 + register.entries.len();
             for (_, entry) in register.entries.iter_mut().filter(|(_, entry)| entry.published != 0) {
                 for index in 0..(u64::BITS - entry.published.leading_zeros()) as usize {
                     let step = entry.request.plan.steps()[index];
-                    if bias::tag(step.node) == tag && entry.take_back(index) {
+                    if bias::tag(step.node) == tag && step.mode.is_intention() && entry.take_back(index) {
                         count(step.node, entry.access.mode(step.mode));
                     }
                 }
@@ -242,18 +305,48 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         looked
     }
 
-    /// Takes back the last of the first `left` steps of a request, as far as they are published; returns how many are left.
-    pub(crate) fn unpublish_last(&self, key: Key, left: usize) -> usize {
-        let entry = &mut self.registers[key.register].lock().entries[key.index];
-        let published = if left > MOST_PUBLISHED { 0 } else { entry.published << (MOST_PUBLISHED - left) };
-        let left = left - published.leading_ones() as usize;
-        entry.published &= first_bits(left);
-        left
+    /// Takes the nodes of that tag from the register that owns them; what an entry holds of them is told to `count`, and is
+    /// no longer published. The caller has their shard.
+    pub(crate) fn disown(&self, register: usize, tag: u64, mut count: impl FnMut(NodeId, Mode)) {
+        let mut guard = self.registers[register].lock();
+        let Register { owned, entries, .. } = &mut *guard;
+        owned.remove(tag, |node, entry| {
+            let entry = &mut entries[entry];
+            let index = entry.request.plan.steps().iter().position(|step| step.node == node);
+            let index = index.expect("an entry has the nodes that it holds");
+            let published = entry.take_back(index);
+            debug_assert!(published, "invariant 4 of `own.rs`");
+            count(node, entry.access.mode(entry.request.plan.steps()[index].mode));
+        });
     }
 
-    /// Takes back one step of a request, whose shard the caller has; whether it was published until now.
+    /// A register owns the node from now on, if there is room. The caller has its shard, where nobody holds or awaits it.
+    pub(crate) fn own(&self, register: usize, node: NodeId) -> bool {
+        self.registers[register].lock().owned.add(node)
+    }
+
+    /// Takes back the last of the first `left` steps of a request, as far as they are published; returns how many are left.
+    pub(crate) fn unpublish_last(&self, key: Key, left: usize) -> usize {
+        let mut guard = self.registers[key.register].lock();
+        let Register { owned, entries, .. } = &mut *guard;
+        let entry = &mut entries[key.index];
+        let published = if left > MOST_PUBLISHED { 0 } else { entry.published << (MOST_PUBLISHED - left) };
+        let still = left - published.leading_ones() as usize;
+        entry.published &= first_bits(still);
+        let taken_back = &entry.request.plan.steps()[still..left];
+        taken_back.iter().filter(|step| !step.mode.is_intention()).for_each(|step| owned.let_go(step.node));
+        still
+    }
+
+    /// Takes back an intention of a request, whose shard the caller has; whether it was published until now.
     pub(crate) fn unpublish_step(&self, key: Key, index: usize) -> bool {
         index < MOST_PUBLISHED && self.registers[key.register].lock().entries[key.index].take_back(index)
+    }
+
+    /// The register that a request is entered in.
+    #[inline]
+    pub(crate) fn register(&self, key: Key) -> usize {
+        key.register
     }
 
     /// Marks an entry that is not granted.
@@ -319,8 +412,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     }
 
     /// Where a thread's requests are entered.
-    fn register_of(&self, thread: u64) -> usize {
-        thread as usize % self.registers.len()
+    #[inline]
+    pub(crate) fn register_of(&self, thread: u64) -> usize {
+        thread as usize % REGISTERS
     }
 
     /// The number of requests there is room for.
@@ -342,6 +436,12 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
         if counts.is_empty() {
             held.remove(&key);
         }
+    }
+}
+
+impl<P: TreePath + ?Sized> Default for Register<P> {
+    fn default() -> Self {
+        Register { entries: Slab::new(), held: None, unasked: 0, owned: Owned::default(), revocations: 0 }
     }
 }
 

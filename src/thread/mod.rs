@@ -7,6 +7,7 @@
 //! | `acquire.rs` | how a request is granted, and how it waits |
 //! | `table.rs` | the live nodes: found or made, dropped when idle |
 //! | `bias.rs` | which nodes do not count intentions, since requests publish them |
+//! | `own.rs` | which nodes a thread takes without a shard, since it takes them again and again |
 //! | `ledger.rs` | what is granted and what waits, by request |
 //! | `waiter.rs` | one blocked request: grant, wake |
 //! | `guard.rs` | what a holder has: drop, downgrade |
@@ -21,6 +22,7 @@ pub(crate) mod bias;
 pub(crate) mod guard;
 pub(crate) mod ledger;
 pub(crate) mod lock;
+pub(crate) mod own;
 mod parties;
 mod report;
 pub(crate) mod request;

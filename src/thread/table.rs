@@ -23,6 +23,7 @@ use crate::core::plan::Step;
 use crate::sync::{CachePadded, Mutex, MutexGuard, SHARDS};
 use crate::thread::bias::{self, Heats, InTheWay, Tags};
 use crate::thread::ledger::Ledger;
+use crate::thread::own::{Hints, Owners};
 use crate::thread::waiter::Waiter;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -31,12 +32,14 @@ use std::sync::Arc;
 pub(crate) struct Table {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     tags: Tags,
+    hints: Hints,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
     nodes: NodeMap<Node<Arc<Waiter>>>,
     heats: Heats,
+    owners: Owners,
 }
 
 /// Which shard a node is in.
@@ -66,13 +69,19 @@ impl Drop for Due {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Table { shards: (0..SHARDS).map(|_| CachePadded::default()).collect(), tags: Tags::new() }
+        Table { shards: (0..SHARDS).map(|_| CachePadded::default()).collect(), tags: Tags::new(), hints: Hints::new() }
     }
 
     /// Whether an intention on the node is to be published, by a caller that has its register.
     #[inline]
     pub(crate) fn is_biased(&self, node: NodeId) -> bool {
         self.tags.is_set(node)
+    }
+
+    /// Whether a register seems to own all of them: then a request for them need not come here.
+    #[inline]
+    pub(crate) fn seems_to_own<'s>(&self, register: usize, mut roots: impl Iterator<Item = &'s Step>) -> bool {
+        roots.all(|step| self.hints.owns(register, step.node))
     }
 
     /// Grants the step to an owner that already holds `held` there, if it need not wait.
@@ -119,15 +128,30 @@ impl Table {
         self.change(node, due, |node, due| node.cancel(ticket, due))
     }
 
-    pub(crate) fn release(&self, node: NodeId, mode: Mode, due: &mut Due) {
-        self.change(node, due, |node, due| node.release(mode, due));
+    /// Releases a step of a request of that register.
+    pub(crate) fn release<P>(&self, node: NodeId, mode: Mode, register: usize, ledger: &Ledger<P>, due: &mut Due)
+    where
+        P: TreePath + ?Sized,
+    {
+        let mut shard = self.lock(Place::of(node));
+        if mode.is_intention() {
+            shard.shard.change(node, due, |node, due| node.release(mode, due));
+        } else {
+            shard.contest(node, ledger);
+            shard.release(node, mode, register, due, || ledger.own(register, node));
+        }
     }
 
     /// Turns what a request has published on a node into a count of it, if it still is.
-    pub(crate) fn count(&self, node: NodeId, mode: Mode, unpublish: impl FnOnce() -> bool) {
-        let mut shard = self.shard(node).lock();
-        if unpublish() {
-            shard.nodes.entry(node).or_default().count(mode);
+    pub(crate) fn count<P>(&self, step: Step, ledger: &Ledger<P>, unpublish: impl FnOnce() -> bool)
+    where
+        P: TreePath + ?Sized,
+    {
+        let mut shard = self.shard(step.node).lock();
+        if !step.mode.is_intention() {
+            self.disown(step.node, &mut shard, ledger);
+        } else if unpublish() {
+            shard.nodes.entry(step.node).or_default().count(step.mode);
         }
     }
 
@@ -155,7 +179,7 @@ impl Table {
 
     #[inline]
     fn grant(&self, step: Step, held: &ModeCounts, shard: &mut Shard) -> bool {
-        let Shard { nodes, heats } = shard;
+        let Shard { nodes, heats, .. } = shard;
         let node = nodes.entry(step.node).or_default();
         let granted = node.try_grant(step.mode, held);
         if granted && step.mode.is_intention() && node.has_intentions_only() && !self.tags.is_set(step.node) {
@@ -169,12 +193,31 @@ impl Table {
         self.tags.in_the_way(step.node, !step.mode.is_intention(), &shard.heats)
     }
 
+    /// Turns what registers publish on the node into counts, as far as that could be in the way of the step.
     fn revoke_for<P: TreePath + ?Sized>(&self, step: Step, shard: &mut Shard, ledger: &Ledger<P>) {
+        self.disown(step.node, shard, ledger);
         let Some(in_the_way) = self.in_the_way(step, shard) else { return };
         self.tags.clear(step.node, in_the_way);
         let count = |node, mode| shard.nodes.entry(node).or_default().count(mode);
         let looked = ledger.unpublish(in_the_way.tag, count);
         self.tags.cool(step.node, in_the_way, looked, &mut shard.heats);
+    }
+
+    /// Takes the node from the register that owns it, if one does.
+    fn disown<P: TreePath + ?Sized>(&self, node: NodeId, shard: &mut Shard, ledger: &Ledger<P>) {
+        if let Some(register) = shard.owners.remove(node) {
+            self.disown_tag(node, register, bias::tag(node), shard, ledger);
+        }
+    }
+
+    /// Takes all nodes of the tag from the register, which has its place where `node` has.
+    #[cold]
+    fn disown_tag<P>(&self, node: NodeId, register: usize, tag: u64, shard: &mut Shard, ledger: &Ledger<P>)
+    where
+        P: TreePath + ?Sized,
+    {
+        self.hints.clear(node);
+        ledger.disown(register, tag, |node, mode| shard.nodes.entry(node).or_default().count(mode));
     }
 
     #[inline]
@@ -190,16 +233,46 @@ pub(crate) struct LockedShard<'a> {
 }
 
 impl LockedShard<'_> {
-    /// Grants the step to an owner that holds nothing there; not if a bias is in the way.
+    /// Grants the step to an owner that holds nothing there; not if a bias or another owner is in the way.
     #[inline]
     pub(crate) fn try_grant(&mut self, step: Step) -> bool {
-        self.table.in_the_way(step, &self.shard).is_none()
+        !self.shard.owners.is_owned(step.node)
+            && self.table.in_the_way(step, &self.shard).is_none()
             && self.table.grant(step, &ModeCounts::NONE, &mut self.shard)
     }
 
+    /// Before a node is released by a thread that has no register: a node that is in the way of owning it, and is taken
+    /// less often, is disowned.
     #[inline]
-    pub(crate) fn release(&mut self, node: NodeId, mode: Mode, due: &mut Due) {
-        self.shard.change(node, due, |node, due| node.release(mode, due));
+    pub(crate) fn contest<P: TreePath + ?Sized>(&mut self, node: NodeId, ledger: &Ledger<P>) {
+        if let Some((register, tag)) = self.shard.owners.contest(node) {
+            self.table.disown_tag(node, register, tag, &mut self.shard, ledger);
+        }
+    }
+
+    /// Releases a root of a request of that register, which owns the node from then on by `own`, if that pays.
+    #[inline]
+    pub(crate) fn release(
+        &mut self,
+        node: NodeId,
+        mode: Mode,
+        register: usize,
+        due: &mut Due,
+        own: impl FnOnce() -> bool,
+    ) {
+        let shard = &mut *self.shard;
+        if !shard.change(node, due, |node, due| {
+            node.release(mode, due);
+            node.is_idle()
+        }) {
+            shard.owners.is_left_busy(node);
+        } else if shard.owners.is_left_free(node, register) {
+            let owns = own();
+            shard.owners.add(node, owns);
+            if owns {
+                self.table.hints.set(register, node);
+            }
+        }
     }
 }
 

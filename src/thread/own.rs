@@ -1,0 +1,273 @@
+//! Which nodes a register of the ledger *owns*: a thread that takes the same sub-trees again and again takes them by
+//! the mutex of its register alone, without a shard and without a node in the table.
+//!
+//! A bias (`bias.rs`) does this for the intentions of a request, ownership for its roots. The last step of a request is
+//! then *published* like those above it: a bit of its entry says so. An owned node is free, or held by exactly one
+//! entry of its owner. Everything else goes by the shard, and first takes ownership back (*disowns* the node), which
+//! turns what is published there into a count: a request of another register, a second request of this one, and an
+//! intention of who goes below the node.
+//!
+//! ```text
+//!             released by one register so often that it pays
+//!   counted ────────────────────────────────────────────────> owned, free ──> owned, held by one entry ──┐
+//!      ^                                                         │   ^                  │                │
+//!      └────────── somebody else comes to the shard ─────────────┴───┼──────────────────┘                │
+//!                                                                    └────────── released ───────────────┘
+//! ```
+//!
+//! Invariants:
+//!
+//! 1. What a register owns is in its [`Owned`], which changes under the register's mutex alone. A node gets there under
+//!    the mutex of its shard too, at a moment when nobody holds or awaits it; it leaves under either.
+//! 2. While a node is owned, the table has no node for it and no tag stands for it. So whoever comes to its shard looks
+//!    first who owns it, in [`Owners`], and disowns it.
+//! 3. The `Owners` of a shard name the register of every owned node of that shard. They may name one that has given up
+//!    the node for another: then there is nothing to take back.
+//! 4. An owned node that is held has the place of its holder, an entry that has published its last step there; and an
+//!    entry that has published a step in a mode of its own (S, X) holds a node that its register owns.
+//! 5. [`Owned`] may remember of a node that all nodes above it were biased. A revocation of any bias goes through all
+//!    registers, and makes each of them forget that. So a request that finds it remembered need not look at the tags:
+//!    the revocation comes to the register later, and finds what the request has published.
+//!
+//! A register comes to own a node when it has released it so many times in a row with nobody else there. Each time
+//! ownership is taken back that takes twice as many: nodes that several threads take in turn are soon left alone.
+//!
+//! Bounded (G6): so many nodes for each register, and so many for each shard. Where there is no room, those that are used
+//! stay.
+
+use crate::core::node_id::NodeId;
+use crate::sync::{AtomicU32, MOST_TO_OWN, OWNED_SETS, OWNED_WAYS, OWNERS, Ordering, SHARDS, TO_OWN};
+use crate::thread::bias;
+
+/// The nodes that one register owns; under its mutex. Room for them is made with the first.
+#[derive(Debug, Default)]
+pub(crate) struct Owned(Vec<[Slot; OWNED_WAYS]>);
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    node: Option<NodeId>,
+    /// The place of the entry that holds it.
+    holder: Option<usize>,
+    /// Whether it was taken since another node wanted its slot.
+    used: bool,
+    /// The register had seen so many revocations when all nodes above were found biased (invariant 5).
+    checked: u64,
+}
+
+const VACANT: Slot = Slot { node: None, holder: None, used: false, checked: u64::MAX };
+
+impl Owned {
+    /// Whether the node is owned and nobody holds it.
+    #[inline]
+    pub(crate) fn is_free(&self, node: NodeId) -> bool {
+        self.slot(node).is_some_and(|slot| slot.holder.is_none())
+    }
+
+    /// The same for the last node of a way of which all others must be biased: `above` tells, unless it has told after
+    /// so many revocations before.
+    #[inline]
+    pub(crate) fn is_free_below(&mut self, node: NodeId, revocations: u64, above: impl FnOnce() -> bool) -> bool {
+        let Some(slot) = self.slot_mut(node).filter(|slot| slot.holder.is_none()) else { return false };
+        if slot.checked != revocations {
+            if !above() {
+                return false;
+            }
+            slot.checked = revocations;
+        }
+        true
+    }
+
+    /// The entry at that place holds the node, which is free.
+    #[inline]
+    pub(crate) fn hold(&mut self, node: NodeId, entry: usize) {
+        let slot = self.slot_mut(node).expect("it is owned");
+        debug_assert!(slot.holder.is_none(), "one entry holds it (invariant 4)");
+        slot.holder = Some(entry);
+        slot.used = true;
+    }
+
+    /// Nobody holds it any longer.
+    #[inline]
+    pub(crate) fn let_go(&mut self, node: NodeId) {
+        let slot = self.slot_mut(node);
+        debug_assert!(slot.as_ref().is_some_and(|slot| slot.holder.is_some()), "invariant 4");
+        if let Some(slot) = slot {
+            slot.holder = None;
+        }
+    }
+
+    /// Owns the node from now on, if there is room.
+    pub(crate) fn add(&mut self, node: NodeId) -> bool {
+        debug_assert!(self.slot(node).is_none(), "nobody owns what the table has (invariant 2)");
+        if self.0.is_empty() {
+            self.0 = vec![[VACANT; OWNED_WAYS]; OWNED_SETS];
+        }
+        let set = &mut self.0[set(node)];
+        let vacant = set.iter().position(|slot| slot.node.is_none());
+        match vacant.or_else(|| set.iter().position(|slot| slot.holder.is_none() && !slot.used)) {
+            Some(way) => set[way] = Slot { node: Some(node), ..VACANT },
+            None => set.iter_mut().for_each(|slot| slot.used = false),
+        }
+        self.slot(node).is_some()
+    }
+
+    /// Gives up all nodes of that tag; tells `held` those that an entry holds.
+    pub(crate) fn remove(&mut self, tag: u64, mut held: impl FnMut(NodeId, usize)) {
+        for slot in self.0.iter_mut().flatten() {
+            if let Some(node) = slot.node.filter(|&node| bias::tag(node) == tag) {
+                if let Some(entry) = slot.holder {
+                    held(node, entry);
+                }
+                *slot = VACANT;
+            }
+        }
+    }
+
+    #[inline]
+    fn slot(&self, node: NodeId) -> Option<&Slot> {
+        self.0.get(set(node))?.iter().find(|slot| slot.node == Some(node))
+    }
+
+    #[inline]
+    fn slot_mut(&mut self, node: NodeId) -> Option<&mut Slot> {
+        self.0.get_mut(set(node))?.iter_mut().find(|slot| slot.node == Some(node))
+    }
+}
+
+/// Where in a register a node may be.
+#[inline]
+#[allow(clippy::modulo_one, reason = "a model has one set")]
+fn set(node: NodeId) -> usize {
+    (node.bits() >> 46) as usize % OWNED_SETS
+}
+
+/// Who owns nodes of one shard, or may come to; under its mutex.
+#[derive(Debug)]
+pub(crate) struct Owners([Owner; OWNERS]);
+
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    tag: u64,
+    register: u16,
+    owns: bool,
+    /// How often in a row the register has released the node and left it free.
+    run: u16,
+    /// How often it must.
+    enough: u16,
+}
+
+impl Default for Owners {
+    fn default() -> Self {
+        Owners([Owner { tag: 0, register: 0, owns: false, run: 0, enough: TO_OWN }; OWNERS])
+    }
+}
+
+impl Owners {
+    /// Whether a register may own the node.
+    #[inline]
+    pub(crate) fn is_owned(&self, node: NodeId) -> bool {
+        let owner = &self.0[place(node)];
+        owner.owns && owner.tag == bias::tag(node)
+    }
+
+    /// The register that may own the node; it is not told again.
+    #[inline]
+    pub(crate) fn remove(&mut self, node: NodeId) -> Option<usize> {
+        self.is_owned(node).then(|| {
+            let owner = &mut self.0[place(node)];
+            owner.owns = false;
+            owner.run = 0;
+            owner.enough = owner.enough.saturating_mul(2).min(MOST_TO_OWN);
+            usize::from(owner.register)
+        })
+    }
+
+    /// Before a node is released: a node that has its place here, by its tag, and is owned, must be disowned if it is
+    /// taken less often.
+    #[inline]
+    pub(crate) fn contest(&mut self, node: NodeId) -> Option<(usize, u64)> {
+        let owner = &mut self.0[place(node)];
+        if owner.tag == bias::tag(node) {
+            return None;
+        }
+        if owner.run > 0 {
+            owner.run -= 1;
+            return None;
+        }
+        let disowned = owner.owns.then_some((usize::from(owner.register), owner.tag));
+        *owner = Owner { tag: bias::tag(node), register: 0, owns: false, run: 0, enough: TO_OWN };
+        disowned
+    }
+
+    /// Counts a release that left the node free, if it has its place here; whether the register is to own the node.
+    #[inline]
+    pub(crate) fn is_left_free(&mut self, node: NodeId, register: usize) -> bool {
+        let owner = &mut self.0[place(node)];
+        if owner.tag != bias::tag(node) {
+            return false;
+        }
+        if usize::from(owner.register) != register {
+            (owner.register, owner.run) = (register as u16, 0);
+        }
+        owner.run = owner.run.saturating_add(1);
+        owner.run >= owner.enough
+    }
+
+    /// Somebody else is there: it is no longer in a row.
+    #[inline]
+    pub(crate) fn is_left_busy(&mut self, node: NodeId) {
+        let owner = &mut self.0[place(node)];
+        if owner.tag == bias::tag(node) {
+            owner.run = 0;
+        }
+    }
+
+    /// Names the register of the last count, which owns the node now, or has no room for it.
+    pub(crate) fn add(&mut self, node: NodeId, owns: bool) {
+        let owner = &mut self.0[place(node)];
+        owner.owns = owns;
+        // So often others must want its place here.
+        owner.run = if owns { MOST_TO_OWN } else { 0 };
+    }
+}
+
+/// Where in its shard a node may be.
+#[inline]
+fn place(node: NodeId) -> usize {
+    (node.bits() >> 52) as usize % OWNERS
+}
+
+/// Who owns which node, for a look before anything is locked: it decides which way to try first and nothing else, so it may
+/// be wrong, and orders nothing.
+#[derive(Debug)]
+pub(crate) struct Hints(Box<[AtomicU32]>);
+
+impl Hints {
+    pub(crate) fn new() -> Self {
+        Hints((0..SHARDS * OWNERS).map(|_| AtomicU32::default()).collect())
+    }
+
+    #[inline]
+    pub(crate) fn owns(&self, register: usize, node: NodeId) -> bool {
+        self.hint(node).load(Ordering::Relaxed) == mark(register, node)
+    }
+
+    pub(crate) fn set(&self, register: usize, node: NodeId) {
+        self.hint(node).store(mark(register, node), Ordering::Relaxed);
+    }
+
+    /// Nobody owns a node that has its place there.
+    pub(crate) fn clear(&self, node: NodeId) {
+        self.hint(node).store(0, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn hint(&self, node: NodeId) -> &AtomicU32 {
+        &self.0[bias::shard(node) * OWNERS + place(node)]
+    }
+}
+
+#[inline]
+fn mark(register: usize, node: NodeId) -> u32 {
+    (node.bits() as u32).wrapping_add(register as u32 + 1)
+}
