@@ -17,7 +17,6 @@
 
 use crate::core::deadlock::Temper;
 use crate::core::mode::ModeCounts;
-use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
 use crate::core::path::PathError;
 use crate::core::path::{TreePath, common_frame, odd_frame};
@@ -25,7 +24,7 @@ use crate::core::plan::Step;
 use crate::error::LockError;
 use crate::inspect::Deadlock;
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, SHARDS};
 use crate::thread::ledger::{Key, Leaving, Nesting, State, Waiting};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
@@ -64,21 +63,45 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What a guard has: the request's entry in the ledger, and its last step.
+/// What a guard has: the request's entry in the ledger, and how its release is to be tried first. One word, since it is
+/// handed on often.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    key: Key,
-    last: NodeId,
-    way: Way,
-}
+pub(crate) struct Entry(u64);
 
 /// How a request was granted, and so how its release is tried first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Under the mutex of its register alone.
     Owned,
-    /// With shards.
-    Counted,
+    /// With the shards of its steps, the last one of which is there.
+    Counted(Place),
+}
+
+impl Entry {
+    const WAY_BITS: u32 = 8;
+
+    #[inline]
+    fn new(key: Key, way: Way) -> Self {
+        const { assert!(SHARDS < 1 << Entry::WAY_BITS) };
+        let way = match way {
+            Way::Owned => 0,
+            Way::Counted(place) => place.number() as u64 + 1,
+        };
+        Entry(key.to_word() << Self::WAY_BITS | way)
+    }
+
+    #[inline]
+    fn key(self) -> Key {
+        Key::of_word(self.0 >> Self::WAY_BITS)
+    }
+
+    #[inline]
+    fn way(self) -> Way {
+        match (self.0 & ((1 << Self::WAY_BITS) - 1)) as usize {
+            0 => Way::Owned,
+            place => Way::Counted(Place::of_number(place - 1)),
+        }
+    }
 }
 
 /// A step that is waited for.
@@ -107,11 +130,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
         self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let biased = |node| self.table.is_biased(node);
-        let last = request.plan.steps().last().map_or(self.seeds.root(), |last| last.node);
         let register = self.ledger.register_of(request.thread.id);
         let request = if self.table.seems_to_own(register, request.plan.roots()) {
             match self.ledger.enter_owned(request, biased) {
-                Ok(key) => return Ok(Entry { key, last, way: Way::Owned }),
+                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
                 Err(request) => request,
             }
         } else {
@@ -120,9 +142,11 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.
             &[ref above @ .., last] if above.last().is_none_or(|step| biased(step.node)) => {
-                let mut shard = self.table.lock(Place::of(last.node));
+                let place = Place::of(last.node);
+                let mut shard = self.table.lock(place);
+                shard.contest(last.node, &self.ledger);
                 match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
-                    Ok(key) => return Ok(Entry { key, last: last.node, way: Way::Counted }),
+                    Ok(key) => return Ok(Entry::new(key, Way::Counted(place))),
                     Err(request) => request,
                 }
             }
@@ -133,7 +157,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Takes one step after the other.
     fn walk(&self, request: SharedRequest<P>, patience: Patience) -> Result<Entry, LockError> {
-        let last = request.plan.steps().last().map_or(self.seeds.root(), |last| last.node);
+        let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
         let key = self.ledger.enter(SharedRequest::clone(&request));
         let steps = request.plan.steps();
         let mut index = 0;
@@ -156,7 +180,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             index += 1;
         }
         self.ledger.set_state(key, State::Granted);
-        Ok(Entry { key, last, way: Way::Counted })
+        Ok(Entry::new(key, Way::Counted(last)))
     }
 
     /// Takes a step that somebody, perhaps its own owner, holds or waits for.
@@ -207,15 +231,25 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Releases what a guard holds.
-    pub(crate) fn release(&self, Entry { key, last, way }: Entry) {
-        if way == Way::Owned {
-            if let Some(request) = self.ledger.leave_owned(key) {
+    #[inline]
+    pub(crate) fn release(&self, entry: Entry) {
+        if entry.way() == Way::Owned {
+            if let Some(request) = self.ledger.leave_owned(entry.key()) {
                 return Request::recycle(request);
             }
         }
+        self.release_counted(entry);
+    }
+
+    /// Releases what is not published any longer, or was not from the beginning.
+    fn release_counted(&self, entry: Entry) {
+        let key = entry.key();
+        let place = match entry.way() {
+            Way::Owned => self.ledger.last_of(key).map_or(Place::default(), Place::of),
+            Way::Counted(place) => place,
+        };
         let mut due = Due::default();
-        let mut shard = self.table.lock(Place::of(last));
-        shard.contest(last, &self.ledger);
+        let mut shard = self.table.lock(place);
         let register = self.ledger.register(key);
         let left = self.ledger.leave(key, |node, mode, owned| {
             shard.release(node, mode, register, &mut due, || owned.add(node));
@@ -252,7 +286,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Turns the writes of a guard into reads.
-    pub(crate) fn downgrade(&self, Entry { key, .. }: Entry) {
+    pub(crate) fn downgrade(&self, entry: Entry) {
+        let key = entry.key();
         let Some(request) = self.ledger.as_asked(key) else { return };
         let steps = request.plan.steps();
         let weakened = || steps.iter().enumerate().rev().filter(|(_, step)| step.mode != step.mode.downgraded());

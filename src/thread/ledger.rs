@@ -49,6 +49,26 @@ pub(crate) struct Key {
     index: usize,
 }
 
+impl Key {
+    /// The bits of a register's number.
+    const REGISTER_BITS: u32 = 8;
+
+    /// In 56 bits of one word, for a guard.
+    #[inline]
+    pub(crate) fn to_word(self) -> u64 {
+        const { assert!(REGISTERS <= 1 << Key::REGISTER_BITS) };
+        (self.index as u64) << Self::REGISTER_BITS | self.register as u64
+    }
+
+    #[inline]
+    pub(crate) fn of_word(word: u64) -> Self {
+        Key {
+            register: (word & ((1 << Self::REGISTER_BITS) - 1)) as usize,
+            index: (word >> Self::REGISTER_BITS) as usize,
+        }
+    }
+}
+
 pub(crate) struct Register<P: TreePath + ?Sized> {
     entries: Slab<Entry<P>>,
     /// What each thread holds at each node by plain guards. Made when a request first meets a conflict that may
@@ -232,7 +252,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
         plan.roots().for_each(|step| register.owned.let_go(step.node));
         register.index(key.index, ModeCounts::remove);
-        Some(register.remove(key.index).request)
+        Some(register.remove(key.index))
     }
 
     /// Enters a request of the calling thread that has taken nothing yet.
@@ -266,13 +286,19 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         match entry.request.plan.steps() {
             [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
                 release(last.node, entry.access.mode(last.mode), &mut register.owned);
-                Ok(register.remove(key.index).request)
+                Ok(register.remove(key.index))
             }
             _ => {
                 entry.state = State::Walking;
                 Err(Leaving::of(entry))
             }
         }
+    }
+
+    /// The node of its last step.
+    pub(crate) fn last_of(&self, key: Key) -> Option<NodeId> {
+        let register = self.registers[key.register].lock();
+        register.entries[key.index].request.plan.steps().last().map(|step| step.node)
     }
 
     /// What a request that is refused has to give back.
@@ -282,7 +308,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
     /// Takes out an entry that is not granted.
     pub(crate) fn remove(&self, key: Key) -> SharedRequest<P> {
-        self.registers[key.register].lock().remove(key.index).request
+        self.registers[key.register].lock().remove(key.index)
     }
 
     /// Takes back all that is published on nodes of that tag, each told to `count`, under the mutex of their shard;
@@ -468,20 +494,26 @@ impl<P: TreePath + ?Sized> Register<P> {
     }
 
     #[inline]
-    fn remove(&mut self, index: usize) -> Entry<P> {
-        let entry = self.entries.remove(index);
+    fn remove(&mut self, index: usize) -> SharedRequest<P> {
+        // Not the whole entry, which would be copied.
+        let Entry { request, .. } = self.entries.remove(index);
         self.trim();
-        entry
+        request
     }
 
     /// Gives back what is no longer needed (invariant 4).
     #[inline]
     fn trim(&mut self) {
-        if self.entries.is_empty() {
-            self.held = None;
-            if self.entries.capacity() > REGISTER_CAPACITY {
-                self.entries = Slab::with_capacity(REGISTER_CAPACITY);
-            }
+        if self.entries.is_empty() && (self.held.is_some() || self.entries.capacity() > REGISTER_CAPACITY) {
+            self.shrink();
+        }
+    }
+
+    #[cold]
+    fn shrink(&mut self) {
+        self.held = None;
+        if self.entries.capacity() > REGISTER_CAPACITY {
+            self.entries = Slab::with_capacity(REGISTER_CAPACITY);
         }
     }
 }

@@ -182,8 +182,8 @@ impl Owners {
         })
     }
 
-    /// Before a node is released: a node that has its place here, by its tag, and is owned, must be disowned if it is
-    /// taken less often.
+    /// Before a node is granted: another one that has its place here loses it, if it is taken less often. If a register
+    /// may own that, it must be disowned: its tag.
     #[inline]
     pub(crate) fn contest(&mut self, node: NodeId) -> Option<(usize, u64)> {
         let owner = &mut self.0[place(node)];

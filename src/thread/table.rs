@@ -43,13 +43,23 @@ struct Shard {
 }
 
 /// Which shard a node is in.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place(usize);
 
 impl Place {
     #[inline]
     pub(crate) fn of(node: NodeId) -> Self {
         Place(bias::shard(node))
+    }
+
+    #[inline]
+    pub(crate) fn number(self) -> usize {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) fn of_number(number: usize) -> Self {
+        Place(number)
     }
 }
 
@@ -137,7 +147,6 @@ impl Table {
         if mode.is_intention() {
             shard.shard.change(node, due, |node, due| node.release(mode, due));
         } else {
-            shard.contest(node, ledger);
             shard.release(node, mode, register, due, || ledger.own(register, node));
         }
     }
@@ -195,12 +204,23 @@ impl Table {
 
     /// Turns what registers publish on the node into counts, as far as that could be in the way of the step.
     fn revoke_for<P: TreePath + ?Sized>(&self, step: Step, shard: &mut Shard, ledger: &Ledger<P>) {
+        if !step.mode.is_intention() {
+            self.contest(step.node, shard, ledger);
+        }
         self.disown(step.node, shard, ledger);
         let Some(in_the_way) = self.in_the_way(step, shard) else { return };
         self.tags.clear(step.node, in_the_way);
         let count = |node, mode| shard.nodes.entry(node).or_default().count(mode);
         let looked = ledger.unpublish(in_the_way.tag, count);
         self.tags.cool(step.node, in_the_way, looked, &mut shard.heats);
+    }
+
+    /// A node that has the place of this one among the owned, and is taken less often, loses it.
+    #[inline]
+    fn contest<P: TreePath + ?Sized>(&self, node: NodeId, shard: &mut Shard, ledger: &Ledger<P>) {
+        if let Some((register, tag)) = shard.owners.contest(node) {
+            self.disown_tag(node, register, tag, shard, ledger);
+        }
     }
 
     /// Takes the node from the register that owns it, if one does.
@@ -241,13 +261,10 @@ impl LockedShard<'_> {
             && self.table.grant(step, &ModeCounts::NONE, &mut self.shard)
     }
 
-    /// Before a node is released by a thread that has no register: a node that is in the way of owning it, and is taken
-    /// less often, is disowned.
+    /// Before a root is granted by a caller that has no register: see [`Owners::contest`].
     #[inline]
     pub(crate) fn contest<P: TreePath + ?Sized>(&mut self, node: NodeId, ledger: &Ledger<P>) {
-        if let Some((register, tag)) = self.shard.owners.contest(node) {
-            self.table.disown_tag(node, register, tag, &mut self.shard, ledger);
-        }
+        self.table.contest(node, &mut self.shard, ledger);
     }
 
     /// Releases a root of a request of that register, which owns the node from then on by `own`, if that pays.
