@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`Mutex`], [`Condvar`] | `parking_lot` | the model's; waits have no deadline, see `waiter.rs` |
 //! | [`with_thread_info`] | a thread-local | the model's thread-local |
-//! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
+//! | [`SPARES`] | some | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
 //! | [`AtomicU64`] | `std`'s | the model's |
 //! | [`SHARDS`], [`REGISTERS`], [`SLOTS`], [`WARM`], [`EVICT`] | many | few: models stay small |
@@ -27,11 +27,17 @@ pub(crate) use imp::*;
 pub(crate) struct OnceByte(AtomicU8);
 
 impl OnceByte {
+    /// What it is; 0 if it is not set.
+    #[inline]
+    pub(crate) fn get(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Sets it to `value`, not 0, unless it is set; returns what it is then.
     #[inline]
     pub(crate) fn get_or_set(&self, value: u8) -> u8 {
         // Relaxed: the byte stands for itself alone.
-        match self.0.load(Ordering::Relaxed) {
+        match self.get() {
             0 => match self.0.compare_exchange(0, value, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => value,
                 Err(other) => other,
@@ -97,8 +103,11 @@ fn next_thread(next: &std::sync::atomic::AtomicU64) -> u64 {
 #[cfg(not(feature = "model"))]
 mod imp {
     use super::ThreadInfo;
+    #[cfg(feature = "process")]
     use std::any::Any;
-    use std::cell::{Cell, RefCell};
+    use std::cell::Cell;
+    #[cfg(feature = "process")]
+    use std::cell::RefCell;
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -191,8 +200,9 @@ mod imp {
 
     static NEXT: AtomicU64 = AtomicU64::new(1);
 
+    /// The number of the calling thread.
     #[inline]
-    fn thread_id() -> u64 {
+    pub(crate) fn thread_id() -> u64 {
         ID.with(|id| {
             if id.get() == 0 {
                 id.set(super::next_thread(&NEXT));
@@ -209,16 +219,21 @@ mod imp {
         seen.unwrap_or_else(|_| (read.take().expect("did not run"))(&Arc::new(ThreadInfo::new(thread_id()))))
     }
 
-    /// The most spares of a type that a thread keeps: as many guards as are usually nested.
-    const SPARES: usize = 4;
+    pub(crate) fn thread_info() -> Arc<ThreadInfo> {
+        with_thread_info(Arc::clone)
+    }
 
+    /// The most spares that are kept in one place: as many guards as are usually nested.
+    pub(crate) const SPARES: usize = 4;
+
+    #[cfg(feature = "process")]
     thread_local! {
         /// A `Vec<T>` for each type of them.
         static SPARES_BY_TYPE: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
     }
 
     /// A spent object of the calling thread, if it keeps one of this type.
-    #[inline]
+    #[cfg(feature = "process")]
     pub(crate) fn take_spare<T: Any>() -> Option<T> {
         let take = |shelves: &RefCell<Vec<Box<dyn Any>>>| {
             shelves.borrow_mut().iter_mut().find_map(|shelf| shelf.downcast_mut::<Vec<T>>()).and_then(Vec::pop)
@@ -227,7 +242,7 @@ mod imp {
     }
 
     /// Keeps an object for [`take_spare`], or drops it, if there are enough or the thread ends.
-    #[inline]
+    #[cfg(feature = "process")]
     pub(crate) fn keep_spare<T: Any>(spare: T) {
         let mut spare = Some(spare);
         // Whatever is not kept is dropped after the cell is let go, since its drop might come back here.
@@ -360,11 +375,16 @@ mod imp {
         INFO.with(read)
     }
 
-    pub(crate) fn take_spare<T>() -> Option<T> {
-        None
+    pub(crate) fn thread_info() -> Arc<ThreadInfo> {
+        with_thread_info(Arc::clone)
     }
 
-    pub(crate) fn keep_spare<T>(_spare: T) {}
+    pub(crate) fn thread_id() -> u64 {
+        with_thread_info(|info| info.id)
+    }
+
+    /// Nothing is kept: it would only add to what is explored.
+    pub(crate) const SPARES: usize = 0;
 
     pub(crate) fn random_seed() -> u64 {
         0x5eed

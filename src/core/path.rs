@@ -112,10 +112,22 @@ pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
     fn clear(_kept: &mut Self::Owned) -> bool {
         false
     }
+
+    /// The path as text, if its segments are what stands between `/` there, and the same text always means the same. Only
+    /// for types of this crate: it is called where no user code is.
+    #[doc(hidden)]
+    #[inline]
+    fn text(&self, _: OursAlone) -> Option<&[u8]> {
+        None
+    }
 }
 
+/// Nobody else can name it, and so nobody else can implement what takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct OursAlone;
+
 /// What is larger is not kept for the next path.
-pub(super) const MOST_BYTES: usize = 512;
+pub(crate) const MOST_BYTES: usize = 512;
 
 /// What a path is relative to: the root of the tree, or a place that only its user knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,18 +166,40 @@ pub(crate) fn odd_frame<P: TreePath + ?Sized>(path: &P) -> PathError {
 
 impl TreePath for str {
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
-        for segment in self.as_bytes().split(|&byte| byte == b'/') {
-            if !segment.is_empty() {
-                segments.push_bytes(segment);
-            }
-        }
-        Ok(())
+        split(self.as_bytes(), segments, |segments, name, end| {
+            segments.push_text(name, end);
+            Ok(())
+        })
+    }
+
+    #[inline]
+    fn text(&self, _: OursAlone) -> Option<&[u8]> {
+        Some(self.as_bytes())
     }
 
     fn clear(kept: &mut String) -> bool {
         kept.clear();
         kept.capacity() <= MOST_BYTES
     }
+}
+
+/// Tells what stands between `/`, unless it is empty, and where it ends.
+#[inline]
+fn split<'s>(
+    text: &[u8],
+    segments: &mut Segments<'s>,
+    mut tell: impl FnMut(&mut Segments<'s>, &[u8], usize) -> Result<(), PathError>,
+) -> Result<(), PathError> {
+    let mut begin = segments.resume(text);
+    for end in begin..=text.len() {
+        if text.get(end).is_none_or(|&byte| byte == b'/') {
+            if begin < end {
+                tell(segments, &text[begin..end], end)?;
+            }
+            begin = end + 1;
+        }
+    }
+    Ok(())
 }
 
 impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
@@ -204,19 +238,24 @@ impl TreePath for Path {
         kept.clear();
         kept.capacity() <= MOST_BYTES
     }
+
+    #[cfg(unix)]
+    #[inline]
+    fn text(&self, _: OursAlone) -> Option<&[u8]> {
+        Some(self.as_os_str().as_encoded_bytes())
+    }
 }
 
 #[cfg(unix)]
 fn tell(path: &Path, segments: &mut Segments<'_>) -> Result<(), PathError> {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    for segment in bytes.split(|&byte| byte == b'/') {
-        match segment {
-            b"" | b"." => {}
+    split(path.as_os_str().as_encoded_bytes(), segments, |segments, name, end| {
+        match name {
+            b"." => {}
             b".." => parent(segments, path.frame())?,
-            name => segments.push_bytes(name),
+            name => segments.push_text(name, end),
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[cfg(not(unix))]

@@ -682,7 +682,7 @@ impl Member {
         for nodes in plan.ways() {
             let segments = segments.by_ref().take(nodes.len() - 1).collect();
             let mut way: Vec<u32> = Vec::with_capacity(nodes.len());
-            let steps = nodes.iter().enumerate().map_while(|(depth, &node)| plan.index(node, depth));
+            let steps = nodes.iter().enumerate().map_while(|(depth, step)| plan.index(step.node, depth));
             way.extend(steps.map(|index| index as u32));
             let last = way[way.len() - 1] as usize;
             if way.len() == nodes.len() && !std::mem::replace(&mut is_told[last], true) {

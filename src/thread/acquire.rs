@@ -16,19 +16,18 @@
 //! runs under any of these, and nobody is woken under one.
 
 use crate::core::deadlock::Temper;
-use crate::core::mode::ModeCounts;
+use crate::core::mode::{Mode, ModeCounts};
 use crate::core::owner::Owner;
-use crate::core::path::PathError;
-use crate::core::path::{TreePath, common_frame, odd_frame};
+use crate::core::path::{OursAlone, PathError, TreePath, common_frame, odd_frame};
 use crate::core::plan::Step;
 use crate::error::LockError;
 use crate::inspect::Deadlock;
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
-use crate::sync::{Mutex, MutexGuard, SHARDS};
+use crate::sync::{self, Moment, Mutex, MutexGuard, SHARDS};
 use crate::thread::ledger::{Key, Leaving, Nesting, State, Waiting};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
-use crate::thread::request::{Request, SharedRequest};
+use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::table::{Due, Place};
 use crate::thread::waiter::{Time, Waiter, Woken};
 use std::panic::Location;
@@ -127,12 +126,21 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         owner: Owner,
         patience: Patience,
     ) -> Result<Entry, LockError> {
-        let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
-        self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
+        let asker = Asker { thread: sync::thread_id(), owner, location: Location::caller() };
+        let register = self.ledger.register_of(asker.thread);
+        let since = Moment::now();
         let biased = |node| self.table.is_biased(node);
-        let register = self.ledger.register_of(request.thread.id);
+        let spent = match self.only_text(reads, writes) {
+            Some(root) => match self.ledger.enter_again(register, root, asker, since, biased) {
+                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
+                Err(spent) => spent,
+            },
+            None => self.ledger.spent(register),
+        };
+        let request = Request::new(spent, &self.seeds, reads, writes, asker)?;
+        self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let request = if self.table.seems_to_own(register, request.plan.roots()) {
-            match self.ledger.enter_owned(request, biased) {
+            match self.ledger.enter_owned(register, request, since, biased) {
                 Ok(key) => return Ok(Entry::new(key, Way::Owned)),
                 Err(request) => request,
             }
@@ -145,20 +153,38 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 let place = Place::of(last.node);
                 let mut shard = self.table.lock(place);
                 shard.contest(last.node, &self.ledger);
-                match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
+                match self.ledger.enter_granted(register, request, since, biased, || shard.try_grant(last)) {
                     Ok(key) => return Ok(Entry::new(key, Way::Counted(place))),
                     Err(request) => request,
                 }
             }
             _ => request,
         };
-        self.walk(request, patience)
+        self.walk(register, request, since, patience)
+    }
+
+    /// The one root that is asked for, if it is text that can be compared with what was asked for before.
+    #[inline]
+    fn only_text<'q, Q: AsRef<P>>(&self, reads: &'q [Q], writes: &'q [Q]) -> Option<(&'q [u8], Mode)> {
+        let (path, mode) = match (reads, writes) {
+            ([path], []) => (path.as_ref(), Mode::Shared),
+            ([], [path]) => (path.as_ref(), Mode::Exclusive),
+            _ => return None,
+        };
+        let text = path.text(OursAlone)?;
+        (self.frame.get() == path.frame() as u8 + 1).then_some((text, mode))
     }
 
     /// Takes one step after the other.
-    fn walk(&self, request: SharedRequest<P>, patience: Patience) -> Result<Entry, LockError> {
+    fn walk(
+        &self,
+        register: usize,
+        request: SharedRequest<P>,
+        since: Moment,
+        patience: Patience,
+    ) -> Result<Entry, LockError> {
         let last = request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node));
-        let key = self.ledger.enter(SharedRequest::clone(&request));
+        let key = self.ledger.enter(register, SharedRequest::clone(&request), since);
         let steps = request.plan.steps();
         let mut index = 0;
         while index < steps.len() {
@@ -234,8 +260,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     #[inline]
     pub(crate) fn release(&self, entry: Entry) {
         if entry.way() == Way::Owned {
-            if let Some(request) = self.ledger.leave_owned(entry.key()) {
-                return Request::recycle(request);
+            if let Ok(spent) = self.ledger.leave_owned(entry.key()) {
+                return self.recycle(entry.key(), spent);
             }
         }
         self.release_counted(entry);
@@ -257,7 +283,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         drop(shard);
         drop(due);
         match left {
-            Ok(request) => Request::recycle(request),
+            Ok(spent) => self.recycle(key, spent),
             Err(leaving) => {
                 let taken = leaving.request.plan.steps().len();
                 self.give_back(key, leaving, taken);
@@ -282,7 +308,15 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
         drop(due);
         drop(leaving);
-        Request::recycle(self.ledger.remove(key));
+        self.recycle(key, Some(self.ledger.remove(key)));
+    }
+
+    /// Keeps a spent request of an entry, if there is one.
+    #[inline]
+    fn recycle(&self, key: Key, spent: Option<SharedRequest<P>>) {
+        if let Some(request) = spent.and_then(Request::recycle) {
+            self.ledger.keep(self.ledger.register(key), request);
+        }
     }
 
     /// Turns the writes of a guard into reads.

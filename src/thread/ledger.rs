@@ -25,11 +25,11 @@ use crate::core::node::Ticket;
 use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
-use crate::core::plan::Step;
-use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
+use crate::core::plan::{Plan, Step};
+use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS, SPARES};
 use crate::thread::bias;
 use crate::thread::own::Owned;
-use crate::thread::request::{Request, SharedRequest};
+use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::waiter::Waiter;
 use slab::Slab;
 use std::collections::HashMap;
@@ -80,6 +80,8 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     owned: Owned,
     /// How many revocations have been here.
     revocations: u64,
+    /// Spent requests, the last one last (`request.rs`).
+    spent: Vec<SharedRequest<P>>,
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
@@ -131,13 +133,16 @@ impl<P: TreePath + ?Sized> Leaving<P> {
     }
 }
 
+/// A step that was published has become a count.
+pub(crate) struct StillCounted;
+
 /// The steps of a request that may be published.
 const MOST_PUBLISHED: usize = u64::BITS as usize;
 
 /// How many of the steps from `from` on may be published now: intentions on biased nodes.
 #[inline]
-fn publishable<P: TreePath + ?Sized>(request: &Request<P>, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
-    let steps = request.plan.steps().iter().take(MOST_PUBLISHED).skip(from);
+fn publishable(plan: &Plan, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
+    let steps = plan.steps().iter().take(MOST_PUBLISHED).skip(from);
     steps.take_while(|step| step.mode.is_intention() && biased(step.node)).count()
 }
 
@@ -180,20 +185,102 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(Register::default()))).collect() }
     }
 
+    /// A spent request of the register, if it keeps one.
+    pub(crate) fn spent(&self, register: usize) -> Option<SharedRequest<P>> {
+        if SPARES == 0 { None } else { self.registers[register].lock().spent.pop() }
+    }
+
+    /// Keeps a spent request.
+    pub(crate) fn keep(&self, register: usize, request: SharedRequest<P>) {
+        if SPARES > 0 {
+            // What is not kept is dropped after the register is let go.
+            let _dropped = self.registers[register].lock().keep(request);
+        }
+    }
+
+    /// Enters the register's last request again, as [`enter_owned`](Ledger::enter_owned) does, if it asked for that root
+    /// alone. Else nothing has happened, and the caller gets it for its buffers.
+    #[inline]
+    pub(crate) fn enter_again(
+        &self,
+        register: usize,
+        (text, mode): (&[u8], Mode),
+        asker: Asker,
+        since: Moment,
+        biased: impl Fn(NodeId) -> bool,
+    ) -> Result<Key, Option<SharedRequest<P>>> {
+        if SPARES == 0 {
+            return Err(None);
+        }
+        let mut guard = self.registers[register].lock();
+        let locked = &mut *guard;
+        let Some(mut request) = locked.spent.pop() else { return Err(None) };
+        match SharedRequest::get_mut(&mut request) {
+            Some(last)
+                if last.thread.id == asker.thread
+                    && last.asks_for_one(text, mode)
+                    && locked.may_enter_owned(&last.plan, biased) =>
+            {
+                last.ask(asker);
+                Ok(Key { register, index: locked.enter_owned(request, since) })
+            }
+            _ => {
+                drop(guard);
+                Err(Some(request))
+            }
+        }
+    }
+
+    /// Enters a request of the calling thread as granted, if all of it can be published: intentions on biased nodes, S or X
+    /// on nodes that its register owns and nobody holds. Else it is given back, and nothing has happened.
+    #[inline]
+    pub(crate) fn enter_owned(
+        &self,
+        register: usize,
+        request: SharedRequest<P>,
+        since: Moment,
+        biased: impl Fn(NodeId) -> bool,
+    ) -> Result<Key, SharedRequest<P>> {
+        let mut locked = self.registers[register].lock();
+        if locked.may_enter_owned(&request.plan, biased) {
+            Ok(Key { register, index: locked.enter_owned(request, since) })
+        } else {
+            drop(locked);
+            Err(request)
+        }
+    }
+
+    /// Takes out a granted request of which all steps are still published; whether it was one. Then it is spent, and given
+    /// back unless it is kept.
+    #[inline]
+    pub(crate) fn leave_owned(&self, key: Key) -> Result<Option<SharedRequest<P>>, StillCounted> {
+        let mut guard = self.registers[key.register].lock();
+        let register = &mut *guard;
+        let entry = &register.entries[key.index];
+        let plan = &entry.request.plan;
+        if entry.published != first_bits(plan.steps().len()) {
+            return Err(StillCounted);
+        }
+        plan.roots().for_each(|step| register.owned.let_go(step.node));
+        register.index(key.index, ModeCounts::remove);
+        let request = register.remove(key.index);
+        Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
+    }
+
     /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
     /// they are biased. Else it is given back, and nothing has happened. The caller has the shard of the last step.
     #[inline]
     pub(crate) fn enter_granted(
         &self,
+        register: usize,
         request: SharedRequest<P>,
+        since: Moment,
         biased: impl Fn(NodeId) -> bool,
         grant: impl FnOnce() -> bool,
     ) -> Result<Key, SharedRequest<P>> {
-        let since = Moment::now();
-        let register = self.register_of(request.thread.id);
         let mut locked = self.registers[register].lock();
         let above = request.plan.steps().len() - 1;
-        if publishable(&request, 0, &biased) < above || !grant() {
+        if publishable(&request.plan, 0, &biased) < above || !grant() {
             drop(locked);
             return Err(request);
         }
@@ -202,63 +289,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ok(Key { register, index: locked.insert(entry) })
     }
 
-    /// Enters a request of the calling thread as granted, if all of it can be published: intentions on biased nodes, S or X
-    /// on nodes that its register owns and nobody holds. Else it is given back, and nothing has happened.
-    #[inline]
-    pub(crate) fn enter_owned(
-        &self,
-        request: SharedRequest<P>,
-        biased: impl Fn(NodeId) -> bool,
-    ) -> Result<Key, SharedRequest<P>> {
-        let since = Moment::now();
-        let register = self.register_of(request.thread.id);
-        let mut guard = self.registers[register].lock();
-        let locked = &mut *guard;
-        let steps = request.plan.steps();
-        let may_enter = match steps {
-            [above @ .., last] if above.len() < MOST_PUBLISHED && request.plan.is_one_way() => {
-                let above = || publishable(&request, 0, &biased) == above.len();
-                locked.owned.is_free_below(last.node, locked.revocations, above)
-            }
-            _ => {
-                let may_publish = |step: &Step| match step.mode {
-                    Mode::IntentionShared | Mode::IntentionExclusive => biased(step.node),
-                    Mode::Shared | Mode::Exclusive => locked.owned.is_free(step.node),
-                    Mode::SharedIntentionExclusive => false,
-                };
-                steps.len() <= MOST_PUBLISHED && steps.iter().all(may_publish)
-            }
-        };
-        if !may_enter {
-            drop(guard);
-            return Err(request);
-        }
-        let index = locked.entries.vacant_key();
-        request.plan.roots().for_each(|step| locked.owned.hold(step.node, index));
-        let published = first_bits(steps.len());
-        let entry = Entry { request, state: State::Granted, access: Access::AsAsked, published, since };
-        Ok(Key { register, index: locked.insert(entry) })
-    }
-
-    /// Takes out a granted request of which all steps are still published.
-    #[inline]
-    pub(crate) fn leave_owned(&self, key: Key) -> Option<SharedRequest<P>> {
-        let mut guard = self.registers[key.register].lock();
-        let register = &mut *guard;
-        let entry = &register.entries[key.index];
-        let plan = &entry.request.plan;
-        if entry.published != first_bits(plan.steps().len()) {
-            return None;
-        }
-        plan.roots().for_each(|step| register.owned.let_go(step.node));
-        register.index(key.index, ModeCounts::remove);
-        Some(register.remove(key.index))
-    }
-
     /// Enters a request of the calling thread that has taken nothing yet.
-    pub(crate) fn enter(&self, request: SharedRequest<P>) -> Key {
-        let since = Moment::now();
-        let register = self.register_of(request.thread.id);
+    pub(crate) fn enter(&self, register: usize, request: SharedRequest<P>, since: Moment) -> Key {
         let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published: 0, since };
         Key { register, index: self.registers[register].lock().insert(entry) }
     }
@@ -266,7 +298,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     /// Publishes the steps of a request from `from` on, as many as are biased; returns how many.
     pub(crate) fn publish(&self, key: Key, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
         let entry = &mut self.registers[key.register].lock().entries[key.index];
-        let count = publishable(&entry.request, from, biased);
+        let count = publishable(&entry.request.plan, from, biased);
         entry.published |= first_bits(from + count) & !first_bits(from);
         count
     }
@@ -278,7 +310,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         &self,
         key: Key,
         release: impl FnOnce(NodeId, Mode, &mut Owned),
-    ) -> Result<SharedRequest<P>, Leaving<P>> {
+    ) -> Result<Option<SharedRequest<P>>, Leaving<P>> {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
         register.index(key.index, ModeCounts::remove);
@@ -286,7 +318,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         match entry.request.plan.steps() {
             [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
                 release(last.node, entry.access.mode(last.mode), &mut register.owned);
-                Ok(register.remove(key.index))
+                let request = register.remove(key.index);
+                Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
             }
             _ => {
                 entry.state = State::Walking;
@@ -467,7 +500,7 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
 
 impl<P: TreePath + ?Sized> Default for Register<P> {
     fn default() -> Self {
-        Register { entries: Slab::new(), held: None, unasked: 0, owned: Owned::default(), revocations: 0 }
+        Register { entries: Slab::new(), held: None, unasked: 0, owned: Owned::default(), revocations: 0, spent: Vec::new() }
     }
 }
 
@@ -477,6 +510,45 @@ impl<P: TreePath + ?Sized> Register<P> {
     fn index(&mut self, entry: usize, change: fn(&mut ModeCounts, Mode)) {
         if let Some(held) = &mut self.held {
             count(held, &self.entries[entry], change);
+        }
+    }
+
+    /// Whether all of a request can be published here now.
+    #[inline]
+    fn may_enter_owned(&mut self, plan: &Plan, biased: impl Fn(NodeId) -> bool) -> bool {
+        match plan.steps() {
+            [above @ .., last] if above.len() < MOST_PUBLISHED && plan.is_one_way() => {
+                let above = || publishable(plan, 0, &biased) == above.len();
+                self.owned.is_free_below(last.node, self.revocations, above)
+            }
+            steps => {
+                let may_publish = |step: &Step| match step.mode {
+                    Mode::IntentionShared | Mode::IntentionExclusive => biased(step.node),
+                    Mode::Shared | Mode::Exclusive => self.owned.is_free(step.node),
+                    Mode::SharedIntentionExclusive => false,
+                };
+                steps.len() <= MOST_PUBLISHED && steps.iter().all(may_publish)
+            }
+        }
+    }
+
+    /// Enters a request as granted that may enter so.
+    #[inline]
+    fn enter_owned(&mut self, request: SharedRequest<P>, since: Moment) -> usize {
+        let index = self.entries.vacant_key();
+        request.plan.roots().for_each(|step| self.owned.hold(step.node, index));
+        let published = first_bits(request.plan.steps().len());
+        self.insert(Entry { request, state: State::Granted, access: Access::AsAsked, published, since })
+    }
+
+    /// Keeps a spent request, unless there are enough, or somebody else has it.
+    #[inline]
+    fn keep(&mut self, request: SharedRequest<P>) -> Option<SharedRequest<P>> {
+        if self.spent.len() < SPARES && SharedRequest::is_unique(&request) {
+            self.spent.push(request);
+            None
+        } else {
+            Some(request)
         }
     }
 
