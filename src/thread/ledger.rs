@@ -29,9 +29,9 @@ use crate::core::plan::{Plan, Step};
 use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS, SPARES};
 use crate::thread::bias;
 use crate::thread::own::Owned;
+use crate::thread::places::Places;
 use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::waiter::Waiter;
-use slab::Slab;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ impl Key {
 }
 
 pub(crate) struct Register<P: TreePath + ?Sized> {
-    entries: Slab<Entry<P>>,
+    entries: Places<Entry<P>>,
     /// What each thread holds at each node by plain guards. Made when a request first meets a conflict that may
     /// be its own doing; most registers never have one.
     held: Option<Held>,
@@ -149,7 +149,7 @@ fn publishable(plan: &Plan, from: usize, biased: impl Fn(NodeId) -> bool) -> usi
 /// So many ones, from the lowest bit on.
 #[inline]
 fn first_bits(count: usize) -> u64 {
-    if count >= MOST_PUBLISHED { u64::MAX } else { (1 << count) - 1 }
+    u32::try_from(count).ok().and_then(|count| 1u64.checked_shl(count)).map_or(u64::MAX, |bit| bit - 1)
 }
 
 /// What else a thread has to do with a lock that it asks something of.
@@ -219,10 +219,10 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             Some(last)
                 if last.thread.id == asker.thread
                     && last.asks_for_one(text, mode)
-                    && locked.may_enter_owned(&last.plan, biased) =>
+                    && locked.try_hold(&last.plan, biased) =>
             {
                 last.ask(asker);
-                Ok(Key { register, index: locked.enter_owned(request, since) })
+                Ok(Key { register, index: locked.enter_holding(request, since) })
             }
             _ => {
                 drop(guard);
@@ -242,8 +242,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         biased: impl Fn(NodeId) -> bool,
     ) -> Result<Key, SharedRequest<P>> {
         let mut locked = self.registers[register].lock();
-        if locked.may_enter_owned(&request.plan, biased) {
-            Ok(Key { register, index: locked.enter_owned(request, since) })
+        if locked.try_hold(&request.plan, biased) {
+            Ok(Key { register, index: locked.enter_holding(request, since) })
         } else {
             drop(locked);
             Err(request)
@@ -258,10 +258,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let register = &mut *guard;
         let entry = &register.entries[key.index];
         let plan = &entry.request.plan;
-        if entry.published != first_bits(plan.steps().len()) {
-            return Err(StillCounted);
+        match plan.steps() {
+            steps if entry.published != first_bits(steps.len()) => return Err(StillCounted),
+            [.., last] if plan.is_one_way() => register.owned.let_go(last.node),
+            _ => plan.roots().for_each(|step| register.owned.let_go(step.node)),
         }
-        plan.roots().for_each(|step| register.owned.let_go(step.node));
         register.index(key.index, ModeCounts::remove);
         let request = register.remove(key.index);
         Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
@@ -352,7 +353,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             let mut register = register.lock();
             register.revocations += 1;
             looked += 1 + register.entries.len();
-            for (_, entry) in register.entries.iter_mut().filter(|(_, entry)| entry.published != 0) {
+            for entry in register.entries.values_mut().filter(|entry| entry.published != 0) {
                 for index in 0..(u64::BITS - entry.published.leading_zeros()) as usize {
                     let step = entry.request.plan.steps()[index];
                     if bias::tag(step.node) == tag && step.mode.is_intention() && entry.take_back(index) {
@@ -500,7 +501,7 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
 
 impl<P: TreePath + ?Sized> Default for Register<P> {
     fn default() -> Self {
-        Register { entries: Slab::new(), held: None, unasked: 0, owned: Owned::default(), revocations: 0, spent: Vec::new() }
+        Register { entries: Places::with_capacity(0), held: None, unasked: 0, owned: Owned::default(), revocations: 0, spent: Vec::new() }
     }
 }
 
@@ -513,13 +514,14 @@ impl<P: TreePath + ?Sized> Register<P> {
         }
     }
 
-    /// Whether all of a request can be published here now.
+    /// Lets the next entry hold the roots of a request, if all of it can be published here now.
     #[inline]
-    fn may_enter_owned(&mut self, plan: &Plan, biased: impl Fn(NodeId) -> bool) -> bool {
+    fn try_hold(&mut self, plan: &Plan, biased: impl Fn(NodeId) -> bool) -> bool {
+        let holder = self.entries.next();
         match plan.steps() {
             [above @ .., last] if above.len() < MOST_PUBLISHED && plan.is_one_way() => {
                 let above = || publishable(plan, 0, &biased) == above.len();
-                self.owned.is_free_below(last.node, self.revocations, above)
+                self.owned.try_hold_below(last.node, holder, self.revocations, above)
             }
             steps => {
                 let may_publish = |step: &Step| match step.mode {
@@ -527,16 +529,18 @@ impl<P: TreePath + ?Sized> Register<P> {
                     Mode::Shared | Mode::Exclusive => self.owned.is_free(step.node),
                     Mode::SharedIntentionExclusive => false,
                 };
-                steps.len() <= MOST_PUBLISHED && steps.iter().all(may_publish)
+                let may_enter = steps.len() <= MOST_PUBLISHED && steps.iter().all(may_publish);
+                if may_enter {
+                    plan.roots().for_each(|step| self.owned.hold(step.node, holder));
+                }
+                may_enter
             }
         }
     }
 
-    /// Enters a request as granted that may enter so.
-    #[inline]
-    fn enter_owned(&mut self, request: SharedRequest<P>, since: Moment) -> usize {
-        let index = self.entries.vacant_key();
-        request.plan.roots().for_each(|step| self.owned.hold(step.node, index));
+    /// Enters a request as granted, whose roots the next entry holds.
+    #[inline(always)]
+    fn enter_holding(&mut self, request: SharedRequest<P>, since: Moment) -> usize {
         let published = first_bits(request.plan.steps().len());
         self.insert(Entry { request, state: State::Granted, access: Access::AsAsked, published, since })
     }
@@ -552,7 +556,7 @@ impl<P: TreePath + ?Sized> Register<P> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn insert(&mut self, entry: Entry<P>) -> usize {
         if self.held.is_some() {
             self.unasked += 1;
@@ -585,7 +589,7 @@ impl<P: TreePath + ?Sized> Register<P> {
     fn shrink(&mut self) {
         self.held = None;
         if self.entries.capacity() > REGISTER_CAPACITY {
-            self.entries = Slab::with_capacity(REGISTER_CAPACITY);
+            self.entries = Places::with_capacity(REGISTER_CAPACITY);
         }
     }
 }

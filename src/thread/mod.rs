@@ -9,6 +9,7 @@
 //! | `bias.rs` | which nodes do not count intentions, since requests publish them |
 //! | `own.rs` | which nodes a thread takes without a shard, since it takes them again and again |
 //! | `ledger.rs` | what is granted and what waits, by request |
+//! | `places.rs` | values at indices that do not change |
 //! | `waiter.rs` | one blocked request: grant, wake |
 //! | `guard.rs` | what a holder has: drop, downgrade |
 //! | `parties.rs` | the parties of a search for deadlocks |
@@ -24,6 +25,7 @@ pub(crate) mod ledger;
 pub(crate) mod lock;
 pub(crate) mod own;
 mod parties;
+mod places;
 mod report;
 pub(crate) mod request;
 pub(crate) mod table;

@@ -45,92 +45,117 @@ pub(crate) struct Owned(Vec<[Slot; OWNED_WAYS]>);
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    node: Option<NodeId>,
-    /// The place of the entry that holds it.
-    holder: Option<usize>,
+    node: NodeId,
+    state: State,
     /// Whether it was taken since another node wanted its slot.
     used: bool,
     /// The register had seen so many revocations when all nodes above were found biased (invariant 5).
     checked: u64,
 }
 
-const VACANT: Slot = Slot { node: None, holder: None, used: false, checked: u64::MAX };
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There is no node.
+    Vacant,
+    Free,
+    /// By the entry at that place.
+    Held(usize),
+}
 
 impl Owned {
     /// Whether the node is owned and nobody holds it.
     #[inline]
     pub(crate) fn is_free(&self, node: NodeId) -> bool {
-        self.slot(node).is_some_and(|slot| slot.holder.is_none())
+        self.slot(node).is_some_and(|slot| slot.state == State::Free)
     }
 
-    /// The same for the last node of a way of which all others must be biased: `above` tells, unless it has told after
-    /// so many revocations before.
+    /// The entry at that place holds the node, if it is owned and free, and all nodes above it are biased: `above` tells,
+    /// unless it has told after so many revocations before.
     #[inline]
-    pub(crate) fn is_free_below(&mut self, node: NodeId, revocations: u64, above: impl FnOnce() -> bool) -> bool {
-        let Some(slot) = self.slot_mut(node).filter(|slot| slot.holder.is_none()) else { return false };
+    pub(crate) fn try_hold_below(
+        &mut self,
+        node: NodeId,
+        entry: usize,
+        revocations: u64,
+        above: impl FnOnce() -> bool,
+    ) -> bool {
+        let Some(slot) = self.slot_mut(node).filter(|slot| slot.state == State::Free) else { return false };
         if slot.checked != revocations {
             if !above() {
                 return false;
             }
             slot.checked = revocations;
         }
+        slot.hold(entry);
         true
     }
 
     /// The entry at that place holds the node, which is free.
-    #[inline]
     pub(crate) fn hold(&mut self, node: NodeId, entry: usize) {
-        let slot = self.slot_mut(node).expect("it is owned");
-        debug_assert!(slot.holder.is_none(), "one entry holds it (invariant 4)");
-        slot.holder = Some(entry);
-        slot.used = true;
+        self.slot_mut(node).expect("it is owned").hold(entry);
     }
 
     /// Nobody holds it any longer.
     #[inline]
     pub(crate) fn let_go(&mut self, node: NodeId) {
-        let slot = self.slot_mut(node);
-        debug_assert!(slot.as_ref().is_some_and(|slot| slot.holder.is_some()), "invariant 4");
-        if let Some(slot) = slot {
-            slot.holder = None;
-        }
+        let slot = self.slot_mut(node).expect("an entry holds what its register owns (invariant 4)");
+        debug_assert!(matches!(slot.state, State::Held(_)), "invariant 4");
+        slot.state = State::Free;
     }
 
     /// Owns the node from now on, if there is room.
     pub(crate) fn add(&mut self, node: NodeId) -> bool {
         debug_assert!(self.slot(node).is_none(), "nobody owns what the table has (invariant 2)");
+        let vacant = Slot { node, state: State::Vacant, used: false, checked: u64::MAX };
         if self.0.is_empty() {
-            self.0 = vec![[VACANT; OWNED_WAYS]; OWNED_SETS];
+            self.0 = vec![[vacant; OWNED_WAYS]; OWNED_SETS];
         }
         let set = &mut self.0[set(node)];
-        let vacant = set.iter().position(|slot| slot.node.is_none());
-        match vacant.or_else(|| set.iter().position(|slot| slot.holder.is_none() && !slot.used)) {
-            Some(way) => set[way] = Slot { node: Some(node), ..VACANT },
-            None => set.iter_mut().for_each(|slot| slot.used = false),
+        let place = set.iter().position(|slot| slot.state == State::Vacant);
+        match place.or_else(|| set.iter().position(|slot| slot.state == State::Free && !slot.used)) {
+            Some(place) => {
+                set[place] = Slot { state: State::Free, ..vacant };
+                true
+            }
+            None => {
+                set.iter_mut().for_each(|slot| slot.used = false);
+                false
+            }
         }
-        self.slot(node).is_some()
     }
 
     /// Gives up all nodes of that tag; tells `held` those that an entry holds.
     pub(crate) fn remove(&mut self, tag: u64, mut held: impl FnMut(NodeId, usize)) {
-        for slot in self.0.iter_mut().flatten() {
-            if let Some(node) = slot.node.filter(|&node| bias::tag(node) == tag) {
-                if let Some(entry) = slot.holder {
-                    held(node, entry);
-                }
-                *slot = VACANT;
+        for slot in self.0.iter_mut().flatten().filter(|slot| bias::tag(slot.node) == tag) {
+            if let State::Held(entry) = slot.state {
+                held(slot.node, entry);
             }
+            slot.state = State::Vacant;
         }
     }
 
     #[inline]
     fn slot(&self, node: NodeId) -> Option<&Slot> {
-        self.0.get(set(node))?.iter().find(|slot| slot.node == Some(node))
+        self.0.get(set(node))?.iter().find(|slot| slot.is(node))
     }
 
     #[inline]
     fn slot_mut(&mut self, node: NodeId) -> Option<&mut Slot> {
-        self.0.get_mut(set(node))?.iter_mut().find(|slot| slot.node == Some(node))
+        self.0.get_mut(set(node))?.iter_mut().find(|slot| slot.is(node))
+    }
+}
+
+impl Slot {
+    #[inline]
+    fn is(&self, node: NodeId) -> bool {
+        self.node == node && self.state != State::Vacant
+    }
+
+    #[inline]
+    fn hold(&mut self, entry: usize) {
+        debug_assert!(self.state == State::Free, "one entry holds it (invariant 4)");
+        self.state = State::Held(entry);
+        self.used = true;
     }
 }
 
