@@ -139,7 +139,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         };
         let request = Request::new(spent, &self.seeds, reads, writes, asker)?;
         self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
-        let request = if self.table.seems_to_own(register, request.plan.roots()) {
+        let request = if request.plan.roots().all(|root| self.table.seems_published(register, root)) {
             match self.ledger.enter_owned(register, request, since, biased) {
                 Ok(key) => return Ok(Entry::new(key, Way::Owned)),
                 Err(request) => request,
@@ -189,7 +189,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let mut index = 0;
         while index < steps.len() {
             let step = steps[index];
-            if step.mode.is_intention() && self.table.is_biased(step.node) {
+            if self.table.seems_published(register, &step) {
                 let published = self.ledger.publish(key, index, |node| self.table.is_biased(node));
                 index += published;
                 if published > 0 {

@@ -146,6 +146,16 @@ fn publishable(plan: &Plan, from: usize, biased: impl Fn(NodeId) -> bool) -> usi
     steps.take_while(|step| step.mode.is_intention() && biased(step.node)).count()
 }
 
+/// Whether a step may be published now: an intention on a biased node, or S or X on an owned one that is free.
+#[inline]
+fn may_publish(step: &Step, owned: &Owned, biased: impl Fn(NodeId) -> bool) -> bool {
+    match step.mode {
+        Mode::IntentionShared | Mode::IntentionExclusive => biased(step.node),
+        Mode::Shared | Mode::Exclusive => owned.is_free(step.node),
+        Mode::SharedIntentionExclusive => false,
+    }
+}
+
 /// So many ones, from the lowest bit on.
 #[inline]
 fn first_bits(count: usize) -> u64 {
@@ -296,10 +306,19 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Key { register, index: self.registers[register].lock().insert(entry) }
     }
 
-    /// Publishes the steps of a request from `from` on, as many as are biased; returns how many.
+    /// Publishes the steps of a request from `from` on, as many as may be; returns how many.
     pub(crate) fn publish(&self, key: Key, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
-        let entry = &mut self.registers[key.register].lock().entries[key.index];
-        let count = publishable(&entry.request.plan, from, biased);
+        let mut guard = self.registers[key.register].lock();
+        let Register { owned, entries, .. } = &mut *guard;
+        let entry = &mut entries[key.index];
+        let steps = entry.request.plan.steps().iter().take(MOST_PUBLISHED).skip(from);
+        let count = steps.take_while(|step| may_publish(step, owned, &biased) && {
+            if !step.mode.is_intention() {
+                owned.hold(step.node, key.index);
+            }
+            true
+        });
+        let count = count.count();
         entry.published |= first_bits(from + count) & !first_bits(from);
         count
     }
@@ -524,11 +543,7 @@ impl<P: TreePath + ?Sized> Register<P> {
                 self.owned.try_hold_below(last.node, holder, self.revocations, above)
             }
             steps => {
-                let may_publish = |step: &Step| match step.mode {
-                    Mode::IntentionShared | Mode::IntentionExclusive => biased(step.node),
-                    Mode::Shared | Mode::Exclusive => self.owned.is_free(step.node),
-                    Mode::SharedIntentionExclusive => false,
-                };
+                let may_publish = |step| may_publish(step, &self.owned, &biased);
                 let may_enter = steps.len() <= MOST_PUBLISHED && steps.iter().all(may_publish);
                 if may_enter {
                     plan.roots().for_each(|step| self.owned.hold(step.node, holder));

@@ -168,11 +168,13 @@ fn set(node: NodeId) -> usize {
 
 /// Who owns nodes of one shard, or may come to; under its mutex.
 #[derive(Debug)]
-pub(crate) struct Owners([Owner; OWNERS]);
+pub(crate) struct Owners {
+    tags: [u64; OWNERS],
+    owners: [Owner; OWNERS],
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Owner {
-    tag: u64,
     register: u16,
     owns: bool,
     /// How often in a row the register has released the node and left it free.
@@ -181,56 +183,71 @@ struct Owner {
     enough: u16,
 }
 
+/// A register that may own nodes of that tag, which has lost its place among the owned.
+pub(crate) struct Former {
+    pub(crate) register: usize,
+    pub(crate) tag: u64,
+    place: usize,
+}
+
 impl Default for Owners {
     fn default() -> Self {
-        Owners([Owner { tag: 0, register: 0, owns: false, run: 0, enough: TO_OWN }; OWNERS])
+        let nobody = Owner { register: 0, owns: false, run: 0, enough: TO_OWN };
+        Owners { tags: [0; OWNERS], owners: [nobody; OWNERS] }
     }
 }
 
 impl Owners {
+    #[inline]
+    fn place(&self, node: NodeId) -> Option<usize> {
+        self.tags.iter().position(|&tag| tag == bias::tag(node))
+    }
+
     /// Whether a register may own the node.
     #[inline]
     pub(crate) fn is_owned(&self, node: NodeId) -> bool {
-        let owner = &self.0[place(node)];
-        owner.owns && owner.tag == bias::tag(node)
+        self.place(node).is_some_and(|place| self.owners[place].owns)
     }
 
-    /// The register that may own the node; it is not told again.
+    /// Nobody owns the node any longer; who may until now.
     #[inline]
-    pub(crate) fn remove(&mut self, node: NodeId) -> Option<usize> {
-        self.is_owned(node).then(|| {
-            let owner = &mut self.0[place(node)];
-            owner.owns = false;
+    pub(crate) fn remove(&mut self, node: NodeId) -> Option<Former> {
+        let place = self.place(node)?;
+        let owner = &mut self.owners[place];
+        std::mem::take(&mut owner.owns).then(|| {
             owner.run = 0;
             owner.enough = owner.enough.saturating_mul(2).min(MOST_TO_OWN);
-            usize::from(owner.register)
+            Former { register: usize::from(owner.register), tag: bias::tag(node), place }
         })
     }
 
-    /// Before a node is granted: another one that has its place here loses it, if it is taken less often. If a register
-    /// may own that, it must be disowned: its tag.
+    /// Before a root is granted: if the node has no place here, the one that is taken least often is in its way; it loses its
+    /// place when that has happened often enough, and then this one has it.
     #[inline]
-    pub(crate) fn contest(&mut self, node: NodeId) -> Option<(usize, u64)> {
-        let owner = &mut self.0[place(node)];
-        if owner.tag == bias::tag(node) {
+    pub(crate) fn contest(&mut self, node: NodeId) -> Option<Former> {
+        if self.place(node).is_some() {
             return None;
         }
+        let place = (1..OWNERS).fold(0, |least, next| {
+            if self.owners[next].run < self.owners[least].run { next } else { least }
+        });
+        let owner = &mut self.owners[place];
         if owner.run > 0 {
             owner.run -= 1;
             return None;
         }
-        let disowned = owner.owns.then_some((usize::from(owner.register), owner.tag));
-        *owner = Owner { tag: bias::tag(node), register: 0, owns: false, run: 0, enough: TO_OWN };
-        disowned
+        let former = Former { register: usize::from(owner.register), tag: self.tags[place], place };
+        let owned = owner.owns;
+        *owner = Owner { register: 0, owns: false, run: 0, enough: TO_OWN };
+        self.tags[place] = bias::tag(node);
+        owned.then_some(former)
     }
 
     /// Counts a release that left the node free, if it has its place here; whether the register is to own the node.
     #[inline]
     pub(crate) fn is_left_free(&mut self, node: NodeId, register: usize) -> bool {
-        let owner = &mut self.0[place(node)];
-        if owner.tag != bias::tag(node) {
-            return false;
-        }
+        let Some(place) = self.place(node) else { return false };
+        let owner = &mut self.owners[place];
         if usize::from(owner.register) != register {
             (owner.register, owner.run) = (register as u16, 0);
         }
@@ -241,54 +258,47 @@ impl Owners {
     /// Somebody else is there: it is no longer in a row.
     #[inline]
     pub(crate) fn is_left_busy(&mut self, node: NodeId) {
-        let owner = &mut self.0[place(node)];
-        if owner.tag == bias::tag(node) {
-            owner.run = 0;
+        if let Some(place) = self.place(node) {
+            self.owners[place].run = 0;
         }
     }
 
     /// Names the register of the last count, which owns the node now, or has no room for it.
-    pub(crate) fn add(&mut self, node: NodeId, owns: bool) {
-        let owner = &mut self.0[place(node)];
+    pub(crate) fn add(&mut self, node: NodeId, owns: bool, hints: &Hints) {
+        let Some(place) = self.place(node) else { return };
+        let owner = &mut self.owners[place];
         owner.owns = owns;
         // So often others must want its place here.
         owner.run = if owns { MOST_TO_OWN } else { 0 };
+        if owns {
+            hints.at(node, place).store(mark(owner.register.into(), node), Ordering::Relaxed);
+        }
     }
-}
-
-/// Where in its shard a node may be.
-#[inline]
-fn place(node: NodeId) -> usize {
-    (node.bits() >> 52) as usize % OWNERS
 }
 
 /// Who owns which node, for a look before anything is locked: it decides which way to try first and nothing else, so it may
 /// be wrong, and orders nothing.
 #[derive(Debug)]
-pub(crate) struct Hints(Box<[AtomicU32]>);
+pub(crate) struct Hints(Box<[[AtomicU32; OWNERS]]>);
 
 impl Hints {
     pub(crate) fn new() -> Self {
-        Hints((0..SHARDS * OWNERS).map(|_| AtomicU32::default()).collect())
+        Hints((0..SHARDS).map(|_| Default::default()).collect())
     }
 
     #[inline]
     pub(crate) fn owns(&self, register: usize, node: NodeId) -> bool {
-        self.hint(node).load(Ordering::Relaxed) == mark(register, node)
+        let mark = mark(register, node);
+        self.0[bias::shard(node)].iter().any(|hint| hint.load(Ordering::Relaxed) == mark)
     }
 
-    pub(crate) fn set(&self, register: usize, node: NodeId) {
-        self.hint(node).store(mark(register, node), Ordering::Relaxed);
+    /// Nobody owns any longer what had that place, in the shard of the node.
+    pub(crate) fn clear(&self, node: NodeId, former: &Former) {
+        self.at(node, former.place).store(0, Ordering::Relaxed);
     }
 
-    /// Nobody owns a node that has its place there.
-    pub(crate) fn clear(&self, node: NodeId) {
-        self.hint(node).store(0, Ordering::Relaxed);
-    }
-
-    #[inline]
-    fn hint(&self, node: NodeId) -> &AtomicU32 {
-        &self.0[bias::shard(node) * OWNERS + place(node)]
+    fn at(&self, node: NodeId, place: usize) -> &AtomicU32 {
+        &self.0[bias::shard(node)][place]
     }
 }
 

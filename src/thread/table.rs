@@ -23,7 +23,7 @@ use crate::core::plan::Step;
 use crate::sync::{CachePadded, Mutex, MutexGuard, SHARDS};
 use crate::thread::bias::{self, Heats, InTheWay, Tags};
 use crate::thread::ledger::Ledger;
-use crate::thread::own::{Hints, Owners};
+use crate::thread::own::{Former, Hints, Owners};
 use crate::thread::waiter::Waiter;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -82,16 +82,16 @@ impl Table {
         Table { shards: (0..SHARDS).map(|_| CachePadded::default()).collect(), tags: Tags::new(), hints: Hints::new() }
     }
 
+    /// Whether the step seems to be one that a request of that register publishes.
+    #[inline]
+    pub(crate) fn seems_published(&self, register: usize, step: &Step) -> bool {
+        if step.mode.is_intention() { self.is_biased(step.node) } else { self.hints.owns(register, step.node) }
+    }
+
     /// Whether an intention on the node is to be published, by a caller that has its register.
     #[inline]
     pub(crate) fn is_biased(&self, node: NodeId) -> bool {
         self.tags.is_set(node)
-    }
-
-    /// Whether a register seems to own all of them: then a request for them need not come here.
-    #[inline]
-    pub(crate) fn seems_to_own<'s>(&self, register: usize, mut roots: impl Iterator<Item = &'s Step>) -> bool {
-        roots.all(|step| self.hints.owns(register, step.node))
     }
 
     /// Grants the step to an owner that already holds `held` there, if it need not wait.
@@ -215,29 +215,30 @@ impl Table {
         self.tags.cool(step.node, in_the_way, looked, &mut shard.heats);
     }
 
-    /// A node that has the place of this one among the owned, and is taken less often, loses it.
+    /// A node that is in the way of this one among the owned, and is taken less often, loses its place.
     #[inline]
     fn contest<P: TreePath + ?Sized>(&self, node: NodeId, shard: &mut Shard, ledger: &Ledger<P>) {
-        if let Some((register, tag)) = shard.owners.contest(node) {
-            self.disown_tag(node, register, tag, shard, ledger);
+        if let Some(former) = shard.owners.contest(node) {
+            self.take_back(node, &former, shard, ledger);
         }
     }
 
     /// Takes the node from the register that owns it, if one does.
+    #[inline]
     fn disown<P: TreePath + ?Sized>(&self, node: NodeId, shard: &mut Shard, ledger: &Ledger<P>) {
-        if let Some(register) = shard.owners.remove(node) {
-            self.disown_tag(node, register, bias::tag(node), shard, ledger);
+        if let Some(former) = shard.owners.remove(node) {
+            self.take_back(node, &former, shard, ledger);
         }
     }
 
-    /// Takes all nodes of the tag from the register, which has its place where `node` has.
+    /// Takes what a register owned, in the shard of the node.
     #[cold]
-    fn disown_tag<P>(&self, node: NodeId, register: usize, tag: u64, shard: &mut Shard, ledger: &Ledger<P>)
+    fn take_back<P>(&self, node: NodeId, former: &Former, shard: &mut Shard, ledger: &Ledger<P>)
     where
         P: TreePath + ?Sized,
     {
-        self.hints.clear(node);
-        ledger.disown(register, tag, |node, mode| shard.nodes.entry(node).or_default().count(mode));
+        self.hints.clear(node, former);
+        ledger.disown(former.register, former.tag, |node, mode| shard.nodes.entry(node).or_default().count(mode));
     }
 
     #[inline]
@@ -285,10 +286,7 @@ impl LockedShard<'_> {
             shard.owners.is_left_busy(node);
         } else if shard.owners.is_left_free(node, register) {
             let owns = own();
-            shard.owners.add(node, owns);
-            if owns {
-                self.table.hints.set(register, node);
-            }
+            shard.owners.add(node, owns, &self.table.hints);
         }
     }
 }
