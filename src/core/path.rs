@@ -191,13 +191,13 @@ fn split<'s>(
     mut tell: impl FnMut(&mut Segments<'s>, &[u8], usize) -> Result<(), PathError>,
 ) -> Result<(), PathError> {
     let mut begin = segments.resume(text);
-    for end in begin..=text.len() {
-        if text.get(end).is_none_or(|&byte| byte == b'/') {
-            if begin < end {
-                tell(segments, &text[begin..end], end)?;
-            }
-            begin = end + 1;
+    while begin < text.len() {
+        let length = text[begin..].iter().position(|&byte| byte == b'/').unwrap_or(text.len() - begin);
+        let end = begin + length;
+        if begin < end {
+            tell(segments, &text[begin..end], end)?;
         }
+        begin = end + 1;
     }
     Ok(())
 }

@@ -323,7 +323,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         count
     }
 
-    /// Takes out a granted request of which all steps but the last are still published, and that one released by
+    /// Takes out a granted request of one root of which all steps but the last are still published, and that one released by
     /// `release`. Else it is on its way out from now on. The caller has the shard of the last step.
     #[inline]
     pub(crate) fn leave(
@@ -336,7 +336,11 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         register.index(key.index, ModeCounts::remove);
         let entry = &mut register.entries[key.index];
         match entry.request.plan.steps() {
-            [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
+            [above @ .., last]
+                if entry.request.plan.is_one_way()
+                    && above.len() <= MOST_PUBLISHED
+                    && entry.published == first_bits(above.len()) =>
+            {
                 release(last.node, entry.access.mode(last.mode), &mut register.owned);
                 let request = register.remove(key.index);
                 Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
