@@ -33,6 +33,7 @@ use crate::thread::places::Places;
 use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::waiter::Waiter;
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 pub(crate) struct Ledger<P: TreePath + ?Sized> {
@@ -85,7 +86,7 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
-    pub(crate) request: SharedRequest<P>,
+    pub(crate) request: Entered<P>,
     pub(crate) state: State,
     pub(crate) access: Access,
     /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit:
@@ -93,6 +94,18 @@ pub(crate) struct Entry<P: TreePath + ?Sized> {
     published: u64,
     /// When the state of waiting, or of being granted, began.
     pub(crate) since: Moment,
+}
+
+/// The request of an entry; none only while the place of the entry is vacant.
+pub(crate) struct Entered<P: TreePath + ?Sized>(Option<SharedRequest<P>>);
+
+impl<P: TreePath + ?Sized> Deref for Entered<P> {
+    type Target = SharedRequest<P>;
+
+    #[inline]
+    fn deref(&self) -> &SharedRequest<P> {
+        self.0.as_ref().expect("an entry has a request")
+    }
 }
 
 #[derive(Debug)]
@@ -295,15 +308,12 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             drop(locked);
             return Err(request);
         }
-        let published = first_bits(above);
-        let entry = Entry { request, state: State::Granted, access: Access::AsAsked, published, since };
-        Ok(Key { register, index: locked.insert(entry) })
+        Ok(Key { register, index: locked.insert(request, Some(first_bits(above)), since) })
     }
 
     /// Enters a request of the calling thread that has taken nothing yet.
     pub(crate) fn enter(&self, register: usize, request: SharedRequest<P>, since: Moment) -> Key {
-        let entry = Entry { request, state: State::Walking, access: Access::AsAsked, published: 0, since };
-        Key { register, index: self.registers[register].lock().insert(entry) }
+        Key { register, index: self.registers[register].lock().insert(request, None, since) }
     }
 
     /// Publishes the steps of a request from `from` on, as many as may be; returns how many.
@@ -561,7 +571,7 @@ impl<P: TreePath + ?Sized> Register<P> {
     #[inline(always)]
     fn enter_holding(&mut self, request: SharedRequest<P>, since: Moment) -> usize {
         let published = first_bits(request.plan.steps().len());
-        self.insert(Entry { request, state: State::Granted, access: Access::AsAsked, published, since })
+        self.insert(request, Some(published), since)
     }
 
     /// Keeps a spent request, unless there are enough, or somebody else has it.
@@ -575,23 +585,38 @@ impl<P: TreePath + ?Sized> Register<P> {
         }
     }
 
-    #[inline(always)]
-    fn insert(&mut self, entry: Entry<P>) -> usize {
+    /// Enters a request: as granted, with what it has published, or else on its way.
+    #[inline]
+    fn insert(&mut self, request: SharedRequest<P>, granted: Option<u64>, since: Moment) -> usize {
         if self.held.is_some() {
             self.unasked += 1;
             if self.unasked > self.entries.len() + REGISTER_CAPACITY {
                 self.held = None;
             }
         }
-        let index = self.entries.insert(entry);
+        let index = self.entries.next();
+        let entry = self.entries.take(|| Entry {
+            request: Entered(None),
+            state: State::Walking,
+            access: Access::AsAsked,
+            published: 0,
+            since,
+        });
+        entry.request = Entered(Some(request));
+        entry.state = if granted.is_some() { State::Granted } else { State::Walking };
+        entry.access = Access::AsAsked;
+        entry.published = granted.unwrap_or(0);
+        entry.since = since;
         self.index(index, ModeCounts::add);
         index
     }
 
     #[inline]
     fn remove(&mut self, index: usize) -> SharedRequest<P> {
-        // Not the whole entry, which would be copied.
-        let Entry { request, .. } = self.entries.remove(index);
+        let entry = &mut self.entries[index];
+        let request = entry.request.0.take().expect("an entry has a request");
+        entry.state = State::Walking;
+        self.entries.vacate(index);
         self.trim();
         request
     }

@@ -1,22 +1,30 @@
-//! Values that stay where they are, each at an index, until they are taken out; then the place is used again.
+//! Values that stay where they are, each at an index, until its place is vacated; then the place is used again.
 //!
-//! As the crate `slab`, but for one thing: a value is written where it stays, and not moved there. A value that was just
-//! put together from parts is slow to read as a whole, and the fast path would wait for that.
+//! As the crate `slab`, but for one thing: values are changed in their places and never moved. What has just been put
+//! together from parts is slow to move as a whole, since the processor must wait until all parts are written; the fast path
+//! would wait for that twice.
 
 use std::ops::{Index, IndexMut};
 
 #[derive(Debug)]
 pub(crate) struct Places<T> {
     places: Vec<Place<T>>,
-    /// The next place to be used: a vacant one, or the first that is not there yet.
+    /// The next place to be taken: a vacant one, or the first that is not there yet.
     next: usize,
     taken: usize,
 }
 
 #[derive(Debug)]
-enum Place<T> {
-    Taken(T),
-    /// With the vacant place after it.
+struct Place<T> {
+    /// A vacant place keeps its last value.
+    value: T,
+    next: Next,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Taken,
+    /// It is vacant, and this is the place that is taken after it.
     Vacant(usize),
 }
 
@@ -39,52 +47,49 @@ impl<T> Places<T> {
         self.places.capacity()
     }
 
-    /// The index that the next value will get.
+    /// The index of the place that is taken next.
     #[inline]
     pub(crate) fn next(&self) -> usize {
         self.next
     }
 
-    #[inline(always)]
-    pub(crate) fn insert(&mut self, value: T) -> usize {
+    /// Takes the next place, with whatever value it had before; the first time with that of `make`.
+    #[inline]
+    pub(crate) fn take(&mut self, make: impl FnOnce() -> T) -> &mut T {
         let index = self.next;
         if index == self.places.len() {
-            self.add_place();
+            self.add(make());
         }
         let place = &mut self.places[index];
-        let Place::Vacant(next) = *place else { unreachable!("the next place is vacant") };
-        *place = Place::Taken(value);
+        let Next::Vacant(next) = std::mem::replace(&mut place.next, Next::Taken) else {
+            unreachable!("the next place is vacant")
+        };
         self.next = next;
         self.taken += 1;
-        index
+        &mut place.value
     }
 
     #[cold]
-    fn add_place(&mut self) {
-        self.places.push(Place::Vacant(self.places.len() + 1));
+    fn add(&mut self, value: T) {
+        self.places.push(Place { value, next: Next::Vacant(self.places.len() + 1) });
     }
 
-    #[inline(always)]
-    pub(crate) fn remove(&mut self, index: usize) -> T {
-        let place = std::mem::replace(&mut self.places[index], Place::Vacant(self.next));
-        let Place::Taken(value) = place else { unreachable!("who removes a value knows that it is there") };
-        self.next = index;
+    /// Vacates a place; the value stays until it is taken again.
+    #[inline]
+    pub(crate) fn vacate(&mut self, index: usize) {
+        let place = &mut self.places[index];
+        debug_assert!(place.next == Next::Taken, "who vacates a place has it");
+        place.next = Next::Vacant(std::mem::replace(&mut self.next, index));
         self.taken -= 1;
-        value
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
-        self.places.iter().enumerate().filter_map(|(index, place)| match place {
-            Place::Taken(value) => Some((index, value)),
-            Place::Vacant(_) => None,
-        })
+        let taken = self.places.iter().enumerate().filter(|(_, place)| place.next == Next::Taken);
+        taken.map(|(index, place)| (index, &place.value))
     }
 
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.places.iter_mut().filter_map(|place| match place {
-            Place::Taken(value) => Some(value),
-            Place::Vacant(_) => None,
-        })
+        self.places.iter_mut().filter(|place| place.next == Next::Taken).map(|place| &mut place.value)
     }
 }
 
@@ -93,20 +98,16 @@ impl<T> Index<usize> for Places<T> {
 
     #[inline]
     fn index(&self, index: usize) -> &T {
-        match &self.places[index] {
-            Place::Taken(value) => value,
-            Place::Vacant(_) => unreachable!("who has an index has its value"),
-        }
+        debug_assert!(self.places[index].next == Next::Taken, "who has an index has its place");
+        &self.places[index].value
     }
 }
 
 impl<T> IndexMut<usize> for Places<T> {
     #[inline]
     fn index_mut(&mut self, index: usize) -> &mut T {
-        match &mut self.places[index] {
-            Place::Taken(value) => value,
-            Place::Vacant(_) => unreachable!("who has an index has its value"),
-        }
+        debug_assert!(self.places[index].next == Next::Taken, "who has an index has its place");
+        &mut self.places[index].value
     }
 }
 
@@ -124,11 +125,12 @@ mod tests {
                 let indices: Vec<usize> = places.iter().map(|(index, _)| index).collect();
                 if adds || indices.is_empty() {
                     let next = places.next();
-                    prop_assert_eq!(places.insert(value), next);
+                    *places.take(|| 0) = value;
                     prop_assert!(model.insert(next, value).is_none());
                 } else {
                     let index = indices[value % indices.len()];
-                    prop_assert_eq!(Some(places.remove(index)), model.remove(&index));
+                    prop_assert_eq!(Some(places[index]), model.remove(&index));
+                    places.vacate(index);
                 }
                 prop_assert_eq!(places.len(), model.len());
                 prop_assert!(model.iter().all(|(&index, &value)| places[index] == value));
