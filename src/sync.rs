@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`Mutex`], [`Condvar`] | `parking_lot` | the model's; waits have no deadline, see `waiter.rs` |
 //! | [`with_thread_info`] | a thread-local | the model's thread-local |
-//! | [`take_spare`], [`keep_spare`] | a thread-local | nothing is kept |
+//! | [`SPARES`] | some | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
 //! | [`AtomicU64`] | `std`'s | the model's |
 //! | [`SHARDS`], [`REGISTERS`], [`SLOTS`], [`WARM`], [`EVICT`] | many | few: models stay small |
@@ -89,8 +89,11 @@ pub(crate) fn new_owner_id() -> u64 {
 #[cfg(not(feature = "model"))]
 mod imp {
     use super::ThreadInfo;
+    #[cfg(feature = "process")]
     use std::any::Any;
-    use std::cell::{Cell, RefCell};
+    use std::cell::Cell;
+    #[cfg(feature = "process")]
+    use std::cell::RefCell;
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -113,6 +116,17 @@ mod imp {
 
     /// The registers of the ledger: as many threads have one of their own.
     pub(crate) const REGISTERS: usize = 64;
+
+    /// The nodes that a register can own: sets of so many.
+    pub(crate) const OWNED_SETS: usize = 8;
+    pub(crate) const OWNED_WAYS: usize = 4;
+
+    /// The nodes of a shard that can be owned.
+    pub(crate) const OWNERS: usize = 4;
+
+    /// The releases in a row after which a register owns a node, and the most, where that was taken back often.
+    pub(crate) const TO_OWN: u16 = 4;
+    pub(crate) const MOST_TO_OWN: u16 = 1024;
 
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
@@ -176,8 +190,9 @@ mod imp {
         &NEXT
     }
 
+    /// The number of the calling thread.
     #[inline]
-    fn thread_id() -> u64 {
+    pub(crate) fn thread_id() -> u64 {
         ID.with(|id| {
             if id.get() == 0 {
                 id.set(super::next_thread(&NEXT));
@@ -194,16 +209,21 @@ mod imp {
         seen.unwrap_or_else(|_| (read.take().expect("did not run"))(&Arc::new(ThreadInfo::new(thread_id()))))
     }
 
-    /// The most spares of a type that a thread keeps: as many guards as are usually nested.
-    const SPARES: usize = 4;
+    pub(crate) fn thread_info() -> Arc<ThreadInfo> {
+        with_thread_info(Arc::clone)
+    }
 
+    /// The most spares that are kept in one place: as many guards as are usually nested.
+    pub(crate) const SPARES: usize = 4;
+
+    #[cfg(feature = "process")]
     thread_local! {
         /// A `Vec<T>` for each type of them.
         static SPARES_BY_TYPE: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
     }
 
     /// A spent object of the calling thread, if it keeps one of this type.
-    #[inline]
+    #[cfg(feature = "process")]
     pub(crate) fn take_spare<T: Any>() -> Option<T> {
         let take = |shelves: &RefCell<Vec<Box<dyn Any>>>| {
             shelves.borrow_mut().iter_mut().find_map(|shelf| shelf.downcast_mut::<Vec<T>>()).and_then(Vec::pop)
@@ -212,7 +232,7 @@ mod imp {
     }
 
     /// Keeps an object for [`take_spare`], or drops it, if there are enough or the thread ends.
-    #[inline]
+    #[cfg(feature = "process")]
     pub(crate) fn keep_spare<T: Any>(spare: T) {
         let mut spare = Some(spare);
         // Whatever is not kept is dropped after the cell is let go, since its drop might come back here.
@@ -271,6 +291,17 @@ mod imp {
 
     /// One for each of three threads, or a register orders what the tags have to.
     pub(crate) const REGISTERS: usize = 3;
+
+    pub(crate) const OWNED_SETS: usize = 1;
+
+    pub(crate) const OWNED_WAYS: usize = 2;
+
+    pub(crate) const OWNERS: usize = 2;
+
+    /// At once, and again at once.
+    pub(crate) const TO_OWN: u16 = 1;
+
+    pub(crate) const MOST_TO_OWN: u16 = 1;
 
     /// Padding has no meaning in a model.
     #[derive(Debug, Default)]
@@ -338,11 +369,16 @@ mod imp {
         INFO.with(read)
     }
 
-    pub(crate) fn take_spare<T>() -> Option<T> {
-        None
+    pub(crate) fn thread_info() -> Arc<ThreadInfo> {
+        with_thread_info(Arc::clone)
     }
 
-    pub(crate) fn keep_spare<T>(_spare: T) {}
+    pub(crate) fn thread_id() -> u64 {
+        with_thread_info(|info| info.id)
+    }
+
+    /// Nothing is kept: it would only add to what is explored.
+    pub(crate) const SPARES: usize = 0;
 
     pub(crate) fn random_seed() -> u64 {
         0x5eed

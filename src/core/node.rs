@@ -180,7 +180,7 @@ impl<W> Node<W> {
 
     /// Counts a grant that was made elsewhere, of a mode that excludes nothing granted or awaited here (`bias.rs`).
     pub(crate) fn count(&mut self, mode: Mode) {
-        debug_assert!(mode.is_intention() && self.has_intentions_only());
+        debug_assert!(self.queue.is_none() && self.granted.compatible(mode));
         self.granted.add(mode);
     }
 

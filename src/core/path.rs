@@ -116,10 +116,22 @@ pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
     fn clear(_kept: &mut Self::Owned) -> bool {
         false
     }
+
+    /// The path as text, if its segments are what stands between `/` there, and the same text always means the same. Only
+    /// for types of this crate: it is called where no user code is.
+    #[doc(hidden)]
+    #[inline]
+    fn text(&self, _: OursAlone) -> Option<&[u8]> {
+        None
+    }
 }
 
+/// Nobody else can name it, and so nobody else can implement what takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct OursAlone;
+
 /// What is larger is not kept for the next path.
-pub(super) const MOST_BYTES: usize = 512;
+pub(crate) const MOST_BYTES: usize = 512;
 
 /// What a path is relative to: the root of the tree, or a place that only its user knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,20 +143,22 @@ pub enum Frame {
 }
 
 /// The frame of all paths of a request; `None` if none has one.
-#[inline]
+#[cfg(feature = "process")]
 pub(crate) fn common_frame<'p, P: TreePath + ?Sized>(
-    paths: impl Iterator<Item = &'p P>,
+    mut paths: impl Iterator<Item = &'p P>,
 ) -> Result<Option<Frame>, PathError> {
-    let mut common = None;
-    for path in paths {
-        let frame = path.frame();
-        if common.is_none() {
-            common = frame;
-        } else if frame.is_some() && frame != common {
-            return Err(odd_frame([path].into_iter()));
-        }
+    paths.try_fold(None, |common, path| join_frame(common, path))
+}
+
+/// The frame that a path has in common with others.
+#[inline]
+pub(crate) fn join_frame<P: TreePath + ?Sized>(others: Option<Frame>, path: &P) -> Result<Option<Frame>, PathError> {
+    let frame = path.frame();
+    match others {
+        Some(_) if frame.is_some() && frame != others => Err(odd_frame([path].into_iter())),
+        Some(_) => Ok(others),
+        None => Ok(frame),
     }
-    Ok(common)
 }
 
 /// What is wrong with a request whose paths are in another frame than those that are locked or awaited.
@@ -168,18 +182,40 @@ pub(crate) fn odd_frame<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'
 
 impl TreePath for str {
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
-        for segment in self.as_bytes().split(|&byte| byte == b'/') {
-            if !segment.is_empty() {
-                segments.push_bytes(segment);
-            }
-        }
-        Ok(())
+        split(self.as_bytes(), segments, |segments, name, end| {
+            segments.push_text(name, end);
+            Ok(())
+        })
+    }
+
+    #[inline]
+    fn text(&self, _: OursAlone) -> Option<&[u8]> {
+        Some(self.as_bytes())
     }
 
     fn clear(kept: &mut String) -> bool {
         kept.clear();
         kept.capacity() <= MOST_BYTES
     }
+}
+
+/// Tells what stands between `/`, unless it is empty, and where it ends.
+#[inline]
+fn split<'s>(
+    text: &[u8],
+    segments: &mut Segments<'s>,
+    mut tell: impl FnMut(&mut Segments<'s>, &[u8], usize) -> Result<(), PathError>,
+) -> Result<(), PathError> {
+    let mut begin = segments.resume(text);
+    while begin < text.len() {
+        let length = text[begin..].iter().position(|&byte| byte == b'/').unwrap_or(text.len() - begin);
+        let end = begin + length;
+        if begin < end {
+            tell(segments, &text[begin..end], end)?;
+        }
+        begin = end + 1;
+    }
+    Ok(())
 }
 
 impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
@@ -219,19 +255,24 @@ impl TreePath for Path {
         kept.clear();
         kept.capacity() <= MOST_BYTES
     }
+
+    #[cfg(unix)]
+    #[inline]
+    fn text(&self, _: OursAlone) -> Option<&[u8]> {
+        Some(self.as_os_str().as_encoded_bytes())
+    }
 }
 
 #[cfg(unix)]
 fn tell(path: &Path, segments: &mut Segments<'_>) -> Result<(), PathError> {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    for segment in bytes.split(|&byte| byte == b'/') {
-        match segment {
-            b"" | b"." => {}
+    split(path.as_os_str().as_encoded_bytes(), segments, |segments, name, end| {
+        match name {
+            b"." => {}
             b".." => parent(segments, path.frame())?,
-            name => segments.push_bytes(name),
+            name => segments.push_text(name, end),
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[cfg(not(unix))]

@@ -28,22 +28,35 @@ pub(crate) struct Step {
     pub(crate) node: NodeId,
     pub(crate) mode: Mode,
     pub(crate) depth: u32,
+    /// Where the node's segment ends in the text of its path, if that is text (`segments.rs`).
+    pub(super) end: u32,
+}
+
+impl Step {
+    /// A node on a way that has no mode yet.
+    #[inline]
+    pub(super) fn new(node: NodeId, depth: u32, end: usize) -> Self {
+        // Below 4 billion segments all are of one depth: the order is still one, but ancestors might not come first.
+        Step { node, mode: Mode::IntentionShared, depth, end: u32::try_from(end).unwrap_or(u32::MAX) }
+    }
 }
 
 /// The steps of one request. Its buffers are kept from one request to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    steps: Vec<Step>,
-    /// The nodes of all roots, one way from the top after the other.
-    ids: Vec<NodeId>,
-    /// Where in `ids` each root's way ends, and the root's mode.
-    ends: Vec<(usize, Mode)>,
-    /// The roots themselves, sorted, each in its strongest mode.
-    tops: Vec<(NodeId, Mode)>,
+    /// The ways from the top of the tree to each root, one after the other. One way is its own plan.
+    ways: Vec<Step>,
+    /// Where each way begins.
+    starts: Vec<usize>,
+    /// The steps of several ways.
+    joined: Vec<Step>,
+    /// The last steps of all ways, sorted, each node once, in its strongest mode.
+    tops: Vec<Step>,
 }
 
 impl Plan {
     /// Replaces the plan by the one for these roots; on an error it is empty.
+    #[cfg(test)]
     pub(crate) fn build<P, R, W>(&mut self, seeds: &Seeds, reads: &[R], writes: &[W]) -> Result<(), PathError>
     where
         P: TreePath + ?Sized,
@@ -54,6 +67,7 @@ impl Plan {
     }
 
     /// The same; the names of the segments of all roots, if asked, one root's after the other.
+    #[cfg(any(test, feature = "process"))]
     pub(crate) fn build_and_name<P, R, W>(
         &mut self,
         seeds: &Seeds,
@@ -66,97 +80,148 @@ impl Plan {
         R: AsRef<P>,
         W: AsRef<P>,
     {
-        self.clear();
+        let mut roots = self.begin();
         let reads = reads.iter().map(|path| (path.as_ref(), Mode::Shared));
-        let writes = writes.iter().map(|path| (path.as_ref(), Mode::Exclusive));
-        for (path, mode) in reads.chain(writes) {
-            if let Err(error) = Segments::of(path, seeds, &mut self.ids, names.as_deref_mut()) {
-                self.clear();
-                return Err(error);
-            }
-            self.ends.push((self.ids.len(), mode));
+        for (path, mode) in reads.chain(writes.iter().map(|path| (path.as_ref(), Mode::Exclusive))) {
+            roots.add(path, mode, seeds, None, names.as_deref_mut())?;
         }
-        self.make_steps();
+        roots.end();
         Ok(())
+    }
+
+    /// Begins to replace the plan; it is empty unless that is ended.
+    #[inline]
+    pub(crate) fn begin(&mut self) -> WaysOf<'_> {
+        // The last way stays, for a root that has much in common with it.
+        let last = self.starts.last().copied().unwrap_or(0);
+        if last > 0 {
+            self.ways.drain(..last);
+        }
+        self.starts.clear();
+        WaysOf { plan: self, ended: false }
+    }
+
+    #[inline]
+    pub(crate) fn steps(&self) -> &[Step] {
+        if self.is_one_way() { &self.ways } else { &self.joined }
+    }
+
+    /// Whether it is one root and the nodes above it.
+    #[inline]
+    pub(crate) fn is_one_way(&self) -> bool {
+        self.starts.len() == 1
+    }
+
+    /// The steps that are no intentions.
+    #[inline]
+    pub(crate) fn roots(&self) -> impl Iterator<Item = &Step> {
+        let steps = self.steps();
+        // One root is the last step.
+        let first = if self.is_one_way() { steps.len() - 1 } else { 0 };
+        steps[first..].iter().filter(|step| !step.mode.is_intention())
     }
 
     /// The plan for the roots that `keep` keeps, each in the mode that it says: given the index and the mode of each.
     pub(crate) fn of_some(&self, mut keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Plan {
         let mut plan = Plan::default();
-        for (index, (way, mode)) in self.ways().enumerate() {
-            if let Some(mode) = keep(index, mode) {
-                plan.ids.extend(way);
-                plan.ends.push((plan.ids.len(), mode));
+        for (index, way) in self.ways().enumerate() {
+            if let Some(mode) = keep(index, way[way.len() - 1].mode) {
+                plan.starts.push(plan.ways.len());
+                plan.ways.extend_from_slice(way);
+                plan.ask_for_last_way(mode);
             }
         }
         plan.make_steps();
         plan
     }
 
-    pub(crate) fn steps(&self) -> &[Step] {
-        &self.steps
-    }
-
-    /// The nodes of each root as it was asked for, from the top of the tree down to it, and its mode.
-    pub(crate) fn ways(&self) -> impl Iterator<Item = (&[NodeId], Mode)> {
-        let mut start = 0;
-        self.ends.iter().map(move |&(end, mode)| (&self.ids[std::mem::replace(&mut start, end)..end], mode))
-    }
-
     /// The mode of a node, if it has a step.
     pub(crate) fn mode_of(&self, step: &Step) -> Option<Mode> {
-        self.index(step.node, step.depth as usize).map(|index| self.steps[index].mode)
+        self.index(step.node, step.depth as usize).map(|index| self.steps()[index].mode)
+    }
+
+    /// The nodes of each root as it was asked for, from the top of the tree down to it.
+    pub(crate) fn ways(&self) -> impl Iterator<Item = &[Step]> {
+        let ends = self.starts.iter().copied().skip(1).chain([self.ways.len()]);
+        self.starts.iter().zip(ends).map(|(&start, end)| &self.ways[start..end])
     }
 
     /// The step at a node of that depth, if there is one.
     pub(crate) fn index(&self, node: NodeId, depth: usize) -> Option<usize> {
+        let (steps, depth) = (self.steps(), u32::try_from(depth).unwrap_or(u32::MAX));
         // Where the roots have not parted yet, each depth has one step.
-        if self.steps.get(depth).is_some_and(|step| (step.depth, step.node) == (as_depth(depth), node)) {
-            return Some(depth);
+        let first = depth as usize;
+        if steps.get(first).is_some_and(|step| (step.depth, step.node) == (depth, node)) {
+            return Some(first);
         }
-        self.steps.binary_search_by_key(&(as_depth(depth), node), |step| (step.depth, step.node)).ok()
+        steps.binary_search_by_key(&(depth, node), |step| (step.depth, step.node)).ok()
     }
 
     /// Whether the buffers are small enough to be kept.
+    #[inline]
     pub(crate) fn is_small(&self) -> bool {
-        self.ids.capacity() <= 1024
+        self.ways.capacity() <= MOST_STEPS
     }
 
-    fn clear(&mut self) {
-        self.steps.clear();
-        self.ids.clear();
-        self.ends.clear();
+    pub(crate) fn clear(&mut self) {
+        self.ways.clear();
+        self.starts.clear();
+        self.joined.clear();
         self.tops.clear();
     }
 
-    fn make_steps(&mut self) {
-        match self.ends[..] {
-            [(_, mode)] => push_way(&mut self.steps, &self.ids, mode),
-            _ => self.join_ways(),
+    /// Asks for the root of the last way in that mode, and for intentions above it.
+    #[inline]
+    fn ask_for_last_way(&mut self, mode: Mode) {
+        let start = self.starts.last().copied().unwrap_or(0);
+        if let Some((root, ancestors)) = self.ways[start..].split_last_mut() {
+            root.mode = mode;
+            ancestors.iter_mut().for_each(|step| step.mode = mode.intention());
         }
     }
 
-    fn join_ways(&mut self) {
-        let Plan { steps, ids, ends, tops } = self;
-        tops.extend(ends.iter().map(|&(end, mode)| (ids[end - 1], mode)));
-        // The strongest mode of a root comes first, and stays.
-        tops.sort_unstable_by_key(|&(node, mode)| (node, mode != Mode::Exclusive));
-        tops.dedup_by_key(|&mut (node, _)| node);
-
-        let top = |node: &NodeId| tops.binary_search_by_key(node, |&(top, _)| top).ok().map(|index| tops[index].1);
-        let mut start = 0;
-        for &(end, mode) in ends.iter() {
-            let way = &ids[start..end];
-            start = end;
-            let (root, ancestors) = way.split_last().expect("a way has at least the root of the tree");
-            let covered = top(root).is_some_and(|strongest| strongest != mode)
-                || ancestors.iter().filter_map(top).any(|above| above.covers(mode));
-            if !covered {
-                push_way(steps, way, mode);
-            }
+    #[inline]
+    fn make_steps(&mut self) {
+        if !self.is_one_way() {
+            self.join_ways();
         }
-        steps.sort_unstable_by_key(|step| (step.depth, step.node));
-        steps.dedup_by(|later, kept| {
+    }
+
+    #[cold]
+    fn join_ways(&mut self) {
+        let Plan { ways, starts, joined, tops } = self;
+        let ends = || starts.iter().copied().skip(1).chain([ways.len()]);
+        let ways = || starts.iter().zip(ends()).map(|(&start, end)| &ways[start..end]);
+        joined.clear();
+        tops.clear();
+        tops.extend(ways().map(|way| way[way.len() - 1]));
+        // The strongest mode of a root comes first, and stays.
+        tops.sort_unstable_by_key(|top| (top.depth, top.node, top.mode != Mode::Exclusive));
+        tops.dedup_by_key(|top| top.node);
+        // Nothing lies in a root of its own depth.
+        let highest = tops.first().map_or(0, |top| top.depth);
+
+        let top = |step: &Step| {
+            let found = tops.binary_search_by_key(&(step.depth, step.node), |top| (top.depth, top.node));
+            found.ok().map(|index| tops[index].mode)
+        };
+        let mut before: &[Step] = &[];
+        for way in ways() {
+            let (root, ancestors) = way.split_last().expect("a way has at least the root of the tree");
+            let covers = |step: &Step| top(step).is_some_and(|above| above.covers(root.mode));
+            if top(root).is_some_and(|strongest| strongest != root.mode)
+                || ancestors.iter().skip(highest as usize).any(covers)
+            {
+                continue;
+            }
+            // What it asks for above, the way before it asks for too, as far as both are one.
+            let same = |(one, other): &(&Step, &Step)| one.node == other.node && one.mode.covers(other.mode);
+            let shared = before.iter().zip(ancestors).take_while(same).count();
+            joined.extend_from_slice(&way[shared..]);
+            before = way;
+        }
+        joined.sort_unstable_by_key(|step| (step.depth, step.node));
+        joined.dedup_by(|later, kept| {
             let same = later.node == kept.node;
             if same {
                 kept.mode = kept.mode.join(later.mode);
@@ -166,19 +231,57 @@ impl Plan {
     }
 }
 
-/// Adds what one root asks for: `mode` on the last node of its way, intentions above.
-fn push_way(steps: &mut Vec<Step>, way: &[NodeId], mode: Mode) {
-    let last = way.len() - 1;
-    steps.extend(way.iter().enumerate().map(|(depth, &node)| Step {
-        node,
-        mode: if depth == last { mode } else { mode.intention() },
-        depth: as_depth(depth),
-    }));
+/// A plan of more nodes is not kept for the next one.
+const MOST_STEPS: usize = 256;
+
+/// The roots of a plan, as they are added.
+pub(crate) struct WaysOf<'a> {
+    plan: &'a mut Plan,
+    ended: bool,
 }
 
-/// Below 4 billion segments all are of one depth: the order is still one, but ancestors might not come first.
-fn as_depth(depth: usize) -> u32 {
-    u32::try_from(depth).unwrap_or(u32::MAX)
+impl WaysOf<'_> {
+    /// Adds a root. If it is text, `known` may be the text of the one before it, or, for the first one, of the last one of
+    /// the plan before.
+    #[inline]
+    pub(crate) fn add<P: TreePath + ?Sized>(
+        &mut self,
+        path: &P,
+        mode: Mode,
+        seeds: &Seeds,
+        known: Option<&[u8]>,
+        names: Option<&mut Names>,
+    ) -> Result<(), PathError> {
+        let Plan { ways, starts, .. } = &mut *self.plan;
+        let start = match (starts.last(), known) {
+            (None, _) => 0,
+            (Some(_), None) => ways.len(),
+            (Some(&before), Some(_)) => {
+                let start = ways.len();
+                ways.extend_from_within(before..);
+                start
+            }
+        };
+        Segments::tell(path, seeds, ways, start, known, names)?;
+        starts.push(start);
+        self.plan.ask_for_last_way(mode);
+        Ok(())
+    }
+
+    /// There are no more.
+    #[inline]
+    pub(crate) fn end(mut self) {
+        self.ended = true;
+        self.plan.make_steps();
+    }
+}
+
+impl Drop for WaysOf<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.plan.clear();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -200,9 +303,10 @@ mod tests {
         }
         let mut plan = Plan::default();
         plan.build::<str, _, _>(&seeds, reads, writes).unwrap();
-        let order: Vec<_> = plan.steps.iter().map(|step| (step.depth, step.node)).collect();
+        let order: Vec<_> = plan.steps().iter().map(|step| (step.depth, step.node)).collect();
         assert!(order.is_sorted_by(|one, next| one < next), "invariant 2");
-        let mut told: Vec<_> = plan.steps.iter().map(|step| format!("{} {}", names[&step.node], step.mode)).collect();
+        let mut told: Vec<_> =
+            plan.steps().iter().map(|step| format!("{} {}", names[&step.node], step.mode)).collect();
         told.sort();
         told
     }
@@ -247,7 +351,7 @@ mod tests {
             for root in &roots {
                 let mut way = Vec::new();
                 Segments::of(root.as_str(), &seeds, &mut way, None).unwrap();
-                let place = |node: &NodeId| plan.steps.iter().position(|step| step.node == *node).unwrap();
+                let place = |node: &NodeId| plan.steps().iter().position(|step| step.node == *node).unwrap();
                 taken.push(way.iter().map(place).collect::<Vec<_>>());
             }
             assert!(taken.iter().all(|way| way.is_sorted()), "{taken:?}");
@@ -259,7 +363,7 @@ mod tests {
         let seeds = Seeds::new(|| 7);
         let mut plan = Plan::default();
         plan.build::<str, _, _>(&seeds, &["a/b", "c"], &["a/d"]).unwrap();
-        for (index, step) in plan.steps.iter().enumerate() {
+        for (index, step) in plan.steps().iter().enumerate() {
             let depth = step.depth as usize;
             assert_eq!(plan.index(step.node, depth), Some(index));
             assert_eq!(plan.index(step.node, depth + 1), None);
@@ -274,11 +378,11 @@ mod tests {
         all.build::<str, _, _>(&seeds, &["a/b", "c"], &["a", "d"]).unwrap();
         let mut some = Plan::default();
         some.build::<str, _, _>(&seeds, &["a/b"], &["d"]).unwrap();
-        assert_eq!(all.of_some(|index, mode| [0, 3].contains(&index).then_some(mode)).steps, some.steps);
+        assert_eq!(all.of_some(|index, mode| [0, 3].contains(&index).then_some(mode)).steps(), some.steps());
         let mut read = Plan::default();
         read.build::<str, _, &str>(&seeds, &["a/b", "c", "a", "d"], &[]).unwrap();
-        assert_eq!(all.of_some(|_, mode| Some(mode.downgraded())).steps, read.steps);
-        assert!(all.of_some(|_, _| None).steps.is_empty());
+        assert_eq!(all.of_some(|_, mode| Some(mode.downgraded())).steps(), read.steps());
+        assert!(all.of_some(|_, _| None).steps().is_empty());
     }
 
     /// A thread keeps the buffers of its last plan, which must not be those of the largest it ever made (G6).

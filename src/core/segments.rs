@@ -9,6 +9,7 @@ use crate::core::node_id::{NodeId, Seeds};
 #[cfg(feature = "process")]
 use crate::core::path;
 use crate::core::path::{PathError, TreePath};
+use crate::core::plan::Step;
 use std::fmt::{self, Debug};
 use std::hash::Hash;
 
@@ -27,9 +28,11 @@ use std::hash::Hash;
 ///   for one kind of machine; or push bytes.
 pub struct Segments<'a> {
     seeds: &'a Seeds,
-    /// The ids of the nodes from the root to the last segment; those of this path begin at `floor`.
-    ids: &'a mut Vec<NodeId>,
+    /// The nodes of other ways, and then of this one, from the root to the last segment; those that may be taken back
+    /// begin at `floor`.
+    way: &'a mut Vec<Step>,
     floor: usize,
+    known: Option<&'a [u8]>,
     names: Option<&'a mut Names>,
 }
 
@@ -38,12 +41,32 @@ impl<'a> Segments<'a> {
     pub(crate) fn of<P: TreePath + ?Sized>(
         path: &P,
         seeds: &'a Seeds,
-        ids: &'a mut Vec<NodeId>,
+        ids: &mut Vec<NodeId>,
         names: Option<&'a mut Names>,
     ) -> Result<(), PathError> {
-        ids.push(seeds.root());
-        let floor = ids.len();
-        path.segments(&mut Segments { seeds, ids, floor, names }).map_err(|error| error.at(path))
+        let mut way = Vec::new();
+        Segments::tell(path, seeds, &mut way, 0, None, names)?;
+        ids.extend(way.iter().map(|step| step.node));
+        Ok(())
+    }
+
+    /// Puts the way to `path` into `way`, from `start` on, the root first; modes are left to the caller. If the path's text
+    /// is `known` the way to that stands there already, and what both have in common stays.
+    #[inline]
+    pub(crate) fn tell<'w, P: TreePath + ?Sized>(
+        path: &P,
+        seeds: &'w Seeds,
+        way: &'w mut Vec<Step>,
+        start: usize,
+        known: Option<&'w [u8]>,
+        names: Option<&'w mut Names>,
+    ) -> Result<(), PathError> {
+        if known.is_none() {
+            way.truncate(start);
+            way.push(Step::new(seeds.root(), 0, 0));
+        }
+        let mut segments = Segments { seeds, way, floor: start + 1, known, names };
+        path.segments(&mut segments).map_err(|error| error.at(path))
     }
 
     /// Goes down by one segment, told apart by its `Hash` and named by its `Debug`.
@@ -54,7 +77,7 @@ impl<'a> Segments<'a> {
     pub fn push<S: Hash + Debug + ?Sized>(&mut self, segment: &S) {
         // First what may panic.
         let name = self.names.is_some().then(|| format!("{segment:?}"));
-        self.ids.push(self.seeds.child_by_hash(self.last(), segment));
+        self.step(NOT_TEXT, |seeds, parent| seeds.child_by_hash(parent, segment));
         if let (Some(names), Some(name)) = (&mut self.names, name) {
             names.push(|text| text.push_str(&name));
         }
@@ -65,17 +88,38 @@ impl<'a> Segments<'a> {
     /// It is another segment than the same text given to [`push`](Segments::push).
     #[inline]
     pub fn push_bytes(&mut self, segment: &[u8]) {
-        self.ids.push(self.seeds.child_by_bytes(self.last(), segment));
+        self.push_text(segment, NOT_TEXT);
+    }
+
+    /// The same for a segment of a text, where it ends at that byte.
+    #[inline]
+    pub(super) fn push_text(&mut self, segment: &[u8], end: usize) {
+        self.step(end, |seeds, parent| seeds.child_by_bytes(parent, segment));
         if let Some(names) = &mut self.names {
             names.push(|text| spell(segment, text));
         }
     }
 
+    /// Where to begin in a text whose segments stand between `/`: behind those that it has in common with the known one,
+    /// which have been told.
+    #[inline]
+    pub(super) fn resume(&mut self, text: &[u8]) -> usize {
+        let Some(known) = self.known.take() else { return 0 };
+        let shared = common_prefix(known, text);
+        // A segment that ends there has told all before it, and is one of both if it ends there in both.
+        let ends =
+            |step: &Step| step.end as usize <= shared && text.get(step.end as usize).is_none_or(|&byte| byte == b'/');
+        let kept = self.way[self.floor..].iter().rposition(ends).map_or(0, |last| last + 1);
+        self.way.truncate(self.floor + kept);
+        // The root ends where the text begins.
+        self.way[self.floor + kept - 1].end as usize
+    }
+
     /// Takes the last segment back; `false` if there is none.
     pub fn pop(&mut self) -> bool {
-        let inside = self.ids.len() > self.floor;
+        let inside = self.way.len() > self.floor;
         if inside {
-            self.ids.pop();
+            self.way.pop();
             if let Some(names) = &mut self.names {
                 names.pop();
             }
@@ -86,7 +130,9 @@ impl<'a> Segments<'a> {
     /// Tells segments that [`pop`](Segments::pop) may take back, and none of those before them.
     #[inline]
     pub(super) fn with_floor<R>(&mut self, tell: impl FnOnce(&mut Self) -> R) -> R {
-        let floor = std::mem::replace(&mut self.floor, self.ids.len());
+        // Of what is known all may be taken back.
+        let floor = if self.known.is_some() { self.floor } else { self.way.len() };
+        let floor = std::mem::replace(&mut self.floor, floor);
         let told = tell(self);
         self.floor = floor;
         told
@@ -95,13 +141,33 @@ impl<'a> Segments<'a> {
     /// Nothing that has been told so far is taken back.
     #[cfg(not(unix))]
     pub(super) fn raise_floor(&mut self) {
-        self.floor = self.ids.len();
+        self.floor = self.way.len();
     }
 
     #[inline]
-    fn last(&self) -> NodeId {
-        self.ids[self.ids.len() - 1]
+    fn step(&mut self, end: usize, child: impl FnOnce(&Seeds, NodeId) -> NodeId) {
+        let parent = self.way[self.way.len() - 1];
+        self.way.push(Step::new(child(self.seeds, parent.node), parent.depth.saturating_add(1), end));
     }
+}
+
+/// The end of a segment that is not a part of a text.
+const NOT_TEXT: usize = usize::MAX;
+
+/// So many bytes are the same at the beginning of both.
+#[inline]
+fn common_prefix(one: &[u8], other: &[u8]) -> usize {
+    fn words(text: &[u8]) -> impl Iterator<Item = u64> {
+        text.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")))
+    }
+    let mut shared = 0;
+    for (one, other) in words(one).zip(words(other)) {
+        if one != other {
+            return shared + ((one ^ other).trailing_zeros() / 8) as usize;
+        }
+        shared += 8;
+    }
+    shared + one[shared..].iter().zip(&other[shared..]).take_while(|(one, other)| one == other).count()
 }
 
 /// Tells nothing: the seeds are secret.
@@ -175,6 +241,14 @@ mod tests {
         assert_eq!(spelled(b"a\xffb\xc3"), "a\\xFFb\\xC3");
     }
 
+    /// Who knew the seeds could aim at one node (G5).
+    #[test]
+    fn segments_show_no_secret() {
+        let (mut way, seeds) = (Vec::new(), Seeds::new(|| 7));
+        let segments = Segments { seeds: &seeds, way: &mut way, floor: 0, known: None, names: None };
+        assert_eq!(format!("{segments:?}"), "Segments { .. }");
+    }
+
     /// Known answers, computed by OpenSSL: of the root, and of each node with the id of its parent before the segment:
     ///
     /// ```sh
@@ -191,10 +265,10 @@ mod tests {
     fn specified_ids_are_the_known_ones() {
         let seeds = Seeds::specified([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
         let told = |tell: &dyn Fn(&mut Segments<'_>)| {
-            let mut ids = vec![seeds.root()];
-            tell(&mut Segments { seeds: &seeds, ids: &mut ids, floor: 1, names: None });
-            let hex = |id: &NodeId| id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-            ids.iter().map(hex).collect::<Vec<_>>()
+            let mut way = vec![Step::new(seeds.root(), 0, 0)];
+            tell(&mut Segments { seeds: &seeds, way: &mut way, floor: 1, known: None, names: None });
+            let hex = |step: &Step| step.node.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            way.iter().map(hex).collect::<Vec<_>>()
         };
         let by_bytes = told(&|segments| {
             segments.push_bytes(b"srv");
@@ -208,13 +282,5 @@ mod tests {
         assert_eq!(told(&|segments| segments.push(&7usize))[1], "e29780d0549af5d53a518e7e4022f6c7", "64 bits");
         assert_eq!(told(&|segments| segments.push(&-1isize))[1], "9689e41d9abf7ff7b1ee8e3ab44f9be9", "64 bits");
         assert_eq!(told(&|segments| segments.push("srv"))[1], "52fa40dbc29f09592e1b61410b12f9ee");
-    }
-
-    /// Who knew the seeds could aim at one node (G5).
-    #[test]
-    fn segments_show_no_secret() {
-        let (mut ids, seeds) = (Vec::new(), Seeds::new(|| 7));
-        let segments = Segments { seeds: &seeds, ids: &mut ids, floor: 0, names: None };
-        assert_eq!(format!("{segments:?}"), "Segments { .. }");
     }
 }

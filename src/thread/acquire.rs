@@ -21,20 +21,20 @@ use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Stamp;
 use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
-use crate::core::path::{PathError, TreePath, odd_frame};
+use crate::core::path::{OursAlone, PathError, TreePath, odd_frame};
 use crate::core::plan::Step;
 use crate::core::segments::Segments;
 use crate::core::walk::{Taken, walk};
 use crate::error::LockError;
 use crate::inspect::Deadlock;
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::sync::{self, AtomicU64, Moment, Mutex, MutexGuard, Ordering, SHARDS};
 #[cfg(feature = "model")]
 use crate::thread::ledger::State;
 use crate::thread::ledger::{Found, Key, Leaving, Standing, Waiting};
 use crate::thread::lock::TreeLock;
 use crate::thread::parties;
-use crate::thread::request::{Request, SharedRequest};
+use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::table::{Due, Grant, LockedShard, Place};
 use crate::thread::waiter::{Time, Waiter, Woken};
 use std::borrow::Borrow;
@@ -82,11 +82,45 @@ impl Stamps {
     }
 }
 
-/// What a guard has: the request's entry in the ledger, and where its last step is.
+/// What a guard has: the request's entry in the ledger, and how its release is to be tried first. One word, since it is
+/// handed on often.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    key: Key,
-    last: Place,
+pub(crate) struct Entry(u64);
+
+/// How a request was granted, and so how its release is tried first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Under the mutex of its register alone.
+    Owned,
+    /// With the shards of its steps, the last one of which is there.
+    Counted(Place),
+}
+
+impl Entry {
+    const WAY_BITS: u32 = 8;
+
+    #[inline]
+    fn new(key: Key, way: Way) -> Self {
+        const { assert!(SHARDS < 1 << Entry::WAY_BITS) };
+        let way = match way {
+            Way::Owned => 0,
+            Way::Counted(place) => place.number() as u64 + 1,
+        };
+        Entry(key.to_word() << Self::WAY_BITS | way)
+    }
+
+    #[inline]
+    fn key(self) -> Key {
+        Key::of_word(self.0 >> Self::WAY_BITS)
+    }
+
+    #[inline]
+    fn way(self) -> Way {
+        match (self.0 & ((1 << Self::WAY_BITS) - 1)) as usize {
+            0 => Way::Owned,
+            place => Way::Counted(Place::of_number(place - 1)),
+        }
+    }
 }
 
 /// Why a request gave up.
@@ -115,30 +149,50 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         owner: Owner,
         patience: Patience,
     ) -> Result<Entry, LockError> {
-        let request = Request::new(&self.seeds, reads, writes, owner, Location::caller())?;
+        let asker = Asker { thread: sync::thread_id(), owner, location: Location::caller() };
+        let register = self.ledger.register_of(owner.id(asker.thread).unwrap_or(asker.thread));
+        let since = Moment::now();
         let biased = |node| self.table.is_biased(node);
+        let spent = match only_text::<P, R, W>(reads, writes) {
+            Some(root) => match self.ledger.enter_again(register, root, asker, since, biased) {
+                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
+                Err(spent) => spent,
+            },
+            None => self.ledger.spent(register),
+        };
+        let request = Request::new(spent, &self.seeds, reads, writes, asker)?;
+        let request = if request.plan.roots().all(|root| self.table.seems_published(register, root)) {
+            match self.ledger.enter_owned(register, request, since, biased) {
+                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
+                Err(request) => request,
+            }
+        } else {
+            request
+        };
         let request = match request.plan.steps() {
             // The usual case: all but the last step can be published. The coldest of them tells.
             &[ref above @ .., last] if above.last().is_none_or(|step| biased(step.node)) => {
-                let mut shard = self.table.lock(Place::of(last.node));
-                match self.ledger.enter_granted(request, biased, || shard.try_grant(last)) {
-                    Ok(key) => return Ok(Entry { key, last: Place::of(last.node) }),
+                let place = Place::of(last.node);
+                let mut shard = self.table.lock(place);
+                shard.contest(last.node, &self.ledger);
+                match self.ledger.enter_granted(register, request, since, biased, || shard.try_grant(last)) {
+                    Ok(key) => return Ok(Entry::new(key, Way::Counted(place))),
                     Err(request) => request,
                 }
             }
             _ => request,
         };
+        let key = self.enter(register, &request, since)?;
         match patience {
-            Patience::None => self.try_now(request),
-            Patience::Until(deadline) => self.take_or_wait(request, deadline, Temper::Refusable),
-            Patience::Endless => self.take_or_wait(request, None, Temper::Endless),
+            Patience::None => self.try_now(key, request),
+            Patience::Until(deadline) => self.take_or_wait(key, &request, deadline, Temper::Refusable),
+            Patience::Endless => self.take_or_wait(key, &request, None, Temper::Endless),
         }
     }
 
     /// Takes all steps at one moment, or none.
-    fn try_now(&self, request: SharedRequest<P>) -> Result<Entry, LockError> {
+    fn try_now(&self, key: Key, request: SharedRequest<P>) -> Result<Entry, LockError> {
         let biased = |node| self.table.is_biased(node);
-        let key = self.enter(&request)?;
         let mut above = self.ledger.publishable(&request, biased);
         let mut has_let_go_ahead = false;
         loop {
@@ -162,18 +216,18 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let is_refused = taken < steps.len();
             let may_go = !is_refused && ahead.moves.is_empty();
             if may_go && self.ledger.grant_below(key, above, biased) {
-                return Ok(Entry { key, last: last_place(&request) });
+                return Ok(Entry::new(key, Way::Counted(last_place(&request))));
             }
             let mut nobody = Due::default();
             for step in steps.iter().take(taken).rev() {
-                shards.of(step.node).release(step.node, step.mode, &self.ledger, &mut nobody);
+                shards.of(step.node).take_back(step, &self.ledger, &mut nobody);
             }
             debug_assert!(nobody.is_empty(), "nobody has seen what was taken");
             drop(shards);
             if is_refused {
                 ahead.moves.clear();
                 drop(request);
-                Request::recycle(self.ledger.remove(key));
+                self.recycle(key, Some(self.ledger.remove(key)));
                 return Err(LockError::WouldBlock);
             }
             if may_go {
@@ -186,19 +240,19 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Enters a request in the ledger, unless its paths cannot be compared with those of the others.
-    fn enter(&self, request: &SharedRequest<P>) -> Result<Key, LockError> {
+    fn enter(&self, register: usize, request: &SharedRequest<P>, since: Moment) -> Result<Key, LockError> {
         let odd = || odd_frame(request.roots.iter().map(Borrow::borrow)).into();
-        self.ledger.enter(request).ok_or_else(odd)
+        self.ledger.enter(register, request, since).ok_or_else(odd)
     }
 
     /// Takes one step after the other, and waits where it must.
     fn take_or_wait(
         &self,
-        request: SharedRequest<P>,
+        key: Key,
+        request: &SharedRequest<P>,
         deadline: Option<Instant>,
         temper: Temper,
     ) -> Result<Entry, LockError> {
-        let key = self.enter(&request)?;
         let mut waiter = None;
         let mut due = Due::default();
         let steps = request.plan.steps();
@@ -230,14 +284,14 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         drop(due);
         match (stopped, waiter) {
             (Some(_), Some(waiter)) => {
-                if let Err((refusal, taken)) = self.wait(&request, &waiter, deadline) {
+                if let Err((refusal, taken)) = self.wait(request, &waiter, deadline) {
                     self.give_back(key, self.ledger.refuse(key), taken);
                     return Err(self.explain(refusal));
                 }
             }
             _ => self.ledger.grant(key),
         }
-        Ok(Entry { key, last: last_place(&request) })
+        Ok(Entry::new(key, Way::Counted(last_place(request))))
     }
 
     /// Parks until the request holds everything; or gives up, with the number of steps that it has taken.
@@ -354,7 +408,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Publishes a step with those behind it, as many as are biased; returns how many.
     fn publish(&self, key: Key, index: usize, step: Step) -> usize {
-        match step.mode.is_intention() && self.table.is_biased(step.node) {
+        match self.table.seems_published(self.ledger.register(key), &step) {
             true => self.ledger.publish(key, index, |node| self.table.is_biased(node)),
             false => 0,
         }
@@ -375,22 +429,46 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Releases what a guard holds.
-    pub(crate) fn release(&self, Entry { key, last }: Entry) {
+    #[inline]
+    pub(crate) fn release(&self, entry: Entry) {
+        if entry.way() == Way::Owned {
+            if let Ok(spent) = self.ledger.leave_owned(entry.key()) {
+                return self.recycle(entry.key(), spent);
+            }
+        }
+        self.release_counted(entry);
+    }
+
+    /// Releases what is not published any longer, or was not from the beginning.
+    fn release_counted(&self, entry: Entry) {
+        let key = entry.key();
+        let place = match entry.way() {
+            Way::Owned => self.ledger.last_of(key).map_or(Place::default(), Place::of),
+            Way::Counted(place) => place,
+        };
         let mut due = Due::default();
-        let mut shard = self.table.lock(last);
+        let mut shard = self.table.lock(place);
         match self.ledger.leave(key) {
-            Ok((request, step)) => {
-                shard.release(step.node, step.mode, &self.ledger, &mut due);
+            Ok((spent, step)) => {
+                shard.release(&step, self.ledger.register(key), &self.ledger, &mut due);
                 drop(shard);
                 self.move_on(&mut due);
                 drop(due);
-                Request::recycle(request);
+                self.recycle(key, spent);
             }
             Err(leaving) => {
                 drop(shard);
                 let taken = leaving.request.plan.steps().len();
                 self.give_back(key, leaving, taken);
             }
+        }
+    }
+
+    /// Keeps a spent request of an entry, if there is one.
+    #[inline]
+    fn recycle(&self, key: Key, spent: Option<SharedRequest<P>>) {
+        if let Some(request) = spent.and_then(Request::recycle) {
+            self.ledger.keep(self.ledger.register(key), request);
         }
     }
 
@@ -405,7 +483,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             // This one its node counts, or has begun to.
             if let Some(step) = left.checked_sub(1).map(|last| leaving.request.plan.steps()[last]) {
                 let mut shard = self.table.lock(Place::of(step.node));
-                shard.release(step.node, step.mode, &self.ledger, &mut due);
+                shard.release(&step, self.ledger.register(key), &self.ledger, &mut due);
                 drop(shard);
                 self.move_on(&mut due);
                 left -= 1;
@@ -413,18 +491,18 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
         drop(due);
         drop(leaving);
-        Request::recycle(self.ledger.remove(key));
+        self.recycle(key, Some(self.ledger.remove(key)));
     }
 
     /// What a guard has, as reports tell it.
-    pub(crate) fn found(&self, Entry { key, .. }: Entry) -> Found<P> {
-        self.ledger.found(key)
+    pub(crate) fn found(&self, entry: Entry) -> Found<P> {
+        self.ledger.found(entry.key())
     }
 
     /// Gives back a part of what a guard holds: `keep` says which of its roots stay, and in which mode, given the index and
     /// the mode of each.
     pub(crate) fn weaken(&self, entry: Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Entry {
-        let key = entry.key;
+        let key = entry.key();
         // User code, so first and without any internal lock: paths are cloned.
         let old = self.ledger.request(key);
         let weaker = old.of_some(keep);
@@ -438,7 +516,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let last = last_place(&weaker);
         // Nodes change one by one, the last first, as in a release; so they have to count what was published.
         for (index, step) in old.plan.steps().iter().enumerate().rev() {
-            self.table.count(step.node, step.mode, || self.ledger.unpublish_step(key, index));
+            self.table.count(*step, &self.ledger, || self.ledger.unpublish_step(key, index));
         }
         // Nodes below a root that goes, which it has covered so far: nobody else can have them.
         for step in weaker.plan.steps().iter().filter(|step| old.plan.mode_of(step).is_none()) {
@@ -457,12 +535,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let mut shard = self.table.lock(Place::of(step.node));
             match kept {
                 Some(mode) => shard.downgrade(step.node, step.mode, mode, &self.ledger, &mut due),
-                None => shard.release(step.node, step.mode, &self.ledger, &mut due),
+                None => shard.release(step, self.ledger.register(key), &self.ledger, &mut due),
             }
             drop(shard);
             self.move_on(&mut due);
         }
-        Entry { key, last }
+        Entry::new(key, Way::Counted(last))
     }
 
     /// Turns the writes of a guard into reads.
@@ -472,7 +550,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Releases some of the roots of a guard: those at the nodes of these paths.
     pub(crate) fn release_roots<Q: AsRef<P>>(&self, entry: Entry, roots: &[Q]) -> Result<Entry, PathError> {
-        let request = self.ledger.request(entry.key);
+        let request = self.ledger.request(entry.key());
         let mut released = vec![false; request.plan.ways().count()];
         for path in roots {
             let mut ids = Vec::new();
@@ -480,8 +558,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let mut is_root = false;
             let is_of_the_frame =
                 path.as_ref().frame().is_none_or(|frame| request.frame.is_none_or(|own| own == frame));
-            for (released, (way, _)) in released.iter_mut().zip(request.plan.ways()) {
-                if *way == ids && is_of_the_frame {
+            for (released, way) in released.iter_mut().zip(request.plan.ways()) {
+                if is_of_the_frame && way.iter().map(|step| step.node).eq(ids.iter().copied()) {
                     (*released, is_root) = (true, true);
                 }
             }
@@ -530,4 +608,20 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 /// Where the last step of a request is.
 fn last_place<P: TreePath + ?Sized>(request: &Request<P>) -> Place {
     request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node))
+}
+
+/// The one root that is asked for, if it is text that can be compared with what was asked for before.
+#[inline]
+fn only_text<'q, P, R, W>(reads: &'q [R], writes: &'q [W]) -> Option<(&'q [u8], Mode)>
+where
+    P: TreePath + ?Sized,
+    R: AsRef<P>,
+    W: AsRef<P>,
+{
+    let (path, mode) = match (reads, writes) {
+        ([path], []) => (path.as_ref(), Mode::Shared),
+        ([], [path]) => (path.as_ref(), Mode::Exclusive),
+        _ => return None,
+    };
+    Some((path.text(OursAlone)?, mode))
 }

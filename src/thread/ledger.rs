@@ -34,13 +34,15 @@ use crate::core::node::Ticket;
 use crate::core::node_id::NodeId;
 use crate::core::owner::OwnerId;
 use crate::core::path::{Frame, TreePath};
-use crate::core::plan::Step;
-use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS};
+use crate::core::plan::{Plan, Step};
+use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS, SPARES};
 use crate::thread::bias;
-use crate::thread::request::{Request, SharedRequest};
+use crate::thread::own::Owned;
+use crate::thread::places::Places;
+use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::waiter::Waiter;
-use slab::Slab;
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 pub(crate) struct Ledger<P: TreePath + ?Sized> {
@@ -57,8 +59,28 @@ pub(crate) struct Key {
     index: usize,
 }
 
+impl Key {
+    /// The bits of a register's number.
+    const REGISTER_BITS: u32 = 8;
+
+    /// In 56 bits of one word, for a guard.
+    #[inline]
+    pub(crate) fn to_word(self) -> u64 {
+        const { assert!(REGISTERS <= 1 << Key::REGISTER_BITS) };
+        (self.index as u64) << Self::REGISTER_BITS | self.register as u64
+    }
+
+    #[inline]
+    pub(crate) fn of_word(word: u64) -> Self {
+        Key {
+            register: (word & ((1 << Self::REGISTER_BITS) - 1)) as usize,
+            index: (word >> Self::REGISTER_BITS) as usize,
+        }
+    }
+}
+
 pub(crate) struct Register<P: TreePath + ?Sized> {
-    entries: Slab<Entry<P>>,
+    entries: Places<Entry<P>>,
     /// What each owner holds at each node. Made when a request first meets a conflict that may
     /// be its own doing; most registers never have one.
     held: Option<Held>,
@@ -66,15 +88,34 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     unasked: usize,
     /// Invariant 5.
     frame: Frame,
+    /// The nodes that its threads take without a shard (`own.rs`).
+    owned: Owned,
+    /// How many revocations have been here.
+    revocations: u64,
+    /// Spent requests, the last one last (`request.rs`).
+    spent: Vec<SharedRequest<P>>,
 }
 
 pub(crate) struct Entry<P: TreePath + ?Sized> {
-    pub(crate) request: SharedRequest<P>,
+    pub(crate) request: Entered<P>,
     pub(crate) state: State,
-    /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit.
+    /// Which of the first steps are published here and not counted by their nodes, the first in the lowest bit:
+    /// intentions on biased nodes, and roots that the register owns.
     published: u64,
     /// When the state of waiting, or of being granted, began.
     pub(crate) since: Moment,
+}
+
+/// The request of an entry; none only while the place of the entry is vacant.
+pub(crate) struct Entered<P: TreePath + ?Sized>(Option<SharedRequest<P>>);
+
+impl<P: TreePath + ?Sized> Deref for Entered<P> {
+    type Target = SharedRequest<P>;
+
+    #[inline]
+    fn deref(&self) -> &SharedRequest<P> {
+        self.0.as_ref().expect("an entry has a request")
+    }
 }
 
 #[derive(Debug)]
@@ -148,20 +189,33 @@ impl<P: TreePath + ?Sized> Leaving<P> {
     }
 }
 
+/// A step that was published has become a count.
+pub(crate) struct StillCounted;
+
 /// The steps of a request that may be published.
 const MOST_PUBLISHED: usize = u64::BITS as usize;
 
 /// How many of the steps from `from` on may be published now: intentions on biased nodes.
 #[inline]
-fn publishable<P: TreePath + ?Sized>(request: &Request<P>, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
-    let steps = request.plan.steps().iter().take(MOST_PUBLISHED).skip(from);
+fn publishable(plan: &Plan, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
+    let steps = plan.steps().iter().take(MOST_PUBLISHED).skip(from);
     steps.take_while(|step| step.mode.is_intention() && biased(step.node)).count()
+}
+
+/// Whether a step may be published now: an intention on a biased node, or S or X on an owned one that is free.
+#[inline]
+fn may_publish(step: &Step, owned: &Owned, biased: impl Fn(NodeId) -> bool) -> bool {
+    match step.mode {
+        Mode::IntentionShared | Mode::IntentionExclusive => biased(step.node),
+        Mode::Shared | Mode::Exclusive => owned.is_free(step.node),
+        Mode::SharedIntentionExclusive => false,
+    }
 }
 
 /// So many ones, from the lowest bit on.
 #[inline]
 fn first_bits(count: usize) -> u64 {
-    if count >= MOST_PUBLISHED { u64::MAX } else { (1 << count) - 1 }
+    u32::try_from(count).ok().and_then(|count| 1u64.checked_shl(count)).map_or(u64::MAX, |bit| bit - 1)
 }
 
 /// The capacity that a register always keeps.
@@ -169,13 +223,96 @@ const REGISTER_CAPACITY: usize = 16;
 
 impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn new() -> Self {
-        let register = || Register { entries: Slab::new(), held: None, unasked: 0, frame: Frame::Absolute };
-        Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(register()))).collect() }
+        Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(Register::default()))).collect() }
+    }
+
+    /// A spent request of the register, if it keeps one.
+    pub(crate) fn spent(&self, register: usize) -> Option<SharedRequest<P>> {
+        if SPARES == 0 { None } else { self.registers[register].lock().spent.pop() }
+    }
+
+    /// Keeps a spent request.
+    pub(crate) fn keep(&self, register: usize, request: SharedRequest<P>) {
+        if SPARES > 0 {
+            // What is not kept is dropped after the register is let go.
+            let _dropped = self.registers[register].lock().keep(request);
+        }
+    }
+
+    /// Enters the register's last request again, as [`enter_owned`](Ledger::enter_owned) does, if it asked for that root
+    /// alone. Else nothing has happened, and the caller gets it for its buffers.
+    #[inline]
+    pub(crate) fn enter_again(
+        &self,
+        register: usize,
+        (text, mode): (&[u8], Mode),
+        asker: Asker,
+        since: Moment,
+        biased: impl Fn(NodeId) -> bool,
+    ) -> Result<Key, Option<SharedRequest<P>>> {
+        if SPARES == 0 {
+            return Err(None);
+        }
+        let mut guard = self.registers[register].lock();
+        let locked = &mut *guard;
+        let Some(mut request) = locked.spent.pop() else { return Err(None) };
+        match SharedRequest::get_mut(&mut request) {
+            Some(last)
+                if last.thread.id == asker.thread
+                    && locked.takes(last)
+                    && last.asks_for_one(text, mode)
+                    && locked.try_hold(&last.plan, biased) =>
+            {
+                last.ask(asker);
+                Ok(Key { register, index: locked.enter_holding(request, since) })
+            }
+            _ => {
+                drop(guard);
+                Err(Some(request))
+            }
+        }
+    }
+
+    /// Enters a request of the calling thread as granted, if all of it can be published: intentions on biased nodes, S or X
+    /// on nodes that its register owns and nobody holds. Else it is given back, and nothing has happened.
+    #[inline]
+    pub(crate) fn enter_owned(
+        &self,
+        register: usize,
+        request: SharedRequest<P>,
+        since: Moment,
+        biased: impl Fn(NodeId) -> bool,
+    ) -> Result<Key, SharedRequest<P>> {
+        let mut locked = self.registers[register].lock();
+        if locked.takes(&request) && locked.try_hold(&request.plan, biased) {
+            Ok(Key { register, index: locked.enter_holding(request, since) })
+        } else {
+            drop(locked);
+            Err(request)
+        }
+    }
+
+    /// Takes out a granted request of which all steps are still published; whether it was one. Then it is spent, and given
+    /// back unless it is kept.
+    #[inline]
+    pub(crate) fn leave_owned(&self, key: Key) -> Result<Option<SharedRequest<P>>, StillCounted> {
+        let mut guard = self.registers[key.register].lock();
+        let register = &mut *guard;
+        let entry = &register.entries[key.index];
+        let plan = &entry.request.plan;
+        match plan.steps() {
+            steps if entry.published != first_bits(steps.len()) => return Err(StillCounted),
+            [.., last] if plan.is_one_way() => register.owned.let_go(last.node),
+            _ => plan.roots().for_each(|step| register.owned.let_go(step.node)),
+        }
+        register.index(key.index, ModeCounts::remove);
+        let request = register.remove(key.index);
+        Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
     }
 
     /// How many of a request's first steps may be published, at a look without any mutex.
     pub(crate) fn publishable(&self, request: &Request<P>, biased: impl Fn(NodeId) -> bool) -> usize {
-        publishable(request, 0, biased)
+        publishable(&request.plan, 0, biased)
     }
 
     /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
@@ -183,65 +320,85 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     #[inline]
     pub(crate) fn enter_granted(
         &self,
+        register: usize,
         request: SharedRequest<P>,
+        since: Moment,
         biased: impl Fn(NodeId) -> bool,
         grant: impl FnOnce() -> bool,
     ) -> Result<Key, SharedRequest<P>> {
-        let since = Moment::now();
-        let register = self.register_of_request(&request);
         let mut locked = self.registers[register].lock();
         let above = request.plan.steps().len() - 1;
-        if !locked.takes(&request) || publishable(&request, 0, &biased) < above || !grant() {
+        if !locked.takes(&request) || publishable(&request.plan, 0, &biased) < above || !grant() {
             drop(locked);
             return Err(request);
         }
-        let published = first_bits(above);
-        let entry = Entry { request, state: State::Granted, published, since };
-        Ok(Key { register, index: locked.insert(entry) })
+        Ok(Key { register, index: locked.insert(request, Some(first_bits(above)), since) })
     }
 
     /// Enters a request of the calling thread that has taken nothing yet; `None` if its paths cannot be compared with
     /// those of the others.
-    pub(crate) fn enter(&self, request: &SharedRequest<P>) -> Option<Key> {
-        let since = Moment::now();
-        let register = self.register_of_request(request);
+    pub(crate) fn enter(&self, register: usize, request: &SharedRequest<P>, since: Moment) -> Option<Key> {
+        let entered = SharedRequest::clone(request);
         let mut locked = self.registers[register].lock();
         if !locked.takes(request) {
             drop(locked);
             let mut ledger = self.lock();
-            let index =
-                ledger.turn_to(request.frame).then(|| ledger.0[register].insert(Entry::new(request, since)))?;
+            let index = ledger.turn_to(request.frame).then(|| ledger.0[register].insert(entered, None, since))?;
             return Some(Key { register, index });
         }
-        Some(Key { register, index: locked.insert(Entry::new(request, since)) })
+        Some(Key { register, index: locked.insert(entered, None, since) })
     }
 
-    /// Publishes the steps of a request from `from` on, as many as are biased; returns how many.
+    /// Publishes the steps of a request from `from` on, as many as may be; returns how many.
     pub(crate) fn publish(&self, key: Key, from: usize, biased: impl Fn(NodeId) -> bool) -> usize {
-        let entry = &mut self.registers[key.register].lock().entries[key.index];
-        let count = publishable(&entry.request, from, biased);
+        let mut guard = self.registers[key.register].lock();
+        let Register { owned, entries, .. } = &mut *guard;
+        let entry = &mut entries[key.index];
+        let steps = entry.request.plan.steps().iter().take(MOST_PUBLISHED).skip(from);
+        let count = steps.take_while(|step| {
+            may_publish(step, owned, &biased) && {
+                if !step.mode.is_intention() {
+                    owned.hold(step.node, key.index);
+                }
+                true
+            }
+        });
+        let count = count.count();
         entry.published |= first_bits(from + count) & !first_bits(from);
         count
     }
 
-    /// Takes out a granted request of which all steps but the last are still published; returns it with the last one, as
-    /// the caller, who has its shard, has to release it. Else the request is on its way out from now on.
+    /// Takes out a granted request of one root of which all steps but the last are still published; returns it, unless it is
+    /// kept, with the last step, as the caller, who has its shard, has to release it. Else the request is on its way out
+    /// from now on.
     #[inline]
-    pub(crate) fn leave(&self, key: Key) -> Result<(SharedRequest<P>, Step), Leaving<P>> {
+    pub(crate) fn leave(&self, key: Key) -> Result<(Option<SharedRequest<P>>, Step), Leaving<P>> {
         let mut guard = self.registers[key.register].lock();
         let register = &mut *guard;
         register.index(key.index, ModeCounts::remove);
         let entry = &mut register.entries[key.index];
         match entry.request.plan.steps() {
-            [above @ .., last] if above.len() <= MOST_PUBLISHED && entry.published == first_bits(above.len()) => {
+            [above @ .., last]
+                if entry.request.plan.is_one_way()
+                    && above.len() <= MOST_PUBLISHED
+                    && entry.published == first_bits(above.len()) =>
+            {
                 let last = *last;
-                Ok((register.remove(key.index).request, last))
+                let request = register.remove(key.index);
+                let spent = if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) };
+                Ok((spent, last))
             }
             _ => {
                 entry.state = State::Walking;
                 Err(Leaving::of(entry))
             }
         }
+    }
+
+    /// The node of its last step.
+    pub(crate) fn last_of(&self, key: Key) -> Option<NodeId> {
+        let register = self.registers[key.register].lock();
+        register.entries[key.index].request.plan.steps().last().map(|step| step.node)
     }
 
     /// What a request that is refused has to give back.
@@ -251,7 +408,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
     /// Takes out an entry that is not granted.
     pub(crate) fn remove(&self, key: Key) -> SharedRequest<P> {
-        self.registers[key.register].lock().remove(key.index).request
+        self.registers[key.register].lock().remove(key.index)
     }
 
     /// Takes back all that is published on nodes of that tag, each told to `count`, under the mutex of their shard;
@@ -260,11 +417,12 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let mut looked = 0;
         for register in &self.registers {
             let mut register = register.lock();
+            register.revocations += 1;
             looked += 1 + register.entries.len();
-            for (_, entry) in register.entries.iter_mut().filter(|(_, entry)| entry.published != 0) {
+            for entry in register.entries.values_mut().filter(|entry| entry.published != 0) {
                 for index in 0..(u64::BITS - entry.published.leading_zeros()) as usize {
                     let step = entry.request.plan.steps()[index];
-                    if bias::tag(step.node) == tag && entry.take_back(index) {
+                    if bias::tag(step.node) == tag && step.mode.is_intention() && entry.take_back(index) {
                         count(step.node, step.mode);
                     }
                 }
@@ -273,18 +431,48 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         looked
     }
 
-    /// Takes back the last of the first `left` steps of a request, as far as they are published; returns how many are left.
-    pub(crate) fn unpublish_last(&self, key: Key, left: usize) -> usize {
-        let entry = &mut self.registers[key.register].lock().entries[key.index];
-        let published = if left > MOST_PUBLISHED { 0 } else { entry.published << (MOST_PUBLISHED - left) };
-        let left = left - published.leading_ones() as usize;
-        entry.published &= first_bits(left);
-        left
+    /// Takes the nodes of that tag from the register that owns them; what an entry holds of them is told to `count`, and is
+    /// no longer published. The caller has their shard.
+    pub(crate) fn disown(&self, register: usize, tag: u64, mut count: impl FnMut(NodeId, Mode)) {
+        let mut guard = self.registers[register].lock();
+        let Register { owned, entries, .. } = &mut *guard;
+        owned.remove(tag, |node, entry| {
+            let entry = &mut entries[entry];
+            let index = entry.request.plan.steps().iter().position(|step| step.node == node);
+            let index = index.expect("an entry has the nodes that it holds");
+            let published = entry.take_back(index);
+            debug_assert!(published, "invariant 4 of `own.rs`");
+            count(node, entry.request.plan.steps()[index].mode);
+        });
     }
 
-    /// Takes back one step of a request, whose shard the caller has; whether it was published until now.
+    /// A register owns the node from now on, if there is room. The caller has its shard, where nobody holds or awaits it.
+    pub(crate) fn own(&self, register: usize, node: NodeId) -> bool {
+        self.registers[register].lock().owned.add(node)
+    }
+
+    /// Takes back the last of the first `left` steps of a request, as far as they are published; returns how many are left.
+    pub(crate) fn unpublish_last(&self, key: Key, left: usize) -> usize {
+        let mut guard = self.registers[key.register].lock();
+        let Register { owned, entries, .. } = &mut *guard;
+        let entry = &mut entries[key.index];
+        let published = if left > MOST_PUBLISHED { 0 } else { entry.published << (MOST_PUBLISHED - left) };
+        let still = left - published.leading_ones() as usize;
+        entry.published &= first_bits(still);
+        let taken_back = &entry.request.plan.steps()[still..left];
+        taken_back.iter().filter(|step| !step.mode.is_intention()).for_each(|step| owned.let_go(step.node));
+        still
+    }
+
+    /// Takes back an intention of a request, whose shard the caller has; whether it was published until now.
     pub(crate) fn unpublish_step(&self, key: Key, index: usize) -> bool {
         index < MOST_PUBLISHED && self.registers[key.register].lock().entries[key.index].take_back(index)
+    }
+
+    /// The register that a request is entered in.
+    #[inline]
+    pub(crate) fn register(&self, key: Key) -> usize {
+        key.register
     }
 
     /// Marks an entry as waiting at a step. The caller has the shard of that step.
@@ -332,7 +520,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     pub(crate) fn grant_below(&self, key: Key, above: usize, biased: impl Fn(NodeId) -> bool) -> bool {
         let mut register = self.registers[key.register].lock();
         let entry = &mut register.entries[key.index];
-        if publishable(&entry.request, 0, biased) < above {
+        if publishable(&entry.request.plan, 0, biased) < above {
             return false;
         }
         entry.published = first_bits(above);
@@ -381,9 +569,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             entry.published == 0 || entry.request.plan.steps() == weaker.plan.steps(),
             "its nodes count all that changes"
         );
-        let stronger = std::mem::replace(&mut entry.request, weaker);
+        let stronger = entry.request.0.replace(weaker);
         register.index(key.index, ModeCounts::add);
-        stronger
+        stronger.expect("an entry has a request")
     }
 
     /// What an owner holds at a node by its guards.
@@ -429,14 +617,10 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         self.registers.iter().map(|register| register.try_lock()).collect::<Option<_>>().map(LockedLedger)
     }
 
-    #[inline]
-    fn register_of_request(&self, request: &Request<P>) -> usize {
-        self.register_of(request.owner_id().unwrap_or(request.thread.id))
-    }
-
     /// Where an owner's requests are entered; those of nobody with those of their thread.
-    fn register_of(&self, owner: OwnerId) -> usize {
-        owner as usize % self.registers.len()
+    #[inline]
+    pub(crate) fn register_of(&self, owner: OwnerId) -> usize {
+        owner as usize % REGISTERS
     }
 
     /// The number of requests there is room for.
@@ -455,6 +639,20 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
         change(counts, mode);
         if counts.is_empty() {
             held.remove(&key);
+        }
+    }
+}
+
+impl<P: TreePath + ?Sized> Default for Register<P> {
+    fn default() -> Self {
+        Register {
+            entries: Places::with_capacity(0),
+            held: None,
+            unasked: 0,
+            frame: Frame::Absolute,
+            owned: Owned::default(),
+            revocations: 0,
+            spent: Vec::new(),
         }
     }
 }
@@ -483,45 +681,92 @@ impl<P: TreePath + ?Sized> Register<P> {
         self.index(index, ModeCounts::add);
     }
 
+    /// Lets the next entry hold the roots of a request, if all of it can be published here now.
     #[inline]
-    fn insert(&mut self, entry: Entry<P>) -> usize {
+    fn try_hold(&mut self, plan: &Plan, biased: impl Fn(NodeId) -> bool) -> bool {
+        let holder = self.entries.next();
+        match plan.steps() {
+            [above @ .., last] if above.len() < MOST_PUBLISHED && plan.is_one_way() => {
+                let above = || publishable(plan, 0, &biased) == above.len();
+                self.owned.try_hold_below(last.node, holder, self.revocations, above)
+            }
+            steps => {
+                let may_publish = |step| may_publish(step, &self.owned, &biased);
+                let may_enter = steps.len() <= MOST_PUBLISHED && steps.iter().all(may_publish);
+                if may_enter {
+                    plan.roots().for_each(|step| self.owned.hold(step.node, holder));
+                }
+                may_enter
+            }
+        }
+    }
+
+    /// Enters a request as granted, whose roots the next entry holds.
+    #[inline(always)]
+    fn enter_holding(&mut self, request: SharedRequest<P>, since: Moment) -> usize {
+        let published = first_bits(request.plan.steps().len());
+        self.insert(request, Some(published), since)
+    }
+
+    /// Keeps a spent request, unless there are enough, or somebody else has it.
+    #[inline]
+    fn keep(&mut self, request: SharedRequest<P>) -> Option<SharedRequest<P>> {
+        if self.spent.len() < SPARES && SharedRequest::is_unique(&request) {
+            self.spent.push(request);
+            None
+        } else {
+            Some(request)
+        }
+    }
+
+    /// Enters a request: as granted, with what it has published, or else on its way.
+    #[inline]
+    fn insert(&mut self, request: SharedRequest<P>, granted: Option<u64>, since: Moment) -> usize {
         if self.held.is_some() {
             self.unasked += 1;
             if self.unasked > self.entries.len() + REGISTER_CAPACITY {
                 self.held = None;
             }
         }
-        let index = self.entries.insert(entry);
+        let index = self.entries.next();
+        let entry =
+            self.entries.take(|| Entry { request: Entered(None), state: State::Walking, published: 0, since });
+        entry.request = Entered(Some(request));
+        entry.state = if granted.is_some() { State::Granted } else { State::Walking };
+        entry.published = granted.unwrap_or(0);
+        entry.since = since;
         self.index(index, ModeCounts::add);
         index
     }
 
     #[inline]
-    fn remove(&mut self, index: usize) -> Entry<P> {
-        let entry = self.entries.remove(index);
+    fn remove(&mut self, index: usize) -> SharedRequest<P> {
+        let entry = &mut self.entries[index];
+        let request = entry.request.0.take().expect("an entry has a request");
+        entry.state = State::Walking;
+        self.entries.vacate(index);
         self.trim();
-        entry
+        request
     }
 
     /// Gives back what is no longer needed (invariant 4).
     #[inline]
     fn trim(&mut self) {
-        if self.entries.is_empty() {
-            self.held = None;
-            if self.entries.capacity() > REGISTER_CAPACITY {
-                self.entries = Slab::with_capacity(REGISTER_CAPACITY);
-            }
+        if self.entries.is_empty() && (self.held.is_some() || self.entries.capacity() > REGISTER_CAPACITY) {
+            self.shrink();
+        }
+    }
+
+    #[cold]
+    fn shrink(&mut self) {
+        self.held = None;
+        if self.entries.capacity() > REGISTER_CAPACITY {
+            self.entries = Places::with_capacity(REGISTER_CAPACITY);
         }
     }
 }
 
 impl<P: TreePath + ?Sized> Entry<P> {
-    /// That of a request that has taken nothing yet.
-    fn new(request: &SharedRequest<P>, since: Moment) -> Self {
-        let request = SharedRequest::clone(request);
-        Entry { request, state: State::Walking, published: 0, since }
-    }
-
     /// Whether the step was published; it is not any longer.
     #[inline]
     fn take_back(&mut self, index: usize) -> bool {

@@ -8,8 +8,10 @@
 //! | `acquire.rs` | how a request is granted, and how it waits |
 //! | `table.rs` | the live nodes: found or made, dropped when idle |
 //! | `bias.rs` | which nodes do not count intentions, since requests publish them |
+//! | `own.rs` | which nodes a thread takes without a shard, since it takes them again and again |
 //! | `ledger.rs` | what is granted and what waits, by request |
 //! | `moving.rs` | those that were let on from a node and have not gone on yet |
+//! | `places.rs` | values at indices that do not change |
 //! | `waiter.rs` | one blocked request: grant, wake |
 //! | `guard.rs` | what a holder has: drop, downgrade, release a part |
 //! | `owner.rs` | an owner that is no thread |
@@ -26,8 +28,10 @@ pub(crate) mod ledger;
 pub(crate) mod lock;
 mod lock_arc;
 pub(crate) mod moving;
+pub(crate) mod own;
 pub(crate) mod owner;
 mod parties;
+mod places;
 mod report;
 pub(crate) mod request;
 pub(crate) mod table;

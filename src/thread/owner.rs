@@ -9,7 +9,7 @@ use crate::sync::new_owner_id;
 use crate::thread::acquire::Entry;
 use crate::thread::lock::TreeLock;
 use crate::trace::Wait;
-use slab::Slab;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,7 +52,9 @@ use std::time::{Duration, Instant};
 pub struct LockOwner<P: ?Sized + TreePath = Path> {
     lock: Arc<TreeLock<P>>,
     id: OwnerId,
-    held: Slab<Entry>,
+    /// By number, in the order in which they were granted.
+    held: BTreeMap<u64, Entry>,
+    granted: u64,
 }
 
 /// Names what an owner got by one request.
@@ -60,13 +62,13 @@ pub struct LockOwner<P: ?Sized + TreePath = Path> {
 #[must_use = "its owner holds it until it is released by this, or the owner is dropped"]
 pub struct HeldLock {
     owner: OwnerId,
-    index: usize,
+    number: u64,
 }
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
     /// An owner of locks that is no thread; see [`LockOwner`].
     pub fn owner(self: &Arc<Self>) -> LockOwner<P> {
-        LockOwner { lock: Arc::clone(self), id: new_owner_id(), held: Slab::new() }
+        LockOwner { lock: Arc::clone(self), id: new_owner_id(), held: BTreeMap::new(), granted: 0 }
     }
 }
 
@@ -136,7 +138,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// If another owner got it.
     pub fn release(&mut self, held: HeldLock) {
         let entry = self.entry(&held);
-        self.held.remove(held.index);
+        self.held.remove(&held.number);
         self.lock.release(entry);
     }
 
@@ -147,7 +149,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// If another owner got it.
     pub fn downgrade(&mut self, held: &HeldLock) {
         let entry = self.entry(held);
-        self.held[held.index] = self.lock.downgrade(entry);
+        self.held.insert(held.number, self.lock.downgrade(entry));
     }
 
     #[track_caller]
@@ -159,23 +161,25 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ) -> Result<HeldLock, LockError> {
         let wait = Wait::begin();
         let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), Owner::Handed(self.id), patience);
-        let held = entry.map(|entry| HeldLock { owner: self.id, index: self.held.insert(entry) });
+        let held = entry.map(|entry| {
+            self.granted += 1;
+            self.held.insert(self.granted, entry);
+            HeldLock { owner: self.id, number: self.granted }
+        });
         wait.end(&held, reads, writes);
         held
     }
 
     fn entry(&self, held: &HeldLock) -> Entry {
         assert!(held.owner == self.id, "treelock: another owner holds this: release it by the owner that got it");
-        self.held[held.index]
+        self.held[&held.number]
     }
 }
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
         // The latest first, as guards that nest are dropped.
-        let mut held: Vec<usize> = self.held.iter().map(|(index, _)| index).collect();
-        while let Some(index) = held.pop() {
-            let entry = self.held.remove(index);
+        while let Some((_, entry)) = self.held.pop_last() {
             self.lock.release(entry);
         }
     }

@@ -1,13 +1,16 @@
 //! One request: who asked for what, and where in the source.
 //!
 //! A request is told completely, user code and all, before anything is locked; it does not change afterwards, so
-//! that reports can share it and spell it out after every internal lock is let go. A guard that is weakened gets another. A thread keeps a few spent ones, for
-//! their buffers; the paths in them are dropped, or emptied, with the guard.
+//! that reports can share it and spell it out after every internal lock is let go. A guard that is weakened gets another
+//! request. A register of the ledger keeps a few
+//! spent ones, for their buffers. Roots that are text stay in them: a thread that asks for the same ones again need not
+//! tell them again, and for others no more of them than is new. Other paths may own something, and are dropped or emptied
+//! with the guard.
 
 use crate::core::mode::Mode;
 use crate::core::node_id::Seeds;
 use crate::core::owner::{Owner, OwnerId};
-use crate::core::path::{Frame, PathError, TreePath, common_frame};
+use crate::core::path::{Frame, MOST_BYTES, OursAlone, PathError, TreePath, join_frame};
 use crate::core::plan::Plan;
 use crate::sync::{self, ThreadInfo};
 use std::borrow::Borrow;
@@ -15,7 +18,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 /// A request with room for more roots is not kept for the next one.
-const MOST_ROOTS: usize = 64;
+const MOST_ROOTS: usize = 16;
 
 /// A request as its guard's entry, reports and snapshots have it.
 pub(crate) type SharedRequest<P> = triomphe::Arc<Request<P>>;
@@ -30,48 +33,123 @@ pub(crate) struct Request<P: TreePath + ?Sized> {
     pub(crate) location: &'static Location<'static>,
     /// The roots as they were given, reads first.
     pub(crate) roots: Vec<P::Owned>,
+    /// So many of them are reads.
+    reads: usize,
+    /// Whether it may be kept as it is: all roots are text, and small.
+    pub(crate) may_stay: bool,
     /// Emptied roots of earlier requests.
     emptied: Vec<P::Owned>,
 }
 
+/// Who asks, and where in the source.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker {
+    /// The calling thread.
+    pub(crate) thread: u64,
+    pub(crate) owner: Owner,
+    pub(crate) location: &'static Location<'static>,
+}
+
 impl<P: TreePath + ?Sized> Request<P> {
+    /// Tells a request, in the buffers of a spent one.
+    #[inline]
     pub(crate) fn new<R: AsRef<P>, W: AsRef<P>>(
+        spent: Option<SharedRequest<P>>,
         seeds: &Seeds,
         reads: &[R],
         writes: &[W],
-        owner: Owner,
-        location: &'static Location<'static>,
+        asker: Asker,
     ) -> Result<SharedRequest<P>, PathError> {
-        let mut request = sync::with_thread_info(|thread| {
-            sync::take_spare::<SharedRequest<P>>().unwrap_or_else(|| {
-                let plan = Plan::default();
-                let thread = Arc::clone(thread);
-                let (roots, emptied) = (Vec::new(), Vec::new());
-                SharedRequest::new(Request { plan, owner, frame: None, thread, location, roots, emptied })
-            })
-        });
-        let this = SharedRequest::get_mut(&mut request).expect("a spare request is nobody else's");
-        sync::with_thread_info(|thread| {
-            if this.thread.id != thread.id {
-                this.thread = Arc::clone(thread);
-            }
-        });
-        this.plan.build::<P, R, W>(seeds, reads, writes)?;
-        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
-        this.frame = common_frame(paths())?;
-        for path in paths() {
-            let root = match this.emptied.pop() {
-                Some(mut root) => {
-                    path.clone_into(&mut root);
-                    root
-                }
-                None => path.to_owned(),
-            };
-            this.roots.push(root);
+        let mut request = spent.unwrap_or_else(|| Self::empty(asker));
+        let this = SharedRequest::get_mut(&mut request).expect("a spent request is nobody else's");
+        if !this.asks_for(reads, writes) {
+            this.tell(seeds, reads, writes)?;
         }
-        this.owner = owner;
-        this.location = location;
+        this.ask(asker);
         Ok(request)
+    }
+
+    #[cold]
+    fn empty(Asker { owner, location, .. }: Asker) -> SharedRequest<P> {
+        let (plan, thread) = (Plan::default(), sync::thread_info());
+        let (roots, emptied) = (Vec::new(), Vec::new());
+        SharedRequest::new(Request {
+            plan,
+            owner,
+            frame: None,
+            thread,
+            location,
+            roots,
+            reads: 0,
+            may_stay: false,
+            emptied,
+        })
+    }
+
+    /// The same roots are asked for again.
+    #[inline]
+    pub(crate) fn ask(&mut self, asker: Asker) {
+        if self.thread.id != asker.thread {
+            self.thread = sync::thread_info();
+        }
+        self.owner = asker.owner;
+        self.location = asker.location;
+    }
+
+    /// Whether it asks for these roots.
+    #[inline]
+    fn asks_for<R: AsRef<P>, W: AsRef<P>>(&self, reads: &[R], writes: &[W]) -> bool {
+        let paths = reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
+        self.may_stay
+            && (self.reads, self.roots.len()) == (reads.len(), reads.len() + writes.len())
+            && self.roots.iter().zip(paths).all(|(root, path)| is_same::<P>(root, path.text(OursAlone)))
+    }
+
+    /// Whether it asks for that root alone.
+    #[inline]
+    pub(crate) fn asks_for_one(&self, text: &[u8], mode: Mode) -> bool {
+        self.may_stay
+            && self.roots.len() == 1
+            && (self.reads == 1) == (mode == Mode::Shared)
+            && is_same::<P>(&self.roots[0], Some(text))
+    }
+
+    fn tell<R: AsRef<P>, W: AsRef<P>>(&mut self, seeds: &Seeds, reads: &[R], writes: &[W]) -> Result<(), PathError> {
+        self.frame = None;
+        let mut roots = self.plan.begin();
+        let mut known: Option<&[u8]> = None;
+        let mut bytes = 0;
+        // Each is asked for its path once: what is told and what is kept must be one.
+        let paths = reads.iter().map(|path| (path.as_ref(), Mode::Shared));
+        let paths = paths.chain(writes.iter().map(|path| (path.as_ref(), Mode::Exclusive)));
+        for (index, (path, mode)) in paths.enumerate() {
+            self.frame = join_frame(self.frame, path)?;
+            let text = path.text(OursAlone);
+            if index == 0 && text.is_some() {
+                known = self.roots.last().and_then(|root| root.borrow().text(OursAlone));
+            }
+            roots.add(path, mode, seeds, known, None)?;
+            match self.roots.get_mut(index) {
+                Some(root) => path.clone_into(root),
+                None => match self.emptied.pop() {
+                    Some(mut root) => {
+                        path.clone_into(&mut root);
+                        self.roots.push(root);
+                    }
+                    None => self.roots.push(path.to_owned()),
+                },
+            }
+            bytes = text.map_or(usize::MAX, |text| text.len().saturating_add(bytes));
+            known = text;
+        }
+        roots.end();
+        self.roots.truncate(reads.len() + writes.len());
+        self.reads = reads.len();
+        self.may_stay = !self.roots.is_empty()
+            && bytes <= MOST_BYTES
+            && self.plan.is_small()
+            && self.roots.capacity() <= MOST_ROOTS;
+        Ok(())
     }
 
     /// Whose guard it is, or will be.
@@ -90,20 +168,27 @@ impl<P: TreePath + ?Sized> Request<P> {
         });
         let thread = Arc::clone(&self.thread);
         let Request { owner, frame, location, .. } = *self;
-        SharedRequest::new(Request { plan, owner, frame, thread, location, roots, emptied: Vec::new() })
+        let (reads, may_stay, emptied) = (0, false, Vec::new());
+        SharedRequest::new(Request { plan, owner, frame, thread, location, roots, reads, may_stay, emptied })
     }
 
-    /// Keeps the buffers of a spent request for the thread's next one.
-    pub(crate) fn recycle(mut this: SharedRequest<P>) {
-        if let Some(request) = SharedRequest::get_mut(&mut this) {
+    /// Empties a spent request that is nobody else's, to be kept for its buffers; `None` if it is not to be kept.
+    pub(crate) fn recycle(mut this: SharedRequest<P>) -> Option<SharedRequest<P>> {
+        let request = SharedRequest::get_mut(&mut this)?;
+        if !request.may_stay {
+            request.plan.clear();
             while let Some(mut root) = request.roots.pop() {
                 if P::clear(&mut root) {
                     request.emptied.push(root);
                 }
             }
-            if request.plan.is_small() && request.roots.capacity().max(request.emptied.capacity()) <= MOST_ROOTS {
-                sync::keep_spare(this);
-            }
         }
+        let rooms = request.roots.capacity().max(request.emptied.capacity());
+        (request.plan.is_small() && rooms <= MOST_ROOTS).then_some(this)
     }
+}
+
+#[inline]
+fn is_same<P: TreePath + ?Sized>(root: &P::Owned, text: Option<&[u8]>) -> bool {
+    text.is_some() && root.borrow().text(OursAlone) == text
 }

@@ -24,6 +24,7 @@ use crate::sync::{CachePadded, Mutex, MutexGuard, SHARDS};
 use crate::thread::bias::{self, Heats, InTheWay, Tags};
 use crate::thread::ledger::{Ledger, LetOn};
 use crate::thread::moving::{Moving, Turn};
+use crate::thread::own::{Former, Hints, Owners};
 use crate::thread::waiter::Waiter;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 pub(crate) struct Table {
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     tags: Tags,
+    hints: Hints,
 }
 
 #[derive(Debug, Default)]
@@ -39,16 +41,27 @@ struct Shard {
     nodes: NodeMap<Node<Arc<Waiter>>>,
     moving: Moving,
     heats: Heats,
+    owners: Owners,
 }
 
 /// Which shard a node is in.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place(usize);
 
 impl Place {
     #[inline]
     pub(crate) fn of(node: NodeId) -> Self {
         Place(bias::shard(node))
+    }
+
+    #[inline]
+    pub(crate) fn number(self) -> usize {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) fn of_number(number: usize) -> Self {
+        Place(number)
     }
 }
 
@@ -94,13 +107,23 @@ pub(crate) enum Grant {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Table { shards: (0..SHARDS).map(|_| CachePadded::default()).collect(), tags: Tags::new() }
+        Table {
+            shards: (0..SHARDS).map(|_| CachePadded::default()).collect(),
+            tags: Tags::new(),
+            hints: Hints::new(),
+        }
     }
 
     /// Whether an intention on the node is to be published, by a caller that has its register.
     #[inline]
     pub(crate) fn is_biased(&self, node: NodeId) -> bool {
         self.tags.is_set(node)
+    }
+
+    /// Whether the step seems to be one that a request of that register publishes.
+    #[inline]
+    pub(crate) fn seems_published(&self, register: usize, step: &Step) -> bool {
+        if step.mode.is_intention() { self.is_biased(step.node) } else { self.hints.owns(register, step.node) }
     }
 
     /// Locks the shard of a node, for what has to be done together with the ledger.
@@ -133,10 +156,15 @@ impl Table {
     }
 
     /// Turns what a request has published on a node into a count of it, if it still is.
-    pub(crate) fn count(&self, node: NodeId, mode: Mode, unpublish: impl FnOnce() -> bool) {
-        let mut shard = self.shard(node).lock();
-        if unpublish() {
-            shard.nodes.entry(node).or_default().count(mode);
+    pub(crate) fn count<P>(&self, step: Step, ledger: &Ledger<P>, unpublish: impl FnOnce() -> bool)
+    where
+        P: TreePath + ?Sized,
+    {
+        let mut shard = self.shard(step.node).lock();
+        if !step.mode.is_intention() {
+            self.disown(step.node, &mut shard, ledger);
+        } else if unpublish() {
+            shard.nodes.entry(step.node).or_default().count(step.mode);
         }
     }
 
@@ -157,12 +185,43 @@ impl Table {
         self.tags.in_the_way(step.node, !step.mode.is_intention(), &shard.heats)
     }
 
+    /// Turns what registers publish on the node into counts, as far as that could be in the way of the step.
     fn revoke_for<P: TreePath + ?Sized>(&self, step: Step, shard: &mut Shard, ledger: &Ledger<P>) {
+        if !step.mode.is_intention() {
+            self.contest(step.node, shard, ledger);
+        }
+        self.disown(step.node, shard, ledger);
         let Some(in_the_way) = self.in_the_way(step, shard) else { return };
         self.tags.clear(step.node, in_the_way);
         let count = |node, mode| shard.nodes.entry(node).or_default().count(mode);
         let looked = ledger.unpublish(in_the_way.tag, count);
         self.tags.cool(step.node, in_the_way, looked, &mut shard.heats);
+    }
+
+    /// A node that is in the way of this one among the owned, and is taken less often, loses its place.
+    #[inline]
+    fn contest<P: TreePath + ?Sized>(&self, node: NodeId, shard: &mut Shard, ledger: &Ledger<P>) {
+        if let Some(former) = shard.owners.contest(node) {
+            self.revoke_ownership(node, &former, shard, ledger);
+        }
+    }
+
+    /// Takes the node from the register that owns it, if one does.
+    #[inline]
+    fn disown<P: TreePath + ?Sized>(&self, node: NodeId, shard: &mut Shard, ledger: &Ledger<P>) {
+        if let Some(former) = shard.owners.remove(node) {
+            self.revoke_ownership(node, &former, shard, ledger);
+        }
+    }
+
+    /// Takes what a register owned, in the shard of the node.
+    #[cold]
+    fn revoke_ownership<P>(&self, node: NodeId, former: &Former, shard: &mut Shard, ledger: &Ledger<P>)
+    where
+        P: TreePath + ?Sized,
+    {
+        self.hints.clear(node, former);
+        ledger.disown(former.register, former.tag, |node, mode| shard.nodes.entry(node).or_default().count(mode));
     }
 
     #[inline]
@@ -178,11 +237,18 @@ pub(crate) struct LockedShard<'a> {
 }
 
 impl LockedShard<'_> {
-    /// Grants the step to an owner that holds nothing there; not if a bias is in the way.
+    /// Grants the step to an owner that holds nothing there; not if a bias or another owner is in the way.
     #[inline]
     pub(crate) fn try_grant(&mut self, step: Step) -> bool {
-        self.table.in_the_way(step, &self.shard).is_none()
+        !self.shard.owners.is_owned(step.node)
+            && self.table.in_the_way(step, &self.shard).is_none()
             && self.grant(step, |node| node.try_grant(step.mode, &ModeCounts::NONE))
+    }
+
+    /// Before a root is granted by a caller that has no register: see [`Owners::contest`].
+    #[inline]
+    pub(crate) fn contest<P: TreePath + ?Sized>(&mut self, node: NodeId, ledger: &Ledger<P>) {
+        self.table.contest(node, &mut self.shard, ledger);
     }
 
     /// Grants the step to a request with that stamp, if it need not wait; `held` tells what its owner holds there.
@@ -236,12 +302,34 @@ impl LockedShard<'_> {
         self.shard.moving.push(step.node, Arc::clone(waiter))
     }
 
+    /// Releases a step of a request of that register, which owns the node from then on, if it was a root and that pays.
     #[inline]
-    pub(crate) fn release<P>(&mut self, node: NodeId, mode: Mode, ledger: &Ledger<P>, due: &mut Due)
+    pub(crate) fn release<P>(&mut self, step: &Step, register: usize, ledger: &Ledger<P>, due: &mut Due)
     where
         P: TreePath + ?Sized,
     {
-        self.change(node, ledger, due, |node, let_on| node.release(mode, let_on));
+        let is_free = self.take_back(step, ledger, due);
+        let Shard { owners, .. } = &mut *self.shard;
+        if step.mode.is_intention() {
+            return;
+        }
+        if !is_free {
+            owners.is_left_busy(step.node);
+        } else if owners.is_left_free(step.node, register) {
+            owners.add(step.node, ledger.own(register, step.node), &self.table.hints);
+        }
+    }
+
+    /// Takes a grant back; whether nobody holds or awaits the node now.
+    #[inline]
+    pub(crate) fn take_back<P>(&mut self, step: &Step, ledger: &Ledger<P>, due: &mut Due) -> bool
+    where
+        P: TreePath + ?Sized,
+    {
+        self.change(step.node, ledger, due, |node, let_on| {
+            node.release(step.mode, let_on);
+            node.is_idle()
+        })
     }
 
     pub(crate) fn downgrade<P>(&mut self, node: NodeId, from: Mode, to: Mode, ledger: &Ledger<P>, due: &mut Due)
@@ -261,7 +349,7 @@ impl LockedShard<'_> {
 
     #[inline]
     fn grant(&mut self, step: Step, take: impl FnOnce(&mut Node<Arc<Waiter>>) -> bool) -> bool {
-        let Shard { nodes, moving, heats } = &mut *self.shard;
+        let Shard { nodes, moving, heats, .. } = &mut *self.shard;
         let node = nodes.entry(step.node).or_default();
         let granted = take(node);
         let tags = &self.table.tags;

@@ -38,10 +38,10 @@ impl Member {
         let steps: Vec<Step> = plan.steps().iter().map(|step| Step { node: step.node, mode: step.mode }).collect();
         let (mut roots, mut is_told) = (Vec::new(), vec![false; steps.len()]);
         let mut segments = names.iter();
-        for (nodes, _) in plan.ways() {
+        for nodes in plan.ways() {
             let segments = segments.by_ref().take(nodes.len() - 1).collect();
             let mut way: Vec<u32> = Vec::with_capacity(nodes.len());
-            let steps = nodes.iter().enumerate().map_while(|(depth, &node)| plan.index(node, depth));
+            let steps = nodes.iter().enumerate().map_while(|(depth, step)| plan.index(step.node, depth));
             way.extend(steps.map(|index| index as u32));
             let last = way[way.len() - 1] as usize;
             if way.len() == nodes.len() && !std::mem::replace(&mut is_told[last], true) {

@@ -1,0 +1,311 @@
+//! Which nodes a register of the ledger *owns*: a thread that takes the same sub-trees again and again takes them by
+//! the mutex of its register alone, without a shard and without a node in the table.
+//!
+//! A bias (`bias.rs`) does this for the intentions of a request, ownership for its roots. The last step of a request is
+//! then *published* like those above it: a bit of its entry says so. An owned node is free, or held by exactly one
+//! entry of its owner. Everything else goes by the shard, and first takes ownership back (*disowns* the node), which
+//! turns what is published there into a count: a request of another register, a second request of this one, and an
+//! intention of who goes below the node.
+//!
+//! ```text
+//!             released by one register so often that it pays
+//!   counted ────────────────────────────────────────────────> owned, free ──> owned, held by one entry ──┐
+//!      ^                                                         │   ^                  │                │
+//!      └────────── somebody else comes to the shard ─────────────┴───┼──────────────────┘                │
+//!                                                                    └────────── released ───────────────┘
+//! ```
+//!
+//! Invariants:
+//!
+//! 1. What a register owns is in its [`Owned`], which changes under the register's mutex alone. A node gets there under
+//!    the mutex of its shard too, at a moment when nobody holds or awaits it; it leaves under either.
+//! 2. While a node is owned, the table has no node for it and no tag stands for it. So whoever comes to its shard looks
+//!    first who owns it, in [`Owners`], and disowns it.
+//! 3. The `Owners` of a shard name the register of every owned node of that shard. They may name one that has given up
+//!    the node for another: then there is nothing to take back.
+//! 4. An owned node that is held has the place of its holder, an entry that has published its last step there; and an
+//!    entry that has published a step in a mode of its own (S, X) holds a node that its register owns.
+//! 5. [`Owned`] may remember of a node that all nodes above it were biased. A revocation of any bias goes through all
+//!    registers, and makes each of them forget that. So a request that finds it remembered need not look at the tags:
+//!    the revocation comes to the register later, and finds what the request has published.
+//!
+//! A register comes to own a node when it has released it so many times in a row with nobody else there. Each time
+//! ownership is taken back that takes twice as many: nodes that several threads take in turn are soon left alone.
+//!
+//! Bounded (G6): so many nodes for each register, and so many for each shard. Where there is no room, those that are used
+//! stay.
+
+use crate::core::node_id::NodeId;
+use crate::sync::{AtomicU32, MOST_TO_OWN, OWNED_SETS, OWNED_WAYS, OWNERS, Ordering, SHARDS, TO_OWN};
+use crate::thread::bias;
+
+/// The nodes that one register owns; under its mutex. Room for them is made with the first.
+#[derive(Debug, Default)]
+pub(crate) struct Owned(Vec<[Slot; OWNED_WAYS]>);
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    node: NodeId,
+    state: State,
+    /// Whether it was taken since another node wanted its slot.
+    used: bool,
+    /// The register had seen so many revocations when all nodes above were found biased (invariant 5).
+    checked: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There is no node.
+    Vacant,
+    Free,
+    /// By the entry at that place.
+    Held(usize),
+}
+
+impl Owned {
+    /// Whether the node is owned and nobody holds it.
+    #[inline]
+    pub(crate) fn is_free(&self, node: NodeId) -> bool {
+        self.slot(node).is_some_and(|slot| slot.state == State::Free)
+    }
+
+    /// The entry at that place holds the node, if it is owned and free, and all nodes above it are biased: `above` tells,
+    /// unless it has told after so many revocations before.
+    #[inline]
+    pub(crate) fn try_hold_below(
+        &mut self,
+        node: NodeId,
+        entry: usize,
+        revocations: u64,
+        above: impl FnOnce() -> bool,
+    ) -> bool {
+        let Some(slot) = self.slot_mut(node).filter(|slot| slot.state == State::Free) else { return false };
+        if slot.checked != revocations {
+            if !above() {
+                return false;
+            }
+            slot.checked = revocations;
+        }
+        slot.hold(entry);
+        true
+    }
+
+    /// The entry at that place holds the node, which is free.
+    pub(crate) fn hold(&mut self, node: NodeId, entry: usize) {
+        self.slot_mut(node).expect("it is owned").hold(entry);
+    }
+
+    /// Nobody holds it any longer.
+    #[inline]
+    pub(crate) fn let_go(&mut self, node: NodeId) {
+        let slot = self.slot_mut(node).expect("an entry holds what its register owns (invariant 4)");
+        debug_assert!(matches!(slot.state, State::Held(_)), "invariant 4");
+        slot.state = State::Free;
+    }
+
+    /// Owns the node from now on, if there is room.
+    pub(crate) fn add(&mut self, node: NodeId) -> bool {
+        debug_assert!(self.slot(node).is_none(), "nobody owns what the table has (invariant 2)");
+        let vacant = Slot { node, state: State::Vacant, used: false, checked: u64::MAX };
+        if self.0.is_empty() {
+            self.0 = vec![[vacant; OWNED_WAYS]; OWNED_SETS];
+        }
+        let set = &mut self.0[set(node)];
+        let place = set.iter().position(|slot| slot.state == State::Vacant);
+        match place.or_else(|| set.iter().position(|slot| slot.state == State::Free && !slot.used)) {
+            Some(place) => {
+                set[place] = Slot { state: State::Free, ..vacant };
+                true
+            }
+            None => {
+                set.iter_mut().for_each(|slot| slot.used = false);
+                false
+            }
+        }
+    }
+
+    /// Gives up all nodes of that tag; tells `held` those that an entry holds.
+    pub(crate) fn remove(&mut self, tag: u64, mut held: impl FnMut(NodeId, usize)) {
+        for slot in self.0.iter_mut().flatten().filter(|slot| bias::tag(slot.node) == tag) {
+            if let State::Held(entry) = slot.state {
+                held(slot.node, entry);
+            }
+            slot.state = State::Vacant;
+        }
+    }
+
+    #[inline]
+    fn slot(&self, node: NodeId) -> Option<&Slot> {
+        self.0.get(set(node))?.iter().find(|slot| slot.is(node))
+    }
+
+    #[inline]
+    fn slot_mut(&mut self, node: NodeId) -> Option<&mut Slot> {
+        self.0.get_mut(set(node))?.iter_mut().find(|slot| slot.is(node))
+    }
+}
+
+impl Slot {
+    #[inline]
+    fn is(&self, node: NodeId) -> bool {
+        self.node == node && self.state != State::Vacant
+    }
+
+    #[inline]
+    fn hold(&mut self, entry: usize) {
+        debug_assert!(self.state == State::Free, "one entry holds it (invariant 4)");
+        self.state = State::Held(entry);
+        self.used = true;
+    }
+}
+
+/// Where in a register a node may be.
+#[inline]
+#[allow(clippy::modulo_one, reason = "a model has one set")]
+fn set(node: NodeId) -> usize {
+    (node.bits() >> 46) as usize % OWNED_SETS
+}
+
+/// Who owns nodes of one shard, or may come to; under its mutex.
+#[derive(Debug)]
+pub(crate) struct Owners {
+    tags: [u64; OWNERS],
+    owners: [Owner; OWNERS],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    register: u16,
+    owns: bool,
+    /// How often in a row the register has released the node and left it free.
+    run: u16,
+    /// How often it must.
+    enough: u16,
+}
+
+/// A register that may own nodes of that tag, which has lost its place among the owned.
+pub(crate) struct Former {
+    pub(crate) register: usize,
+    pub(crate) tag: u64,
+    place: usize,
+}
+
+impl Default for Owners {
+    fn default() -> Self {
+        let nobody = Owner { register: 0, owns: false, run: 0, enough: TO_OWN };
+        Owners { tags: [0; OWNERS], owners: [nobody; OWNERS] }
+    }
+}
+
+impl Owners {
+    #[inline]
+    fn place(&self, node: NodeId) -> Option<usize> {
+        self.tags.iter().position(|&tag| tag == bias::tag(node))
+    }
+
+    /// Whether a register may own the node.
+    #[inline]
+    pub(crate) fn is_owned(&self, node: NodeId) -> bool {
+        self.place(node).is_some_and(|place| self.owners[place].owns)
+    }
+
+    /// Nobody owns the node any longer; who may until now.
+    #[inline]
+    pub(crate) fn remove(&mut self, node: NodeId) -> Option<Former> {
+        let place = self.place(node)?;
+        let owner = &mut self.owners[place];
+        std::mem::take(&mut owner.owns).then(|| {
+            owner.run = 0;
+            owner.enough = owner.enough.saturating_mul(2).min(MOST_TO_OWN);
+            Former { register: usize::from(owner.register), tag: bias::tag(node), place }
+        })
+    }
+
+    /// Before a root is granted: if the node has no place here, the one that is taken least often is in its way; it loses its
+    /// place when that has happened often enough, and then this one has it.
+    #[inline]
+    pub(crate) fn contest(&mut self, node: NodeId) -> Option<Former> {
+        if self.place(node).is_some() {
+            return None;
+        }
+        let place = (1..OWNERS).fold(
+            0,
+            |least, next| {
+                if self.owners[next].run < self.owners[least].run { next } else { least }
+            },
+        );
+        let owner = &mut self.owners[place];
+        if owner.run > 0 {
+            owner.run -= 1;
+            return None;
+        }
+        let former = Former { register: usize::from(owner.register), tag: self.tags[place], place };
+        let owned = owner.owns;
+        *owner = Owner { register: 0, owns: false, run: 0, enough: TO_OWN };
+        self.tags[place] = bias::tag(node);
+        owned.then_some(former)
+    }
+
+    /// Counts a release that left the node free, if it has its place here; whether the register is to own the node.
+    #[inline]
+    pub(crate) fn is_left_free(&mut self, node: NodeId, register: usize) -> bool {
+        let Some(place) = self.place(node) else { return false };
+        let owner = &mut self.owners[place];
+        if usize::from(owner.register) != register {
+            (owner.register, owner.run) = (register as u16, 0);
+        }
+        owner.run = owner.run.saturating_add(1);
+        owner.run >= owner.enough
+    }
+
+    /// Somebody else is there: it is no longer in a row.
+    #[inline]
+    pub(crate) fn is_left_busy(&mut self, node: NodeId) {
+        if let Some(place) = self.place(node) {
+            self.owners[place].run = 0;
+        }
+    }
+
+    /// Names the register of the last count, which owns the node now, or has no room for it.
+    pub(crate) fn add(&mut self, node: NodeId, owns: bool, hints: &Hints) {
+        let Some(place) = self.place(node) else { return };
+        let owner = &mut self.owners[place];
+        owner.owns = owns;
+        // So often others must want its place here.
+        owner.run = if owns { MOST_TO_OWN } else { 0 };
+        if owns {
+            hints.at(node, place).store(mark(owner.register.into(), node), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Who owns which node, for a look before anything is locked: it decides which way to try first and nothing else, so it may
+/// be wrong, and orders nothing.
+#[derive(Debug)]
+pub(crate) struct Hints(Box<[[AtomicU32; OWNERS]]>);
+
+impl Hints {
+    pub(crate) fn new() -> Self {
+        Hints((0..SHARDS).map(|_| Default::default()).collect())
+    }
+
+    #[inline]
+    pub(crate) fn owns(&self, register: usize, node: NodeId) -> bool {
+        let mark = mark(register, node);
+        self.0[bias::shard(node)].iter().any(|hint| hint.load(Ordering::Relaxed) == mark)
+    }
+
+    /// Nobody owns any longer what had that place, in the shard of the node.
+    pub(crate) fn clear(&self, node: NodeId, former: &Former) {
+        self.at(node, former.place).store(0, Ordering::Relaxed);
+    }
+
+    fn at(&self, node: NodeId, place: usize) -> &AtomicU32 {
+        &self.0[bias::shard(node)][place]
+    }
+}
+
+#[inline]
+fn mark(register: usize, node: NodeId) -> u32 {
+    (node.bits() as u32).wrapping_add(register as u32 + 1)
+}
