@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use treelock::process::{self, ProcessLockError};
 
-/// A second is what a waiter takes that only finds out by chance; see `LOST_WAKE` in `member.rs`.
+/// A second is what a waiter takes that only finds out by chance; see `LOST_WAKE` in `member/mod.rs`.
 const SOON: Duration = Duration::from_millis(700);
 
 /// P1: within 100 ms, which is printed.

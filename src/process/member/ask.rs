@@ -1,6 +1,8 @@
 //! What a request says of itself: the steps that it takes, and what reports tell of it.
 //!
-//! All code of the user runs here, before anything is locked: a panic in it leaves nothing behind (G8).
+//! The paths tell their segments here, while nothing is locked: a panic in a user's path leaves nothing behind (G8).
+//!
+//! Not here: how the request is granted (`acquire.rs`).
 
 use super::Member;
 use crate::core::owner::Owner;
