@@ -140,7 +140,7 @@ mod imp {
 
     /// The releases in a row after which a register owns a node, and the most, where that was taken back often.
     pub(crate) const TO_OWN: u16 = 4;
-    pub(crate) const MOST_TO_OWN: u16 = 1024;
+    pub(crate) const MOST_TO_OWN: u16 = 64;
 
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
