@@ -227,9 +227,11 @@ fn writer_reader_writer_reader() {
     });
 }
 
-/// Biases the nodes above `path`: what the next requests intend there, they publish.
+/// Biases the nodes above `path`: what the next requests intend there, they publish. By another leaf, or the register of the
+/// calling thread would own this one.
 fn bias_above(lock: &Lock, path: &str) {
-    drop(lock.write(path));
+    let (folder, _) = path.rsplit_once('/').expect("a leaf in a folder");
+    drop(lock.write(&format!("{folder}/beside")));
 }
 
 /// G1, G9: what a writer below has published, a reader of an ancestor sees, or the writer sees the reader.
