@@ -233,9 +233,11 @@ fn writer_reader_writer_reader() {
     });
 }
 
-/// Biases the nodes above `path`: what the next requests intend there, they publish.
+/// Biases the nodes above `path`: what the next requests intend there, they publish. By another leaf, or the register of the
+/// calling thread would own this one.
 fn bias_above(lock: &Lock, path: &str) {
-    drop(lock.write(path));
+    let (folder, _) = path.rsplit_once('/').expect("a leaf in a folder");
+    drop(lock.write(&format!("{folder}/beside")));
 }
 
 /// G1, G9: what a writer below has published, a reader of an ancestor sees, or the writer sees the reader.
@@ -1085,5 +1087,245 @@ fn report_that_is_over_refuses_nobody_further_on() {
         let outcome = nests.join().unwrap();
         gives_up.join().unwrap();
         assert!(!is_over || outcome.is_ok(), "G2: it was let on, and refused for a cycle that is over");
+    });
+}
+
+/// Lets the register of the calling thread own the node of `path`, and find the nodes above it biased.
+fn own(lock: &Lock, path: &str) {
+    (0..3).for_each(|_| drop(lock.write(path)));
+}
+
+/// G1, G9: who takes a leaf that its register owns, and who comes to its shard, see each other.
+#[test]
+fn owned_leaf_against_another_writer() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let other = writer(lock, "a/b", &cell);
+        {
+            let _guard = lock.write("a/b");
+            cell.write();
+        }
+        other.join().unwrap();
+    });
+}
+
+/// G1, G9: the leaf was found below biased nodes before; a reader revokes one of them.
+#[test]
+fn owned_leaf_against_a_reader_of_an_ancestor() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let other = reader(lock, "a", &cell);
+        for _ in 0..2 {
+            let _guard = lock.write("a/b");
+            cell.write();
+        }
+        other.join().unwrap();
+    });
+}
+
+/// G1, G9: who goes below the leaf takes it back too.
+#[test]
+fn owned_leaf_against_a_writer_below_it() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let other = writer(lock, "a/b/c", &cell);
+        {
+            let _guard = lock.write("a/b");
+            cell.write();
+        }
+        other.join().unwrap();
+    });
+}
+
+/// G1, G9: it is released while two others take it back, one at the leaf and one above it.
+#[test]
+fn release_of_an_owned_leaf_against_two_that_take_it_back() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let held = lock.write("a/b");
+        let others = [writer(lock, "a/b", &cell), reader(lock, "a", &cell)];
+        cell.write();
+        drop(held);
+        join_all(others);
+    });
+}
+
+/// G1, G9: an `Arc` guard of an owned leaf is released by a thread of another register.
+#[test]
+fn guard_of_an_owned_leaf_dropped_on_another_thread() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let guard = lock.lock_arc(&[], &["a/b"]);
+        cell.write();
+        let waits = writer(lock, "a/b", &cell);
+        let drops = thread::spawn(move || drop(guard));
+        // The owner is back, perhaps before the guard is dropped.
+        {
+            let _guard = lock.write("a/b");
+            cell.write();
+        }
+        join_all([drops, waits]);
+    });
+}
+
+/// G1, G9: a downgrade lets in the reader, while the guard lasts, and not the writer.
+#[test]
+fn downgrade_of_an_owned_leaf() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let guard = lock.write("a/b");
+        let reads = reader(lock, "a/b", &cell);
+        cell.write();
+        let guard = guard.downgrade();
+        reads.join().unwrap();
+        let writes = writer(lock, "a/b", &cell);
+        cell.read();
+        drop(guard);
+        writes.join().unwrap();
+    });
+}
+
+/// G1: a leaf changes its owner while the one before comes back.
+#[test]
+fn owned_leaf_is_owned_by_another_in_between() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let other = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                for _ in 0..3 {
+                    let _guard = lock.write("a/b");
+                    cell.write();
+                }
+            })
+        };
+        for _ in 0..2 {
+            let _guard = lock.write("a/b");
+            cell.write();
+        }
+        other.join().unwrap();
+    });
+}
+
+/// G1, G7: a request of two roots of which its register owns one; nothing of it is left, whoever takes that back.
+#[test]
+fn several_roots_of_which_one_is_owned() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let other = writer(lock, "a/b", &cell);
+        for _ in 0..2 {
+            let _guard = lock.lock(&[], &["a/b", "a/c"]);
+            cell.write();
+        }
+        other.join().unwrap();
+    });
+}
+
+/// G1, G7: the same where it owns both, and the other thread owns one of them meanwhile.
+#[test]
+fn several_roots_that_are_owned() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        (0..3).for_each(|_| drop(lock.lock(&[], &["a/b", "a/c"])));
+        let cell = Protected::new();
+        let other = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                own(lock, "a/c");
+                let _guard = lock.write("a/c");
+                cell.write();
+            })
+        };
+        {
+            let _guard = lock.lock(&[], &["a/b", "a/c"]);
+            cell.write();
+        }
+        other.join().unwrap();
+    });
+}
+
+/// Re-entrancy: a thread asks again for the leaf that it holds and its register owns, while another one wants it.
+#[test]
+fn nested_request_for_an_owned_leaf() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        own(lock, "a/b");
+        let cell = Protected::new();
+        let outer = lock.write("a/b");
+        let other = writer(lock, "a/b", &cell);
+        let inner = lock.write("a/b");
+        drop(outer);
+        cell.write();
+        drop(inner);
+        other.join().unwrap();
+    });
+}
+
+/// G2: two owned leaves, each held and wanted by the other thread: the search sees what no node counts.
+#[test]
+fn deadlock_over_owned_leaves_is_reported_to_one() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let nested = |lock: &Lock, wanted| match lock.try_lock_for(&[], &[wanted], Duration::MAX) {
+            Ok(_guard) => 0,
+            Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
+            Err(error) => panic!("{error}"),
+        };
+        own(lock, "a");
+        let held = lock.write("a");
+        let other = spawn(lock, move |lock| {
+            own(lock, "b");
+            let _held = lock.write("b");
+            nested(lock, "a")
+        });
+        until_waiting(lock, 1);
+        let clock = spawn(lock, |lock| {
+            until_waiting(lock, 2);
+            lock.strike(false);
+        });
+        let reports = nested(lock, "b");
+        drop(held);
+        clock.join().unwrap();
+        assert_eq!(reports + other.join().unwrap(), 1, "one report resolves it");
+    });
+}
+
+/// G1, G9: a leaf that is held loses its place among the owned to another one of its shard. So the names are chosen: `a/b`,
+/// `a/e` and `a/g` are in one shard, which has two places, and the second write of `a/g` takes that of `a/b`.
+#[test]
+fn owned_leaf_loses_its_place_while_it_is_held() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        ["a/b", "a/e"].into_iter().for_each(|leaf| own(lock, leaf));
+        let cell = Protected::new();
+        let held = lock.write("a/b");
+        let takes_its_place = spawn(lock, |lock| (0..2).for_each(|_| drop(lock.write("a/g"))));
+        let other = writer(lock, "a/b", &cell);
+        cell.write();
+        drop(held);
+        {
+            let _guard = lock.write("a/b");
+            cell.write();
+        }
+        join_all([takes_its_place, other]);
+    });
+}
+
+/// G1: a register has given up a leaf for another one, which the shard of the first does not know.
+#[test]
+fn owned_leaf_is_given_up_for_another() {
+    model(Bounds { quick: 3, slow: None }, |lock| {
+        ["a/b", "a/e", "a/c", "a/c", "a/c"].into_iter().for_each(|leaf| own(lock, leaf));
+        let cells = [Protected::new(), Protected::new()];
+        let others = [writer(lock, "a/b", &cells[0]), writer(lock, "a/e", &cells[1])];
+        {
+            let _both = lock.lock(&[], &["a/b", "a/e"]);
+            cells.iter().for_each(Protected::write);
+        }
+        join_all(others);
     });
 }

@@ -126,7 +126,7 @@ mod imp {
 
     /// The releases in a row after which a register owns a node, and the most, where that was taken back often.
     pub(crate) const TO_OWN: u16 = 4;
-    pub(crate) const MOST_TO_OWN: u16 = 1024;
+    pub(crate) const MOST_TO_OWN: u16 = 64;
 
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(parking_lot::Mutex<T>);
@@ -298,10 +298,10 @@ mod imp {
 
     pub(crate) const OWNERS: usize = 2;
 
-    /// At once, and again at once.
-    pub(crate) const TO_OWN: u16 = 1;
+    /// Not after one release, or every thread of a model would own what it takes once; and as soon again.
+    pub(crate) const TO_OWN: u16 = 2;
 
-    pub(crate) const MOST_TO_OWN: u16 = 1;
+    pub(crate) const MOST_TO_OWN: u16 = 2;
 
     /// Padding has no meaning in a model.
     #[derive(Debug, Default)]

@@ -232,7 +232,7 @@ impl Plan {
 }
 
 /// A plan of more nodes is not kept for the next one.
-const MOST_STEPS: usize = 256;
+const MOST_STEPS: usize = 1024;
 
 /// The roots of a plan, as they are added.
 pub(crate) struct WaysOf<'a> {

@@ -171,6 +171,8 @@ fn set(node: NodeId) -> usize {
 pub(crate) struct Owners {
     tags: [u64; OWNERS],
     owners: [Owner; OWNERS],
+    /// So many of them own their node.
+    owning: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -193,7 +195,7 @@ pub(crate) struct Former {
 impl Default for Owners {
     fn default() -> Self {
         let nobody = Owner { register: 0, owns: false, run: 0, enough: TO_OWN };
-        Owners { tags: [0; OWNERS], owners: [nobody; OWNERS] }
+        Owners { tags: [0; OWNERS], owners: [nobody; OWNERS], owning: 0 }
     }
 }
 
@@ -206,17 +208,21 @@ impl Owners {
     /// Whether a register may own the node.
     #[inline]
     pub(crate) fn is_owned(&self, node: NodeId) -> bool {
-        self.place(node).is_some_and(|place| self.owners[place].owns)
+        self.owning > 0 && self.place(node).is_some_and(|place| self.owners[place].owns)
     }
 
     /// Nobody owns the node any longer; who may until now.
     #[inline]
     pub(crate) fn remove(&mut self, node: NodeId) -> Option<Former> {
+        if self.owning == 0 {
+            return None;
+        }
         let place = self.place(node)?;
         let owner = &mut self.owners[place];
         std::mem::take(&mut owner.owns).then(|| {
             owner.run = 0;
             owner.enough = owner.enough.saturating_mul(2).min(MOST_TO_OWN);
+            self.owning -= 1;
             Former { register: usize::from(owner.register), tag: bias::tag(node), place }
         })
     }
@@ -243,6 +249,7 @@ impl Owners {
         let owned = owner.owns;
         *owner = Owner { register: 0, owns: false, run: 0, enough: TO_OWN };
         self.tags[place] = bias::tag(node);
+        self.owning -= usize::from(owned);
         owned.then_some(former)
     }
 
@@ -271,6 +278,7 @@ impl Owners {
         let Some(place) = self.place(node) else { return };
         let owner = &mut self.owners[place];
         owner.owns = owns;
+        self.owning += usize::from(owns);
         // So often others must want its place here.
         owner.run = if owns { MOST_TO_OWN } else { 0 };
         if owns {
