@@ -989,22 +989,21 @@ fn two_kinds_of_paths_that_come_together() {
 /// guard at that node is held until then.
 #[test]
 fn walking_on_lets_in_whom_it_waits_for() {
-    model(Bounds { quick: 1, slow: Some(2) }, |lock| {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
         let (m, other) = (lock.write("m"), lock.write("k/n/r"));
         let both = spawn(lock, |lock| drop(lock.lock(&[], &["m", "k/n"])));
         until_waiting(lock, 1);
-        let nests = spawn(lock, |lock| {
-            let mut owner = lock.owner();
-            let _reading = owner.lock(&["k/n/p"], &[]).unwrap();
-            let reads = spawn(lock, |lock| drop(lock.read("k/n")));
-            until_waiting(lock, 2);
+        let mut owner = lock.owner();
+        let _reading = owner.lock(&["k/n/p"], &[]).unwrap();
+        let reads = spawn(lock, |lock| drop(lock.read("k/n")));
+        until_waiting(lock, 2);
+        let nests = thread::spawn(move || {
             let _writing = owner.lock(&[], &["k/n/q"]).unwrap();
             drop(owner);
-            reads
         });
         until_waiting(lock, 3);
         drop(m);
-        let reads = nests.join().unwrap();
+        nests.join().unwrap();
         drop(other);
         join_all([both, reads]);
     });
