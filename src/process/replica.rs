@@ -549,7 +549,8 @@ mod tests {
         apply(by(6, 4, &[], &["k/n/q"]));
         let moved = apply(Event::Withdraw(RequestId { member: MemberId(0), number: 1 }, 0));
         assert_eq!(moved, [3, 5, 6, 6], "the third, whom it passes, and whom that lets in");
-        let waits = |number: &u64| !replica.requests[&RequestId { member: MemberId(0), number: *number }].is_granted();
+        let waits =
+            |number: &u64| !replica.requests[&RequestId { member: MemberId(0), number: *number }].is_granted();
         assert_eq!((2..=6).filter(waits).collect::<Vec<_>>(), [3, 5]);
     }
 
