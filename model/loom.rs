@@ -927,22 +927,18 @@ fn deadlock_of_owners_is_reported_to_one() {
 /// guard at that node is held until then.
 #[test]
 fn walking_on_lets_in_whom_it_waits_for() {
-    model(Bounds { quick: 1, slow: Some(2) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
         let (m, other) = (lock.write("m"), lock.write("k/n/r"));
+        let mut nests = lock.owner();
+        let _reading = nests.lock(&["k/n/p"], &[]).unwrap();
         let both = spawn(lock, |lock| drop(lock.lock(&[], &["m", "k/n"])));
         until_waiting(lock, 1);
-        let nests = spawn(lock, |lock| {
-            let mut owner = lock.owner();
-            let _reading = owner.lock(&["k/n/p"], &[]).unwrap();
-            let reads = spawn(lock, |lock| drop(lock.read("k/n")));
-            until_waiting(lock, 2);
-            let _writing = owner.lock(&[], &["k/n/q"]).unwrap();
-            drop(owner);
-            reads
-        });
+        let reads = spawn(lock, |lock| drop(lock.read("k/n")));
+        until_waiting(lock, 2);
+        let nests = thread::spawn(move || drop(nests.lock(&[], &["k/n/q"]).unwrap()));
         until_waiting(lock, 3);
         drop(m);
-        let reads = nests.join().unwrap();
+        nests.join().unwrap();
         drop(other);
         join_all([both, reads]);
     });
@@ -1025,5 +1021,26 @@ fn report_that_is_over_refuses_nobody_further_on() {
         let outcome = nests.join().unwrap();
         gives_up.join().unwrap();
         assert!(!is_over || outcome.is_ok(), "G2: it was let on, and refused for a cycle that is over");
+    });
+}
+
+/// G3: nobody is ever seen to hold what a waiter ahead of it waits for, also not while that one gives up.
+#[test]
+fn whoever_gives_up_is_not_seen_overtaken() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let held = lock.read("a");
+        let timed = spawn(lock, |lock| drop(lock.try_lock_for(&[], &["a"], Duration::ZERO)));
+        until_waiting(lock, 1);
+        let reads = {
+            let lock = Arc::clone(lock);
+            thread::spawn(move || lock.read_arc("a"))
+        };
+        until_waiting(lock, 2);
+        lock.strike(true);
+        let snapshot = lock.snapshot();
+        assert!(snapshot.holders.len() < 2 || snapshot.waiters.is_empty(), "{snapshot}");
+        drop(reads.join().unwrap());
+        drop(held);
+        join_all([timed]);
     });
 }
