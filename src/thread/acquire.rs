@@ -287,10 +287,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             };
             let mut due = Due::default();
             let mut shard = self.table.lock(Place::of(node));
-            let is_out = shard.cancel(node, ticket, &self.ledger, &mut due);
-            if is_out {
-                self.ledger.stop_waiting(key);
-            }
+            let is_out = shard.cancel(key, node, ticket, &self.ledger, &mut due);
             drop(shard);
             self.move_on(&mut due);
             if is_out {
