@@ -276,6 +276,12 @@ impl Held {
         holder.request = holder.request.downgraded();
     }
 
+    /// Releases the roots at these nodes.
+    pub(crate) fn release_roots(&mut self, id: Id, released: &[Way]) {
+        let holder = self.holders.get_mut(&id).expect("it is held");
+        holder.request = holder.request.without(released);
+    }
+
     pub(crate) fn wait(&mut self, thread: usize, owner: Owner, request: Request) -> Id {
         let id = self.next_id();
         self.waiters.insert(id, Party { owner, request, thread });
