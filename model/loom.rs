@@ -989,18 +989,15 @@ fn two_kinds_of_paths_that_come_together() {
 /// guard at that node is held until then.
 #[test]
 fn walking_on_lets_in_whom_it_waits_for() {
-    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
         let (m, other) = (lock.write("m"), lock.write("k/n/r"));
+        let mut nests = lock.owner();
+        let _reading = nests.lock(&["k/n/p"], &[]).unwrap();
         let both = spawn(lock, |lock| drop(lock.lock(&[], &["m", "k/n"])));
         until_waiting(lock, 1);
-        let mut owner = lock.owner();
-        let _reading = owner.lock(&["k/n/p"], &[]).unwrap();
         let reads = spawn(lock, |lock| drop(lock.read("k/n")));
         until_waiting(lock, 2);
-        let nests = thread::spawn(move || {
-            let _writing = owner.lock(&[], &["k/n/q"]).unwrap();
-            drop(owner);
-        });
+        let nests = thread::spawn(move || drop(nests.lock(&[], &["k/n/q"]).unwrap()));
         until_waiting(lock, 3);
         drop(m);
         nests.join().unwrap();
@@ -1326,5 +1323,26 @@ fn owned_leaf_is_given_up_for_another() {
             cells.iter().for_each(Protected::write);
         }
         join_all(others);
+    });
+}
+
+/// G3: nobody is ever seen to hold what a waiter ahead of it waits for, also not while that one gives up.
+#[test]
+fn whoever_gives_up_is_not_seen_overtaken() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        let held = lock.read("a");
+        let timed = spawn(lock, |lock| drop(lock.try_lock_for(&[], &["a"], Duration::ZERO)));
+        until_waiting(lock, 1);
+        let reads = {
+            let lock = Arc::clone(lock);
+            thread::spawn(move || lock.read_arc("a"))
+        };
+        until_waiting(lock, 2);
+        lock.strike(true);
+        let snapshot = lock.snapshot();
+        assert!(snapshot.holders.len() < 2 || snapshot.waiters.is_empty(), "{snapshot}");
+        drop(reads.join().unwrap());
+        drop(held);
+        join_all([timed]);
     });
 }

@@ -15,8 +15,9 @@
 //! 3. Requests of one owner never conflict. A thread owns its plain guards; each `Arc` guard owns itself.
 //! 4. A guard protects what *it* asked for until it is dropped; a downgrade makes its writes reads.
 //!
-//! What it leaves open: the order of those who wait. Where a request conflicts with nobody who holds, but with
-//! somebody who waits, [`Verdict::Open`] is the answer: the queues of the single nodes decide.
+//! What it leaves open: the order of those who wait, but for requests of one root each ([`Request::goes_before`]). Where a
+//! request conflicts with nobody who holds, but with somebody who waits, [`Verdict::Open`] is the answer: the queues of the
+//! single nodes decide.
 //!
 //! Not here: spelling of segments beyond `str` and `Path`; deadlocks, but for who is in the way of whom.
 //!
@@ -142,6 +143,43 @@ impl Request {
         Request { reads: self.reads.iter().chain(&self.writes).cloned().collect(), writes: Vec::new() }
     }
 
+    /// G3: whether this request, which waits at the node `at`, must be served before `later`, which is asked for meanwhile by
+    /// somebody who holds nothing. It is for two requests of one root each that conflict, with one exception: a reader may
+    /// pass a writer that waits above both roots.
+    ///
+    /// This is why that is all. A request has announced itself at each node above `at`, and waits there for its root or to
+    /// announce itself. Where the two conflict one root lies in the other.
+    ///
+    /// - If the later root is above `at`, it is announced there what this one writes or reads below: the later one is excluded.
+    /// - If `at` is one of the roots, and the later one comes there, one of them asks for the whole sub-tree and the other for
+    ///   something in it, one of them to write: they exclude each other, and the later one queues behind.
+    /// - If `at` is above both, each only announces itself there, and that excludes nobody who does so too. What keeps out one
+    ///   that announces a write is held, or awaited since before, for the whole sub-tree; it keeps out the next one too. What
+    ///   keeps out one that announces a read is somebody who writes the whole sub-tree; it keeps out everybody. But one who
+    ///   reads the whole sub-tree keeps out this one, which writes, and not a later one that reads.
+    pub(crate) fn goes_before(&self, at: &Way, later: &Request) -> bool {
+        let (Some((root, writes)), Some((later_root, later_writes))) = (self.only_root(), later.only_root()) else {
+            return false;
+        };
+        let is_above_both = [root, later_root].into_iter().all(|root| at != root && at.contains(root));
+        self.conflicts_with(later) && !(is_above_both && writes && !later_writes)
+    }
+
+    /// The root of a request that names one, and whether it is written.
+    fn only_root(&self) -> Option<(&Way, bool)> {
+        match (&self.reads[..], &self.writes[..]) {
+            ([root], []) => Some((root, false)),
+            ([], [root]) => Some((root, true)),
+            _ => None,
+        }
+    }
+
+    /// What is left when the roots at these nodes are released.
+    pub(crate) fn without(&self, released: &[Way]) -> Request {
+        let left = |roots: &[Way]| roots.iter().filter(|root| !released.contains(root)).cloned().collect();
+        Request { reads: left(&self.reads), writes: left(&self.writes) }
+    }
+
     /// The same rights in the fewest roots, sorted: requests that mean the same are equal after this.
     pub(crate) fn normalized(&self) -> Request {
         let within = |roots: &[Way], inner: &Way| roots.iter().any(|outer| outer != inner && outer.contains(inner));
@@ -237,6 +275,12 @@ impl Held {
     pub(crate) fn downgrade(&mut self, id: Id) {
         let holder = self.holders.get_mut(&id).expect("it is held");
         holder.request = holder.request.downgraded();
+    }
+
+    /// Releases the roots at these nodes.
+    pub(crate) fn release_roots(&mut self, id: Id, released: &[Way]) {
+        let holder = self.holders.get_mut(&id).expect("it is held");
+        holder.request = holder.request.without(released);
     }
 
     pub(crate) fn wait(&mut self, thread: usize, owner: Owner, request: Request) -> Id {

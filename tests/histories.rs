@@ -1,7 +1,8 @@
 //! Random histories of several owners, each outcome judged by the specification.
 //!
 //! Logical threads are real ones: each takes one command at a time, so that plain guards stay where they were made.
-//! `Arc` guards are handed to the test, and dropped wherever it likes. Commands are given one after the other, so
+//! `Arc` guards are handed to the test, and dropped wherever it likes; explicit owners go from the test to a thread and back
+//! with each request. Commands are given one after the other, so
 //! the order of everything is known, but for what blocked requests do by themselves.
 //!
 //! | | nobody blocks | some block |
@@ -29,7 +30,7 @@ mod spec;
 mod worker;
 
 use deadlocks::quiet_about_deadlocks;
-use history::{History, Op, Seen, WORKERS, Waiting};
+use history::{History, OWNERS, Op, Seen, WORKERS, Waiting};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::sample::select;
@@ -96,6 +97,7 @@ fn paths() -> impl Strategy<Value = Paths> {
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         2 => Just(Change::Downgrade),
+        2 => (0..16u8).prop_map(Change::Release),
         4 => Just(Change::Drop),
         1 => Just(Change::Unwind),
         1 => (0..WORKERS).prop_map(Change::DropAt),
@@ -103,7 +105,7 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 fn op(how: impl Strategy<Value = How>) -> impl Strategy<Value = Op> {
-    let kind = prop_oneof![3 => Just(Kind::Plain), 1 => Just(Kind::Arc)];
+    let kind = prop_oneof![6 => Just(Kind::Plain), 2 => Just(Kind::Arc), 3 => (0..OWNERS).prop_map(Kind::Handed)];
     let ask =
         (0..WORKERS, kind, how, paths()).prop_map(|(worker, kind, how, paths)| Op::Ask(worker, kind, how, paths));
     let change = (0..16usize, change()).prop_map(|(guard, change)| Op::Change(guard, change));

@@ -256,3 +256,26 @@ fn a_covered_root_that_was_released_does_not_come_back() {
     drop(guard);
     assert_free(&lock, "".as_ref());
 }
+
+/// G1: what is left may be held, at a node, in a mode that says less of one right and more of the other: `b` was an
+/// intention to write below, as it was read with all, and is read on its own now.
+#[test]
+fn a_covered_read_root_above_a_write_root_stays() {
+    for kind in 0..2 {
+        let lock = common::new();
+        // So often that intentions on `b` are published.
+        (0..100).for_each(|_| drop(lock.write("b/x")));
+        let (reads, writes, released): ([&str; 2], _, _) = (["", "b"], ["b/a"], ["", "b/a"]);
+        let (mut plain, mut arc) = (None, None);
+        match kind {
+            0 => plain.insert(lock.lock(&reads, &writes)).release(&released).unwrap(),
+            _ => arc.insert(lock.lock_arc(&reads, &writes)).release(&released).unwrap(),
+        }
+        // The same at the root of the tree, where it was revoked.
+        (0..100).for_each(|_| drop(lock.write("c")));
+        assert!(!admits(&lock, &[], &["b/y"]) && !admits(&lock, &[], &["b"]), "it is read");
+        assert!(admits(&lock, &["b/a"], &["c"]));
+        drop((plain, arc));
+        assert_free(&lock, "".as_ref());
+    }
+}

@@ -140,6 +140,13 @@ pub(crate) struct ModeCounts([u32; 5]);
 impl ModeCounts {
     pub(crate) const NONE: ModeCounts = ModeCounts([0; 5]);
 
+    /// One holder, in that mode.
+    pub(crate) fn of(mode: Mode) -> Self {
+        let mut counts = Self::NONE;
+        counts.add(mode);
+        counts
+    }
+
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::NONE

@@ -345,10 +345,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             };
             let mut due = Due::default();
             let mut shard = self.table.lock(Place::of(node));
-            let is_out = shard.cancel(node, ticket, &self.ledger, &mut due);
-            if is_out {
-                self.ledger.stop_waiting(key);
-            }
+            let is_out = shard.cancel(key, node, ticket, &self.ledger, &mut due);
             drop(shard);
             self.move_on(&mut due);
             if is_out {
@@ -518,17 +515,23 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         for (index, step) in old.plan.steps().iter().enumerate().rev() {
             self.table.count(*step, &self.ledger, || self.ledger.unpublish_step(key, index));
         }
-        // Nodes below a root that goes, which it has covered so far: nobody else can have them.
-        for step in weaker.plan.steps().iter().filter(|step| old.plan.mode_of(step).is_none()) {
+        // What lies in a root that goes, which has covered it so far: nodes that have no step yet, and those where it only
+        // intended to write below and is to read. Nobody else can have them, and biases are revoked there.
+        let is_new = |step: &&Step| !old.plan.mode_of(step).is_some_and(|mode| mode.covers(step.mode));
+        for step in weaker.plan.steps().iter().filter(is_new) {
             let mut shard = self.table.lock(Place::of(step.node));
-            let held = || self.ledger.held(old.owner_id(), step.node);
+            let held = || match (old.owner_id(), old.plan.mode_of(step)) {
+                // Nobody's guard, but it does not exclude itself.
+                (None, Some(mode)) => ModeCounts::of(mode),
+                (owner, _) => self.ledger.held(owner, step.node),
+            };
             let taken = shard.take(*step, Stamp::NEWCOMER, &self.ledger, held);
             debug_assert!(!matches!(taken, Grant::Refused(_)), "it was covered");
         }
         let old = self.ledger.weaken(key, SharedRequest::clone(&weaker));
         let mut due = Due::default();
         for step in old.plan.steps().iter().rev() {
-            let kept = weaker.plan.mode_of(step);
+            let kept = weaker.plan.mode_of(step).filter(|&mode| step.mode.covers(mode));
             if kept == Some(step.mode) {
                 continue;
             }

@@ -22,7 +22,7 @@ use crate::core::path::TreePath;
 use crate::core::plan::Step;
 use crate::sync::{CachePadded, Mutex, MutexGuard, SHARDS};
 use crate::thread::bias::{self, Heats, InTheWay, Tags};
-use crate::thread::ledger::{Ledger, LetOn};
+use crate::thread::ledger::{Key, Ledger, LetOn};
 use crate::thread::moving::{Moving, Turn};
 use crate::thread::own::{Former, Hints, Owners};
 use crate::thread::waiter::Waiter;
@@ -339,12 +339,26 @@ impl LockedShard<'_> {
         self.change(node, ledger, due, |node, let_on| node.downgrade(from, to, let_on));
     }
 
-    /// Takes a waiter out of its queue; `false` if it had been let on before.
-    pub(crate) fn cancel<P>(&mut self, node: NodeId, ticket: Ticket, ledger: &Ledger<P>, due: &mut Due) -> bool
+    /// Takes a waiter out of its queue; `false` if it had been let on before. The ledger knows of that before it knows of
+    /// those who are let on by that, so that nobody is seen to have overtaken it.
+    pub(crate) fn cancel<P>(
+        &mut self,
+        key: Key,
+        node: NodeId,
+        ticket: Ticket,
+        ledger: &Ledger<P>,
+        due: &mut Due,
+    ) -> bool
     where
         P: TreePath + ?Sized,
     {
-        self.change(node, ledger, due, |node, let_on| node.cancel(ticket, let_on))
+        self.change(node, ledger, due, |node, let_on| {
+            let is_out = node.cancel(ticket, let_on);
+            if is_out {
+                ledger.stop_waiting(key);
+            }
+            is_out
+        })
     }
 
     #[inline]

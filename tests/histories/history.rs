@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use treelock::{ArcTreeLockGuard, Deadlock, Holder, LockError, Mode};
+use treelock::{ArcTreeLockGuard, Deadlock, HeldLock, Holder, LockError, LockOwner, Mode};
 
 pub(crate) const WORKERS: usize = 4;
+
+/// The explicit owners, which no worker keeps for longer than one request.
+pub(crate) const OWNERS: usize = 2;
 
 /// Nothing here takes a thousandth of it; who waits for longer waits for ever.
 const FOR_EVER: Duration = Duration::from_secs(20);
@@ -56,6 +59,9 @@ pub(crate) struct History {
     lock: Arc<Lock>,
     held: Held,
     arcs: BTreeMap<Id, ArcTreeLockGuard<str>>,
+    /// Those that no request borrows, and what they hold.
+    owners: [Option<LockOwner<str>>; OWNERS],
+    handed: BTreeMap<Id, (usize, HeldLock)>,
     commands: Vec<Sender<Command>>,
     answers: Receiver<(usize, Option<Id>, Answer)>,
     threads: Vec<JoinHandle<()>>,
@@ -90,10 +96,13 @@ impl History {
             threads.push(thread::Builder::new().name(name(me)).spawn(work).expect("a thread can be spawned"));
             commands.push(command);
         }
+        let owners = std::array::from_fn(|_| Some(lock.owner()));
         History {
             lock,
             held: Held::default(),
             arcs: BTreeMap::new(),
+            owners,
+            handed: BTreeMap::new(),
             commands,
             answers,
             threads,
@@ -109,6 +118,10 @@ impl History {
         match op {
             Op::Ask(worker, kind, how, paths) => {
                 let idle = self.idle();
+                let kind = match kind {
+                    Kind::Handed(number) if self.owners[number].is_none() => Kind::Plain,
+                    kind => kind,
+                };
                 if !idle.is_empty() {
                     self.ask(idle[worker % idle.len()], kind, how, paths);
                 }
@@ -156,17 +169,26 @@ impl History {
         let owner = match kind {
             Kind::Plain => Owner::Thread(worker),
             Kind::Arc => Owner::Itself,
+            Kind::Handed(number) => Owner::Thread(WORKERS + number),
         };
         let verdict = self.held.verdict(owner, &request);
         let how = match (how, verdict) {
             (How::Lock, Verdict::Refused | Verdict::Open) if self.waiting == Waiting::Never => How::Try,
+            // It takes refusals.
+            (How::Lock, _) if matches!(kind, Kind::Handed(_)) => How::LongFor,
             (how, _) => how,
         };
         let met = self.meets(owner, &request);
         let id = self.held.wait(worker, owner, request.clone());
         self.met.insert(id, met);
         self.asked[worker] = Some(Asked { id, owner, request: request.clone(), how });
-        self.commands[worker].send(Command::Ask(id, kind, how, paths)).expect("the worker lives");
+        let command = match kind {
+            Kind::Handed(number) => {
+                Command::AskBy(id, self.owners[number].take().expect("no request borrows it"), how, paths)
+            }
+            kind => Command::Ask(id, kind, how, paths),
+        };
+        self.commands[worker].send(command).expect("the worker lives");
         match how {
             How::Lock | How::LongFor | How::BriefFor => self.settle(),
             How::Try | How::For(_) | How::UntilPast => self.hear_of(id),
@@ -186,16 +208,43 @@ impl History {
 
     fn change(&mut self, id: Id, change: Change) {
         let party = self.held.holders[&id].clone();
+        let handed = self.handed.remove(&id);
+        let mut roots = Vec::new();
         match change {
             Change::Downgrade => self.held.downgrade(id),
-            Change::Drop | Change::Unwind | Change::DropAt(_) => drop(self.held.release(id)),
+            Change::Release(some) if handed.is_none() => {
+                let all = party.request.reads.iter().chain(&party.request.writes).enumerate();
+                let some: Vec<Way> =
+                    all.filter(|(index, _)| some & (1 << index) != 0).map(|(_, way)| way.clone()).collect();
+                roots = some.iter().map(text).collect();
+                self.held.release_roots(id, &some);
+            }
+            Change::Release(_) | Change::Drop | Change::Unwind | Change::DropAt(_) => drop(self.held.release(id)),
         }
-        let Some(guard) = self.arcs.remove(&id) else {
-            self.commands[party.thread].send(Command::Change(id, change)).expect("the worker lives");
+        if let Some((number, held)) = handed {
+            let owner = self.owners[number].as_mut().expect("no request borrows it");
+            return match change {
+                Change::Downgrade => {
+                    owner.downgrade(&held);
+                    self.handed.insert(id, (number, held));
+                }
+                _ => owner.release(held),
+            };
+        }
+        let Some(mut guard) = self.arcs.remove(&id) else {
+            let command = match change {
+                Change::Release(_) => Command::Release(id, roots),
+                change => Command::Change(id, change),
+            };
+            self.commands[party.thread].send(command).expect("the worker lives");
             return self.hear_done(party.thread);
         };
         match change {
             Change::Downgrade => drop(self.arcs.insert(id, guard.downgrade())),
+            Change::Release(_) => {
+                guard.release(&roots).expect("they are its roots");
+                self.arcs.insert(id, guard);
+            }
             Change::DropAt(worker) if self.idle().contains(&worker) => {
                 self.commands[worker].send(Command::DropArc(guard)).expect("the worker lives");
                 self.hear_done(worker);
@@ -213,7 +262,10 @@ impl History {
     /// The guards that are not in the hands of a thread that waits.
     fn changeable(&self) -> Vec<Id> {
         let idle = self.idle();
-        let reachable = |id: &Id, thread: usize| self.arcs.contains_key(id) || idle.contains(&thread);
+        let reachable = |id: &Id, thread: usize| match self.handed.get(id) {
+            Some(&(number, _)) => self.owners[number].is_some(),
+            None => self.arcs.contains_key(id) || idle.contains(&thread),
+        };
         self.held.holders.iter().filter(|(id, holder)| reachable(id, holder.thread)).map(|(&id, _)| id).collect()
     }
 
@@ -242,6 +294,21 @@ impl History {
         let how = self.asked[worker].as_ref().map(|asked| asked.how);
         let (Some(id), Some(how)) = (id, how) else { return Some((worker, id)) };
         let party = self.held.stop_waiting(id);
+        let mut by = None;
+        let answer = match answer {
+            Answer::By(owner, got) => {
+                let Owner::Thread(number) = party.owner else { unreachable!("it has an owner") };
+                self.owners[number - WORKERS] = Some(owner);
+                match got {
+                    Ok(held) => {
+                        by = Some((number - WORKERS, held));
+                        Answer::Granted(None)
+                    }
+                    Err(error) => Answer::Refused(error),
+                }
+            }
+            answer => answer,
+        };
         match answer {
             Answer::Granted(guard) => {
                 let excluded = self.held.holders.values().find(|holder| holder.excludes(party.owner, &party.request));
@@ -250,6 +317,7 @@ impl History {
                 self.held.holders.insert(id, party);
                 self.seen.granted += 1;
                 self.arcs.extend(guard.map(|guard| (id, guard)));
+                self.handed.extend(by.map(|held| (id, held)));
             }
             Answer::Refused(LockError::WouldBlock) => {
                 assert_eq!(how, How::Try);
@@ -270,7 +338,7 @@ impl History {
                 self.seen.deadlocks += 1;
                 assert!(self.waits_in_a_circle(worker), "G2: no deadlock, {:?}\n{text}", self.held);
             }
-            Answer::Done => unreachable!("it names no request"),
+            Answer::Done | Answer::By(..) => unreachable!("it names no request, or is taken apart"),
         }
         Some((worker, Some(id)))
     }
@@ -352,7 +420,8 @@ impl History {
     }
 
     /// The waiters that a new request cannot pass: it conflicts with them where they wait, or with what they have
-    /// on the way there. Whose owner holds up somebody who waits may go ahead, so it meets nobody (conversions).
+    /// on the way there; or each has one root, and the specification says so. Whose owner holds up somebody who waits may go
+    /// ahead, so it meets nobody (conversions).
     fn meets(&self, owner: Owner, request: &Request) -> BTreeSet<Id> {
         let mut own = self.held.holders.values().filter(|holder| owner != Owner::Itself && holder.owner == owner);
         let holds_up =
@@ -369,8 +438,13 @@ impl History {
                 || clash(&request.writes, &waiter.reads)
                 || clash(&request.reads, &waiter.writes)
         };
+        let holds_nothing = !self.held.holders.values().any(|holder| owner != Owner::Itself && holder.owner == owner);
+        let goes_before = |waiter: &Request, at: &Way| holds_nothing && waiter.goes_before(at, request);
         let waits = self.waits_at.iter().filter_map(|(id, at)| Some((id, self.held.waiters.get(id)?, at)));
-        waits.filter(|(_, waiter, at)| cannot_pass(&waiter.request, at)).map(|(&id, ..)| id).collect()
+        waits
+            .filter(|(_, waiter, at)| cannot_pass(&waiter.request, at) || goes_before(&waiter.request, at))
+            .map(|(&id, ..)| id)
+            .collect()
     }
 
     /// Whether the request that `before` waits with, or has just waited with, conflicts with one that `after` does, or
@@ -379,8 +453,9 @@ impl History {
         let (Some(waits), Some(next)) = (&self.asked[before], &self.asked[after]) else { return false };
         let behind = before != after && waits.request.conflicts_with(&next.request);
         let mut holders = self.held.holders.iter().filter(|(id, _)| **id != next.id);
-        let stopped = holders
-            .any(|(_, holder)| holder.owner == Owner::Thread(after) && holder.excludes(waits.owner, &waits.request));
+        // What it pins: its plain guards, and what the owner has that it asks by.
+        let pins = |owner: Owner| owner == Owner::Thread(after) || (owner != Owner::Itself && owner == next.owner);
+        let stopped = holders.any(|(_, holder)| pins(holder.owner) && holder.excludes(waits.owner, &waits.request));
         behind || stopped
     }
 
@@ -419,6 +494,10 @@ fn name(worker: usize) -> String {
 
 fn number(name: &str) -> usize {
     name.strip_prefix("worker-").expect("it names a worker").parse().expect("it has a number")
+}
+
+fn text(way: &Way) -> String {
+    String::from_utf8(way.0.join(&b'/')).expect("it was text")
 }
 
 fn way(segments: &[String]) -> Way {

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
-use treelock::{ArcTreeLockGuard, LockError, TreeLock, TreeLockGuard};
+use treelock::{ArcTreeLockGuard, HeldLock, LockError, LockOwner, TreeLock, TreeLockGuard};
 
 pub(crate) type Lock = TreeLock<str>;
 
@@ -18,6 +18,8 @@ const BRIEF: Duration = Duration::from_millis(3);
 pub(crate) enum Kind {
     Plain,
     Arc,
+    /// By one of the explicit owners.
+    Handed(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ impl fmt::Debug for Paths {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Change {
     Downgrade,
+    /// Some of its roots, each by a bit; all of what an explicit owner got by one request.
+    Release(u8),
     Drop,
     /// By a panic that unwinds through it.
     Unwind,
@@ -59,12 +63,16 @@ pub(crate) enum Change {
 
 pub(crate) enum Command {
     Ask(Id, Kind, How, Paths),
+    AskBy(Id, LockOwner<str>, How, Paths),
     Change(Id, Change),
+    Release(Id, Vec<String>),
     DropArc(ArcTreeLockGuard<str>),
 }
 
 pub(crate) enum Answer {
     Granted(Option<ArcTreeLockGuard<str>>),
+    /// The owner comes back, with what it got.
+    By(LockOwner<str>, Result<HeldLock, LockError>),
     Refused(LockError),
     /// `lock` panicked.
     Panicked(String),
@@ -91,6 +99,16 @@ pub(crate) fn obey(
                 ),
             ),
             Command::Ask(id, Kind::Arc, how, paths) => (Some(id), answer(|| arc(lock, how, &paths), Some)),
+            Command::Ask(_, Kind::Handed(_), ..) => unreachable!("its owner comes with it"),
+            Command::AskBy(id, mut owner, how, paths) => {
+                let got = handed(&mut owner, how, &paths);
+                (Some(id), Answer::By(owner, got))
+            }
+            Command::Release(id, roots) => {
+                let guard = guards.get_mut(&id).expect("it is held here");
+                guard.release(&roots).expect("they are its roots");
+                (None, Answer::Done)
+            }
             Command::Change(id, change) => {
                 let guard = guards.remove(&id).expect("it is held here");
                 if let Change::Downgrade = change {
@@ -153,6 +171,20 @@ pub(crate) fn arc(
         (How::Lock, [read], []) => Ok(lock.read_arc(read)),
         (How::Lock, [], [write]) => Ok(lock.write_arc(write)),
         (How::Lock, ..) => Ok(lock.lock_arc(reads, writes)),
+    }
+}
+
+pub(crate) fn handed(
+    owner: &mut LockOwner<str>,
+    how: How,
+    Paths { reads, writes }: &Paths,
+) -> Result<HeldLock, LockError> {
+    match how {
+        How::Try => owner.try_lock(reads, writes),
+        How::For(timeout) => owner.try_lock_for(reads, writes, timeout),
+        How::UntilPast => owner.try_lock_until(reads, writes, Instant::now()),
+        How::BriefFor => owner.try_lock_for(reads, writes, BRIEF),
+        How::LongFor | How::Lock => owner.lock(reads, writes),
     }
 }
 
