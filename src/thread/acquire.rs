@@ -1,7 +1,8 @@
 //! How a request is granted, and how it waits.
 //!
-//! A request is planned first (`plan.rs`, user code and all). In the usual case all nodes above its last step are biased,
-//! and it is granted at once: under the mutexes of the last node's shard and of its own register (`bias.rs`).
+//! A request is planned first (`plan.rs`, user code and all), unless the last one of its register asked for the same root. If
+//! all nodes above its roots are biased (`bias.rs`) and its register owns the roots (`own.rs`), it is granted at once, under
+//! the mutex of that register alone. If the register does not own its one root, the shard of that is locked first.
 //!
 //! Else it enters the ledger with what it can publish, and takes the other steps one after the other, ancestors first.
 //! Each is granted by its node (`table.rs`), or it is *contended*: then the ledger is asked what its owner holds there
@@ -9,7 +10,7 @@
 //! passes or it finds itself in a deadlock. A request that gives up gives back the steps it has taken, which wakes
 //! whoever waited behind it (G7).
 //!
-//! A release goes the same ways back, the last node first, so that whoever is let in at an ancestor finds nothing left
+//! A release goes the same way back, the last node first, so that whoever is let in at an ancestor finds nothing left
 //! below it.
 //!
 //! Lock order: whose turn it is to look; a shard of the table; a register of the ledger, or all; a waiter. No user code
@@ -67,38 +68,38 @@ impl Drop for Turn<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry(u64);
 
-/// How a request was granted, and so how its release is tried first.
+/// Under which mutexes a request was granted, and so how its release is tried first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// Under the mutex of its register alone.
-    Owned,
-    /// With the shards of its steps, the last one of which is there.
-    Counted(Place),
+enum GrantedBy {
+    /// That of its register alone.
+    Register,
+    /// Those of shards too; its last step is in that one.
+    Shards(Place),
 }
 
 impl Entry {
-    const WAY_BITS: u32 = 8;
+    const GRANT_BITS: u32 = 8;
 
     #[inline]
-    fn new(key: Key, way: Way) -> Self {
-        const { assert!(SHARDS < 1 << Entry::WAY_BITS) };
-        let way = match way {
-            Way::Owned => 0,
-            Way::Counted(place) => place.number() as u64 + 1,
+    fn new(key: Key, granted_by: GrantedBy) -> Self {
+        const { assert!(SHARDS < 1 << Entry::GRANT_BITS) };
+        let grant = match granted_by {
+            GrantedBy::Register => 0,
+            GrantedBy::Shards(last) => last.number() as u64 + 1,
         };
-        Entry(key.to_word() << Self::WAY_BITS | way)
+        Entry(key.to_word() << Self::GRANT_BITS | grant)
     }
 
     #[inline]
     fn key(self) -> Key {
-        Key::of_word(self.0 >> Self::WAY_BITS)
+        Key::of_word(self.0 >> Self::GRANT_BITS)
     }
 
     #[inline]
-    fn way(self) -> Way {
-        match (self.0 & ((1 << Self::WAY_BITS) - 1)) as usize {
-            0 => Way::Owned,
-            place => Way::Counted(Place::of_number(place - 1)),
+    fn granted_by(self) -> GrantedBy {
+        match (self.0 & ((1 << Self::GRANT_BITS) - 1)) as usize {
+            0 => GrantedBy::Register,
+            place => GrantedBy::Shards(Place::of_number(place - 1)),
         }
     }
 }
@@ -132,7 +133,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let biased = |node| self.table.is_biased(node);
         let spent = match self.only_text(reads, writes) {
             Some(root) => match self.ledger.enter_again(register, root, asker, since, biased) {
-                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
+                Ok(key) => return Ok(Entry::new(key, GrantedBy::Register)),
                 Err(spent) => spent,
             },
             None => self.ledger.spent(register),
@@ -141,7 +142,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.agree_on_frame(reads.iter().chain(writes).map(AsRef::as_ref))?;
         let request = if request.plan.roots().all(|root| self.table.seems_published(register, root)) {
             match self.ledger.enter_owned(register, request, since, biased) {
-                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
+                Ok(key) => return Ok(Entry::new(key, GrantedBy::Register)),
                 Err(request) => request,
             }
         } else {
@@ -154,7 +155,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 let mut shard = self.table.lock(place);
                 shard.contest(last.node, &self.ledger);
                 match self.ledger.enter_granted(register, request, since, biased, || shard.try_grant(last)) {
-                    Ok(key) => return Ok(Entry::new(key, Way::Counted(place))),
+                    Ok(key) => return Ok(Entry::new(key, GrantedBy::Shards(place))),
                     Err(request) => request,
                 }
             }
@@ -206,7 +207,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             index += 1;
         }
         self.ledger.set_state(key, State::Granted);
-        Ok(Entry::new(key, Way::Counted(last)))
+        Ok(Entry::new(key, GrantedBy::Shards(last)))
     }
 
     /// Takes a step that somebody, perhaps its own owner, holds or waits for.
@@ -259,7 +260,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Releases what a guard holds.
     #[inline]
     pub(crate) fn release(&self, entry: Entry) {
-        if entry.way() == Way::Owned {
+        if entry.granted_by() == GrantedBy::Register {
             if let Ok(spent) = self.ledger.leave_owned(entry.key()) {
                 return self.recycle(entry.key(), spent);
             }
@@ -270,9 +271,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Releases what is not published any longer, or was not from the beginning.
     fn release_counted(&self, entry: Entry) {
         let key = entry.key();
-        let place = match entry.way() {
-            Way::Owned => self.ledger.last_of(key).map_or(Place::default(), Place::of),
-            Way::Counted(place) => place,
+        let place = match entry.granted_by() {
+            GrantedBy::Register => self.ledger.last_of(key).map_or(Place::default(), Place::of),
+            GrantedBy::Shards(place) => place,
         };
         let mut due = Due::default();
         let mut shard = self.table.lock(place);

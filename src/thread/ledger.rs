@@ -1,7 +1,7 @@
 //! What is granted and what waits, by request: the lock's memory of who.
 //!
-//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts, and is where intentions on
-//! biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this thread hold
+//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts. What no node counts is
+//! *published* here: intentions on biased nodes (`bias.rs`) and roots that a register owns (`own.rs`). It answers three questions, none of them on the fast path: what does this thread hold
 //! at that node (re-entrancy), who waits for whom (`deadlock.rs`), and who holds what (`inspect.rs`). It is cut into
 //! registers, by thread, each under a mutex of its own, so that a thread writes where no other does.
 //!
@@ -14,8 +14,9 @@
 //!    cancelled. A mark may be stale only if the waiter has been granted, and the [`Waiter`] knows that.
 //! 3. A register's index, where there is one, counts exactly the granted entries of plain guards in it.
 //! 4. An empty register is of constant size.
-//! 5. A bit of `published` is set by the request's thread alone, as it enters; it is taken back under the mutexes of the
-//!    node's shard and of the register (`bias.rs`), or under the mutex of the register, by whoever drops the guard.
+//! 5. A bit of `published` is set while its request is on its way in; it is taken back under the mutexes of the
+//!    node's shard and of the register (`bias.rs`, `own.rs`), or under the mutex of the register, by whoever drops the guard.
+//! 6. A register keeps a few spent requests. Nobody else has them, and roots that are still in them are text.
 //!
 //! Lock order: a shard of the table; registers in the order of their numbers; a waiter.
 
@@ -81,7 +82,7 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     owned: Owned,
     /// How many revocations have been here.
     revocations: u64,
-    /// Spent requests, the last one last (`request.rs`).
+    /// Spent requests, the latest at the end (`request.rs`).
     spent: Vec<SharedRequest<P>>,
 }
 

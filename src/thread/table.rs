@@ -7,13 +7,13 @@
 //! Invariants:
 //!
 //! 1. A node is in its shard exactly while it counts a grant or somebody waits for it; what is only published is in the
-//!    ledger (`bias.rs`). All changes of it happen under the shard's mutex, so none is dropped while somebody looks.
+//!    ledger (`bias.rs`, `own.rs`). All changes of it happen under the shard's mutex, so none is dropped while somebody looks.
 //! 2. Whoever is granted by a change is told so under that mutex, and woken by the caller, who gets it in a
 //!    [`Due`], after the mutex is let go.
 //! 3. A shard's capacity is at most a few times the most that it needs now, and a constant when it is empty.
 //!
-//! Lock order: a shard, then the registers that a revocation goes through, one after the other, or the [`Waiter`]s
-//! that it grants; never two shards.
+//! Lock order: a shard, then the registers that a revocation goes through, one after the other, or the one that owns or is
+//! to own a node, or the [`Waiter`]s that it grants; never two shards.
 
 use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::{Node, Ticket};
@@ -151,7 +151,7 @@ impl Table {
         }
     }
 
-    /// Turns what a request has published on a node into a count of it, if it still is.
+    /// Turns what a request has published on a node into a count of it, if it still is. `unpublish` takes back an intention.
     pub(crate) fn count<P>(&self, step: Step, ledger: &Ledger<P>, unpublish: impl FnOnce() -> bool)
     where
         P: TreePath + ?Sized,
