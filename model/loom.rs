@@ -1210,19 +1210,22 @@ fn owned_leaf_is_owned_by_another_in_between() {
     });
 }
 
-/// G1, G7: a request of two roots of which its register owns one; nothing of it is left, whoever takes that back.
+/// G1, G7: a request of two roots of which its register owns one, be it the first or the last in the plan; nothing of it is
+/// left, whoever takes that back.
 #[test]
 fn several_roots_of_which_one_is_owned() {
-    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
-        own(lock, "a/b");
-        let cell = Protected::new();
-        let other = writer(lock, "a/b", &cell);
-        for _ in 0..2 {
-            let _guard = lock.lock(&[], &["a/b", "a/c"]);
-            cell.write();
-        }
-        other.join().unwrap();
-    });
+    for owned in ["a/b", "a/c"] {
+        model(Bounds { quick: 3, slow: Some(5) }, move |lock| {
+            own(lock, owned);
+            let cell = Protected::new();
+            let other = writer(lock, owned, &cell);
+            for _ in 0..2 {
+                let _guard = lock.lock(&[], &["a/b", "a/c"]);
+                cell.write();
+            }
+            other.join().unwrap();
+        });
+    }
 }
 
 /// G1, G7: the same where it owns both, and the other thread owns one of them meanwhile.

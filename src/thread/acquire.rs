@@ -1,7 +1,8 @@
 //! How a request is granted, and how it waits.
 //!
-//! A request is planned first (`plan.rs`, user code and all). In the usual case all nodes above its last step are biased,
-//! and it is granted at once: under the mutexes of the last node's shard and of its own register (`bias.rs`). Else:
+//! A request is planned first (`plan.rs`, user code and all), unless the last one of its register asked for the same root. If
+//! all nodes above its roots are biased (`bias.rs`) and its register owns the roots (`own.rs`), it is granted at once, under
+//! the mutex of that register alone. If the register does not own its one root, the shard of that is locked first. Else:
 //!
 //! - A `try_lock` is decided at one moment: it locks the shards of all its nodes, in order, and takes all steps or none. So
 //!   it never holds anything for a while that others could be refused for (G4).
@@ -9,7 +10,7 @@
 //!   it queues, is marked in the ledger and parks; whoever lets it on walks it on, and wakes it when it holds everything.
 //!   It may also give up: when its deadline passes, or it finds itself in a deadlock. Then it gives back what it has taken.
 //!
-//! A release goes the same ways back, the last node first, so that whoever is let in at an ancestor finds nothing left
+//! A release goes the same way back, the last node first, so that whoever is let in at an ancestor finds nothing left
 //! below it. A thread that changes a node walks on those that it lets on there before it does anything else
 //! ([`TreeLock::move_on`]), and wakes those that hold everything when it has let go of all internal locks.
 //!
@@ -87,38 +88,38 @@ impl Stamps {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry(u64);
 
-/// How a request was granted, and so how its release is tried first.
+/// Under which mutexes a request was granted, and so how its release is tried first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// Under the mutex of its register alone.
-    Owned,
-    /// With the shards of its steps, the last one of which is there.
-    Counted(Place),
+enum GrantedBy {
+    /// That of its register alone.
+    Register,
+    /// Those of shards too; its last step is in that one.
+    Shards(Place),
 }
 
 impl Entry {
-    const WAY_BITS: u32 = 8;
+    const GRANT_BITS: u32 = 8;
 
     #[inline]
-    fn new(key: Key, way: Way) -> Self {
-        const { assert!(SHARDS < 1 << Entry::WAY_BITS) };
-        let way = match way {
-            Way::Owned => 0,
-            Way::Counted(place) => place.number() as u64 + 1,
+    fn new(key: Key, granted_by: GrantedBy) -> Self {
+        const { assert!(SHARDS < 1 << Entry::GRANT_BITS) };
+        let grant = match granted_by {
+            GrantedBy::Register => 0,
+            GrantedBy::Shards(last) => last.number() as u64 + 1,
         };
-        Entry(key.to_word() << Self::WAY_BITS | way)
+        Entry(key.to_word() << Self::GRANT_BITS | grant)
     }
 
     #[inline]
     fn key(self) -> Key {
-        Key::of_word(self.0 >> Self::WAY_BITS)
+        Key::of_word(self.0 >> Self::GRANT_BITS)
     }
 
     #[inline]
-    fn way(self) -> Way {
-        match (self.0 & ((1 << Self::WAY_BITS) - 1)) as usize {
-            0 => Way::Owned,
-            place => Way::Counted(Place::of_number(place - 1)),
+    fn granted_by(self) -> GrantedBy {
+        match (self.0 & ((1 << Self::GRANT_BITS) - 1)) as usize {
+            0 => GrantedBy::Register,
+            place => GrantedBy::Shards(Place::of_number(place - 1)),
         }
     }
 }
@@ -155,7 +156,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let biased = |node| self.table.is_biased(node);
         let spent = match only_text::<P, R, W>(reads, writes) {
             Some(root) => match self.ledger.enter_again(register, root, asker, since, biased) {
-                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
+                Ok(key) => return Ok(Entry::new(key, GrantedBy::Register)),
                 Err(spent) => spent,
             },
             None => self.ledger.spent(register),
@@ -163,7 +164,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let request = Request::new(spent, &self.seeds, reads, writes, asker)?;
         let request = if request.plan.roots().all(|root| self.table.seems_published(register, root)) {
             match self.ledger.enter_owned(register, request, since, biased) {
-                Ok(key) => return Ok(Entry::new(key, Way::Owned)),
+                Ok(key) => return Ok(Entry::new(key, GrantedBy::Register)),
                 Err(request) => request,
             }
         } else {
@@ -176,7 +177,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 let mut shard = self.table.lock(place);
                 shard.contest(last.node, &self.ledger);
                 match self.ledger.enter_granted(register, request, since, biased, || shard.try_grant(last)) {
-                    Ok(key) => return Ok(Entry::new(key, Way::Counted(place))),
+                    Ok(key) => return Ok(Entry::new(key, GrantedBy::Shards(place))),
                     Err(request) => request,
                 }
             }
@@ -216,7 +217,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let is_refused = taken < steps.len();
             let may_go = !is_refused && ahead.moves.is_empty();
             if may_go && self.ledger.grant_below(key, above, biased) {
-                return Ok(Entry::new(key, Way::Counted(last_place(&request))));
+                return Ok(Entry::new(key, GrantedBy::Shards(last_place(&request))));
             }
             let mut nobody = Due::default();
             for step in steps.iter().take(taken).rev() {
@@ -291,7 +292,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             }
             _ => self.ledger.grant(key),
         }
-        Ok(Entry::new(key, Way::Counted(last_place(request))))
+        Ok(Entry::new(key, GrantedBy::Shards(last_place(request))))
     }
 
     /// Parks until the request holds everything; or gives up, with the number of steps that it has taken.
@@ -428,7 +429,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Releases what a guard holds.
     #[inline]
     pub(crate) fn release(&self, entry: Entry) {
-        if entry.way() == Way::Owned {
+        if entry.granted_by() == GrantedBy::Register {
             if let Ok(spent) = self.ledger.leave_owned(entry.key()) {
                 return self.recycle(entry.key(), spent);
             }
@@ -439,9 +440,9 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Releases what is not published any longer, or was not from the beginning.
     fn release_counted(&self, entry: Entry) {
         let key = entry.key();
-        let place = match entry.way() {
-            Way::Owned => self.ledger.last_of(key).map_or(Place::default(), Place::of),
-            Way::Counted(place) => place,
+        let place = match entry.granted_by() {
+            GrantedBy::Register => self.ledger.last_of(key).map_or(Place::default(), Place::of),
+            GrantedBy::Shards(place) => place,
         };
         let mut due = Due::default();
         let mut shard = self.table.lock(place);
@@ -543,7 +544,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             drop(shard);
             self.move_on(&mut due);
         }
-        Entry::new(key, Way::Counted(last))
+        Entry::new(key, GrantedBy::Shards(last))
     }
 
     /// Turns the writes of a guard into reads.

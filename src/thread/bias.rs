@@ -12,11 +12,13 @@
 //!    its register, and who revokes takes the tag back before it locks that. So of the two, who comes later at that
 //!    mutex sees the other, and no publication is missed.
 //! 2. All tags of a shard are changed under the shard's mutex. While a tag stands, nobody holds or awaits the node in a
-//!    strong mode.
+//!    strong mode, and no register owns it (`own.rs`).
 //! 3. Who sets a tag has the shard's mutex, and so comes after all who held the node in a strong mode; who publishes
 //!    reads the tag with *acquire*, and so comes after them too, though the two may have no mutex in common.
 //! 4. What was turned into a count stays one until it is released.
 //! 5. A node and all others of its tag are in one shard and are revoked together: tags are a part of the id.
+//!
+//! A register remembers below which nodes all were biased, and is made to forget by every revocation: invariant 5 of `own.rs`.
 //!
 //! A node gets a bias when it has been granted in weak modes often enough; the more the last revocation in this lock had to
 //! look through, the more often. So a revocation is paid for by the grants before it.

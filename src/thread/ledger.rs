@@ -1,9 +1,10 @@
 //! What is granted and what waits, by request: the lock's memory of who.
 //!
-//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts, and is where
-//! intentions on biased nodes are held (`bias.rs`). It answers three questions, none of them on the fast path: what does this
-//! owner hold at that node (re-entrancy), who waits for whom (`parties.rs`), and who holds what (`report.rs`). It is cut into
-//! registers, by owner, each under a mutex of its own, so that a thread writes where no other does.
+//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts. What no node counts is
+//! *published* here: intentions on biased nodes (`bias.rs`) and roots that a register owns (`own.rs`). It answers three
+//! questions, none of them on the fast path: what does this owner hold at that node (re-entrancy), who waits for whom
+//! (`parties.rs`), and who holds what (`report.rs`). It is cut into registers, by owner, each under a mutex of its own, so
+//! that a thread writes where no other does.
 //!
 //! ```text
 //!            ┌────────────────────────── granted without waiting ─────────────────────────┐
@@ -24,8 +25,9 @@
 //! 4. An empty register is of constant size.
 //! 5. All registers are of one frame, and so are all requests in them whose paths have one. It changes while the whole
 //!    ledger is locked and has no such request; so a request that enters compares its own with that of its register alone.
-//! 6. A bit of `published` is set by whoever walks the request, as it enters; it is taken back under the mutexes of the
-//!    node's shard and of the register (`bias.rs`), or under the mutex of the register, by whoever drops the guard.
+//! 6. A bit of `published` is set while its request is on its way in; it is taken back under the mutexes of the node's shard
+//!    and of the register (`bias.rs`, `own.rs`), or under the mutex of the register, by whoever drops the guard.
+//! 7. A register keeps a few spent requests. Nobody else has them, and roots that are still in them are text.
 //!
 //! Lock order: shards of the table; registers in the order of their numbers; a waiter.
 
@@ -92,7 +94,7 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     owned: Owned,
     /// How many revocations have been here.
     revocations: u64,
-    /// Spent requests, the last one last (`request.rs`).
+    /// Spent requests, the latest at the end (`request.rs`).
     spent: Vec<SharedRequest<P>>,
 }
 

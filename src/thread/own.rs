@@ -1,39 +1,40 @@
-//! Which nodes a register of the ledger *owns*: a thread that takes the same sub-trees again and again takes them by
+//! Which nodes a register of the ledger *owns*: a thread that takes the same sub-trees again and again takes them under
 //! the mutex of its register alone, without a shard and without a node in the table.
 //!
-//! A bias (`bias.rs`) does this for the intentions of a request, ownership for its roots. The last step of a request is
-//! then *published* like those above it: a bit of its entry says so. An owned node is free, or held by exactly one
-//! entry of its owner. Everything else goes by the shard, and first takes ownership back (*disowns* the node), which
-//! turns what is published there into a count: a request of another register, a second request of this one, and an
-//! intention of who goes below the node.
+//! A bias (`bias.rs`) does this for the intentions of a request, ownership for its roots. A step in S or X on an owned
+//! node is *published*, like the intentions above it: a bit of the request's entry says so, and no node counts it. An owned
+//! node is free, or held by exactly one entry of its register. For everything else the node is *disowned* first, under
+//! the mutex of its shard, which turns what is published there into a count: a request of another register, a second
+//! request of this one, an intention on the node by a request that goes below it.
 //!
 //! ```text
-//!             released by one register so often that it pays
-//!   counted ────────────────────────────────────────────────> owned, free ──> owned, held by one entry ──┐
-//!      ^                                                         │   ^                  │                │
-//!      └────────── somebody else comes to the shard ─────────────┴───┼──────────────────┘                │
-//!                                                                    └────────── released ───────────────┘
+//!              released by one register several times in a row
+//!   in the table ───────────────────────────────────────────────> owned and free ───── granted ────> owned and held
+//!        ^                                                           │        ^                        │       │
+//!        └──────────────────────────── disowned ─────────────────────┴────────┼────────────────────────┘       │
+//!                                                                             └────────── released ────────────┘
 //! ```
 //!
 //! Invariants:
 //!
-//! 1. What a register owns is in its [`Owned`], which changes under the register's mutex alone. A node gets there under
-//!    the mutex of its shard too, at a moment when nobody holds or awaits it; it leaves under either.
-//! 2. While a node is owned, the table has no node for it and no tag stands for it. So whoever comes to its shard looks
-//!    first who owns it, in [`Owners`], and disowns it.
-//! 3. The `Owners` of a shard name the register of every owned node of that shard. They may name one that has given up
-//!    the node for another: then there is nothing to take back.
-//! 4. An owned node that is held has the place of its holder, an entry that has published its last step there; and an
-//!    entry that has published a step in a mode of its own (S, X) holds a node that its register owns.
-//! 5. [`Owned`] may remember of a node that all nodes above it were biased. A revocation of any bias goes through all
-//!    registers, and makes each of them forget that. So a request that finds it remembered need not look at the tags:
-//!    the revocation comes to the register later, and finds what the request has published.
+//! 1. What a register owns is in its [`Owned`], which changes under the register's mutex. A node gets in under the mutex of
+//!    its shard too, when nobody holds or awaits it.
+//! 2. While a node is owned, the table has no node for it and no tag stands for it. So a request that comes to its shard
+//!    disowns it before anything else.
+//! 3. The [`Owners`] of a shard name the register of each owned node of that shard. They may also name a register that has
+//!    given up the node for another one: then there is nothing to take back.
+//! 4. A held node knows the place of its holder, whose entry has that step published. An entry that has a step in S or
+//!    X published holds a node that its register owns.
+//! 5. [`Owned`] may remember of a node that all nodes above it are biased. A revocation of any bias goes through all
+//!    registers after it has taken back the tag, and makes each of them forget that. So a request that relies on it comes
+//!    to the register before the revocation, which then finds what it has published.
+//! 6. All nodes of one tag are in one shard and are disowned together, as they are revoked together (`bias.rs`).
 //!
-//! A register comes to own a node when it has released it so many times in a row with nobody else there. Each time
-//! ownership is taken back that takes twice as many: nodes that several threads take in turn are soon left alone.
+//! A register comes to own a node when it has released the node so often in a row and left nobody there. Each time
+//! the node is disowned that takes twice as often, so nodes that several threads take in turn are soon left alone.
 //!
-//! Bounded (G6): so many nodes for each register, and so many for each shard. Where there is no room, those that are used
-//! stay.
+//! The number of nodes that a register owns, and of those that are owned in a shard, is bounded (G6). Where there is no
+//! room, those that are in use stay.
 
 use crate::core::node_id::NodeId;
 use crate::sync::{AtomicU32, MOST_TO_OWN, OWNED_SETS, OWNED_WAYS, OWNERS, Ordering, SHARDS, TO_OWN};
@@ -185,7 +186,7 @@ struct Owner {
     enough: u16,
 }
 
-/// A register that may own nodes of that tag, which has lost its place among the owned.
+/// A register that may own nodes of that tag, which are to be disowned.
 pub(crate) struct Former {
     pub(crate) register: usize,
     pub(crate) tag: u64,
@@ -258,6 +259,10 @@ impl Owners {
     pub(crate) fn is_left_free(&mut self, node: NodeId, register: usize) -> bool {
         let Some(place) = self.place(node) else { return false };
         let owner = &mut self.owners[place];
+        if owner.owns {
+            // Another node of this tag.
+            return false;
+        }
         if usize::from(owner.register) != register {
             (owner.register, owner.run) = (register as u16, 0);
         }

@@ -7,7 +7,7 @@
 //! Invariants:
 //!
 //! 1. A node is in its shard exactly while it counts a grant or somebody waits for it; what is only published is in the
-//!    ledger (`bias.rs`). All changes of it happen under the shard's mutex, so none is dropped while somebody looks.
+//!    ledger (`bias.rs`, `own.rs`). All changes of it happen under the shard's mutex, so none is dropped while somebody looks.
 //! 2. A request that a change lets on is marked in the ledger under that mutex: as granted, to be woken; or as a mover, to
 //!    be walked on. The caller gets both in a [`Due`], and does it after the mutex is let go.
 //! 3. A shard's capacity is at most a few times the most that it needs now, and a constant when it is empty.
@@ -155,7 +155,7 @@ impl Table {
         self.shard(node).lock().moving.arrived(node);
     }
 
-    /// Turns what a request has published on a node into a count of it, if it still is.
+    /// Turns what a request has published on a node into a count of it, if it still is. `unpublish` takes back an intention.
     pub(crate) fn count<P>(&self, step: Step, ledger: &Ledger<P>, unpublish: impl FnOnce() -> bool)
     where
         P: TreePath + ?Sized,
