@@ -273,7 +273,8 @@ mod tests {
         plan.build::<str, _>(&seeds, reads, writes).unwrap();
         let order: Vec<_> = plan.steps().iter().map(|step| (step.depth, step.node)).collect();
         assert!(order.is_sorted_by(|one, next| one < next), "invariant 2");
-        let mut told: Vec<_> = plan.steps().iter().map(|step| format!("{} {}", names[&step.node], step.mode)).collect();
+        let mut told: Vec<_> =
+            plan.steps().iter().map(|step| format!("{} {}", names[&step.node], step.mode)).collect();
         told.sort();
         told
     }

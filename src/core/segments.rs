@@ -97,7 +97,8 @@ impl<'a> Segments<'a> {
         let Some(known) = self.known.take() else { return 0 };
         let shared = common_prefix(known, text);
         // A segment that ends there has told all before it, and is one of both if it ends there in both.
-        let ends = |step: &Step| step.end as usize <= shared && text.get(step.end as usize).is_none_or(|&byte| byte == b'/');
+        let ends =
+            |step: &Step| step.end as usize <= shared && text.get(step.end as usize).is_none_or(|&byte| byte == b'/');
         let kept = self.way[self.floor..].iter().rposition(ends).map_or(0, |last| last + 1);
         self.way.truncate(self.floor + kept);
         // The root ends where the text begins.

@@ -211,15 +211,13 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
     /// A spent request of the register, if it keeps one.
     pub(crate) fn spent(&self, register: usize) -> Option<SharedRequest<P>> {
-        if SPARES == 0 { None } else { self.registers[register].lock().spent.pop() }
+        self.registers[register].lock().spent.pop()
     }
 
     /// Keeps a spent request.
     pub(crate) fn keep(&self, register: usize, request: SharedRequest<P>) {
-        if SPARES > 0 {
-            // What is not kept is dropped after the register is let go.
-            let _dropped = self.registers[register].lock().keep(request);
-        }
+        // What is not kept is dropped after the register is let go.
+        let _dropped = self.registers[register].lock().keep(request);
     }
 
     /// Enters the register's last request again, as [`enter_owned`](Ledger::enter_owned) does, if it asked for that root
@@ -233,9 +231,6 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         since: Moment,
         biased: impl Fn(NodeId) -> bool,
     ) -> Result<Key, Option<SharedRequest<P>>> {
-        if SPARES == 0 {
-            return Err(None);
-        }
         let mut guard = self.registers[register].lock();
         let locked = &mut *guard;
         let Some(mut request) = locked.spent.pop() else { return Err(None) };
@@ -289,7 +284,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
         register.index(key.index, ModeCounts::remove);
         let request = register.remove(key.index);
-        Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
+        Ok(if request.may_stay { register.keep(request) } else { Some(request) })
     }
 
     /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
@@ -323,11 +318,13 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         let Register { owned, entries, .. } = &mut *guard;
         let entry = &mut entries[key.index];
         let steps = entry.request.plan.steps().iter().take(MOST_PUBLISHED).skip(from);
-        let count = steps.take_while(|step| may_publish(step, owned, &biased) && {
-            if !step.mode.is_intention() {
-                owned.hold(step.node, key.index);
+        let count = steps.take_while(|step| {
+            may_publish(step, owned, &biased) && {
+                if !step.mode.is_intention() {
+                    owned.hold(step.node, key.index);
+                }
+                true
             }
-            true
         });
         let count = count.count();
         entry.published |= first_bits(from + count) & !first_bits(from);
@@ -354,7 +351,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             {
                 release(last.node, entry.access.mode(last.mode), &mut register.owned);
                 let request = register.remove(key.index);
-                Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
+                Ok(if request.may_stay { register.keep(request) } else { Some(request) })
             }
             _ => {
                 entry.state = State::Walking;
@@ -535,7 +532,14 @@ fn count<P: TreePath + ?Sized>(held: &mut Held, entry: &Entry<P>, change: fn(&mu
 
 impl<P: TreePath + ?Sized> Default for Register<P> {
     fn default() -> Self {
-        Register { entries: Places::with_capacity(0), held: None, unasked: 0, owned: Owned::default(), revocations: 0, spent: Vec::new() }
+        Register {
+            entries: Places::with_capacity(0),
+            held: None,
+            unasked: 0,
+            owned: Owned::default(),
+            revocations: 0,
+            spent: Vec::new(),
+        }
     }
 }
 

@@ -79,7 +79,11 @@ impl Drop for Due {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Table { shards: (0..SHARDS).map(|_| CachePadded::default()).collect(), tags: Tags::new(), hints: Hints::new() }
+        Table {
+            shards: (0..SHARDS).map(|_| CachePadded::default()).collect(),
+            tags: Tags::new(),
+            hints: Hints::new(),
+        }
     }
 
     /// Whether the step seems to be one that a request of that register publishes.
