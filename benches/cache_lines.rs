@@ -19,6 +19,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 use treelock::TreeLock;
 
 const PEERS: [&str; 4] = ["treelock", "plain counters", "mutex + map", "dashmap"];
@@ -112,6 +113,8 @@ fn take_turns(peer: &impl Peer<str>, threads: usize) {
             for (turn, ended) in &turns {
                 turn.send(()).expect("it waits for its turn");
                 ended.recv().expect("it ends its turn");
+                // It has told so and is not yet back at its wait: what it does there belongs to nobody's list.
+                thread::sleep(Duration::from_millis(20));
             }
         }
     });

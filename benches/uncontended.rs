@@ -2,8 +2,8 @@
 //!
 //! By nodes from the root to the path, for `str` and `Path`, write and read. *Warm* is one path again and again.
 //! *Cold* is any of 20,000 paths of 9 nodes which share 5 of them; peers never drop a node, so they know them all
-//! already. *Four roots* are four leaves in one folder: treelock takes them by one request, the peers one after
-//! the other. Python's `treelock` joins on the path of 9 nodes if it can be installed, in `target/`.
+//! already. *In turns* are 16 leaves in one folder, one after the other. *Four roots* are four leaves in one folder:
+//! treelock takes them by one request, the peers one after the other. Python's `treelock` joins on the path of 9 nodes if it can be installed, in `target/`.
 
 mod common;
 
@@ -52,6 +52,8 @@ fn special<P: ?Sized + Name>(bench: &mut Bench, rows: &mut Vec<Vec<String>>, acc
         (0..20_000).map(|leaf| [P::of(leak(format!("{folder}/{leaf}/alpha/tables/users")))]).collect();
     cold.shuffle(&mut SmallRng::seed_from_u64(4));
     compare(bench, rows, &format!("{verb} {} 9 nodes cold", P::SPELLING), 9, access, leak(cold));
+    let turns = (0..16).map(|leaf| [P::of(leak(path_of(9, &format!("leaf {leaf}"))))]).collect::<Vec<_>>();
+    compare(bench, rows, &format!("{verb} {} 9 nodes in turns", P::SPELLING), 9, access, leak(turns));
     let four = ["items", "logs", "orders", "users"].map(|leaf| P::of(leak(path_of(9, leaf))));
     compare(bench, rows, &format!("{verb} {} 9 nodes four roots", P::SPELLING), 9, access, leak(vec![four]));
 }

@@ -237,7 +237,7 @@ fn writer_reader_writer_reader() {
 /// calling thread would own this one.
 fn bias_above(lock: &Lock, path: &str) {
     let (folder, _) = path.rsplit_once('/').expect("a leaf in a folder");
-    drop(lock.write(&format!("{folder}/beside")));
+    drop(lock.write(format!("{folder}/beside")));
 }
 
 /// G1, G9: what a writer below has published, a reader of an ancestor sees, or the writer sees the reader.

@@ -8,13 +8,12 @@
 //! |---|---|---|
 //! | [`Mutex`], [`Condvar`] | `parking_lot` | the model's; waits have no deadline, see `waiter.rs` |
 //! | [`with_thread_info`] | a thread-local | the model's thread-local |
-//! | [`SPARES`] | some | nothing is kept |
 //! | [`random_seed`] | random | fixed: an interleaving must replay |
 //! | [`AtomicU64`] | `std`'s | the model's |
-//! | [`SHARDS`], [`REGISTERS`], [`SLOTS`], [`WARM`], [`EVICT`] | many | few: models stay small |
+//! | [`SHARDS`], [`REGISTERS`], [`SLOTS`], [`WARM`], [`EVICT`], [`OWNERS`], [`TO_OWN`], [`SPARES`] and their like | many | few: models stay small |
 //!
-//! Two more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
-//! threads, and the [`AtomicU32`] of an estimate in `bias.rs`.
+//! Three more atomics are `std`'s in both worlds, since nothing is published by them: the counter that numbers the
+//! threads, and the [`AtomicU32`] of an estimate in `bias.rs` and of hints in `own.rs`.
 
 pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
@@ -377,8 +376,7 @@ mod imp {
         with_thread_info(|info| info.id)
     }
 
-    /// Nothing is kept: it would only add to what is explored.
-    pub(crate) const SPARES: usize = 0;
+    pub(crate) const SPARES: usize = 1;
 
     pub(crate) fn random_seed() -> u64 {
         0x5eed

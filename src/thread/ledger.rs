@@ -230,15 +230,13 @@ impl<P: TreePath + ?Sized> Ledger<P> {
 
     /// A spent request of the register, if it keeps one.
     pub(crate) fn spent(&self, register: usize) -> Option<SharedRequest<P>> {
-        if SPARES == 0 { None } else { self.registers[register].lock().spent.pop() }
+        self.registers[register].lock().spent.pop()
     }
 
     /// Keeps a spent request.
     pub(crate) fn keep(&self, register: usize, request: SharedRequest<P>) {
-        if SPARES > 0 {
-            // What is not kept is dropped after the register is let go.
-            let _dropped = self.registers[register].lock().keep(request);
-        }
+        // What is not kept is dropped after the register is let go.
+        let _dropped = self.registers[register].lock().keep(request);
     }
 
     /// Enters the register's last request again, as [`enter_owned`](Ledger::enter_owned) does, if it asked for that root
@@ -252,9 +250,6 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         since: Moment,
         biased: impl Fn(NodeId) -> bool,
     ) -> Result<Key, Option<SharedRequest<P>>> {
-        if SPARES == 0 {
-            return Err(None);
-        }
         let mut guard = self.registers[register].lock();
         let locked = &mut *guard;
         let Some(mut request) = locked.spent.pop() else { return Err(None) };
@@ -309,7 +304,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
         register.index(key.index, ModeCounts::remove);
         let request = register.remove(key.index);
-        Ok(if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) })
+        Ok(if request.may_stay { register.keep(request) } else { Some(request) })
     }
 
     /// How many of a request's first steps may be published, at a look without any mutex.
@@ -387,7 +382,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             {
                 let last = *last;
                 let request = register.remove(key.index);
-                let spent = if SPARES > 0 && request.may_stay { register.keep(request) } else { Some(request) };
+                let spent = if request.may_stay { register.keep(request) } else { Some(request) };
                 Ok((spent, last))
             }
             _ => {

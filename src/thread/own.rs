@@ -322,3 +322,128 @@ impl Hints {
 fn mark(register: usize, node: NodeId) -> u32 {
     (node.bits() as u32).wrapping_add(register as u32 + 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::node_id::Seeds;
+    use crate::core::segments::Segments;
+
+    fn nodes(count: usize) -> Vec<NodeId> {
+        let (seeds, mut ids) = (Seeds::new(|| 7), Vec::new());
+        (0..count).for_each(|name| Segments::of(&*format!("{name}"), &seeds, &mut ids, None).unwrap());
+        // The root is told with each.
+        ids.into_iter().skip(1).step_by(2).collect()
+    }
+
+    /// G6, and invariant 4: however many nodes want to be owned, those that are held are not given up for them.
+    #[test]
+    fn owned_nodes_are_bounded_and_held_ones_stay() {
+        let mut owned = Owned::default();
+        let nodes = nodes(1000);
+        let held: Vec<_> = nodes.iter().take(OWNED_WAYS).filter(|&&node| owned.add(node)).collect();
+        assert!(!held.is_empty());
+        held.iter().for_each(|&&node| owned.hold(node, 1));
+        let free = |owned: &Owned| nodes.iter().filter(|&&node| owned.is_free(node)).count();
+        for &node in &nodes[OWNED_WAYS..] {
+            // Refused once if all others are in use.
+            let _ = owned.add(node) || owned.add(node);
+            assert!(held.iter().all(|&&node| matches!(owned.slot(node), Some(slot) if slot.state == State::Held(1))));
+            assert!(free(&owned) + held.len() <= OWNED_SETS * OWNED_WAYS);
+        }
+        held.iter().for_each(|&&node| owned.let_go(node));
+        assert!(held.iter().all(|&&node| owned.is_free(node)));
+    }
+
+    /// A node that is used again before the next one wants its slot stays; one that is not goes.
+    #[test]
+    fn used_slot_is_given_up_last() {
+        let mut owned = Owned::default();
+        let mut nodes = nodes(1000);
+        let first = nodes[0];
+        nodes.retain(|&node| set(node) == set(first));
+        nodes.iter().take(OWNED_WAYS).for_each(|&node| assert!(owned.add(node)));
+        for &node in &nodes[OWNED_WAYS..] {
+            assert!(owned.try_hold_below(first, 0, 0, || true));
+            owned.let_go(first);
+            let _ = owned.add(node);
+        }
+        assert!(owned.is_free(first));
+        assert!(!owned.is_free(nodes[1]), "nobody used it");
+    }
+
+    /// Invariant 5.
+    #[test]
+    fn what_is_above_is_looked_at_once_for_each_revocation() {
+        let mut owned = Owned::default();
+        let node = nodes(1)[0];
+        assert!(owned.add(node));
+        let mut hold = |revocations, above| {
+            let mut looked = 0;
+            let held = owned.try_hold_below(node, 0, revocations, || {
+                looked += 1;
+                above
+            });
+            if held {
+                owned.let_go(node);
+            }
+            (held, looked)
+        };
+        assert_eq!(hold(0, false), (false, 1));
+        assert_eq!(hold(0, true), (true, 1));
+        assert_eq!(hold(0, false), (true, 0));
+        assert_eq!(hold(1, false), (false, 1));
+        assert_eq!(hold(1, true), (true, 1));
+    }
+
+    /// Nodes that several registers take in turn are left alone the sooner the oftener they were owned in vain.
+    #[test]
+    fn ownership_that_is_taken_back_gets_dearer() {
+        let (mut owners, hints, node) = (Owners::default(), Hints::new(), nodes(1)[0]);
+        assert!(owners.contest(node).is_none());
+        let mut enough = TO_OWN;
+        for _ in 0..20 {
+            (1..enough).for_each(|_| assert!(!owners.is_left_free(node, 1)));
+            assert!(owners.is_left_free(node, 1));
+            owners.add(node, true, &hints);
+            assert!(owners.is_owned(node) && hints.owns(1, node) && !hints.owns(2, node));
+            let former = owners.remove(node).expect("it is owned");
+            assert_eq!(former.register, 1);
+            hints.clear(node, &former);
+            assert!(!hints.owns(1, node) && owners.remove(node).is_none());
+            enough = (enough * 2).min(MOST_TO_OWN);
+        }
+        // In a row: neither another register nor somebody who waits in between.
+        (1..enough).for_each(|_| assert!(!owners.is_left_free(node, 1)));
+        assert_eq!(owners.is_left_free(node, 2), enough == 1);
+        owners.is_left_busy(node);
+        (1..enough).for_each(|_| assert!(!owners.is_left_free(node, 2)));
+        assert!(owners.is_left_free(node, 2));
+    }
+
+    /// A node that is used now gets the place of one that no longer is, and not of one that is.
+    #[test]
+    fn place_goes_to_who_wants_it_most_often() {
+        let (mut owners, hints) = (Owners::default(), Hints::new());
+        let mut nodes = nodes(10_000);
+        let shard = bias::shard(nodes[0]);
+        nodes.retain(|&node| bias::shard(node) == shard);
+        for &node in &nodes[..OWNERS] {
+            assert!(owners.contest(node).is_none());
+            (1..TO_OWN).for_each(|_| assert!(!owners.is_left_free(node, 3)));
+            assert!(owners.is_left_free(node, 3));
+            owners.add(node, true, &hints);
+        }
+        let newcomer = nodes[OWNERS];
+        let mut wanted = 0;
+        let former = loop {
+            wanted += 1;
+            if let Some(former) = owners.contest(newcomer) {
+                break former;
+            }
+        };
+        assert!(wanted > usize::from(MOST_TO_OWN) && former.register == 3);
+        assert_eq!(nodes[..OWNERS].iter().filter(|&&node| owners.is_owned(node)).count(), OWNERS - 1);
+        assert!(owners.contest(newcomer).is_none() && !owners.is_owned(newcomer));
+    }
+}

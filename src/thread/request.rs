@@ -192,3 +192,76 @@ impl<P: TreePath + ?Sized> Request<P> {
 fn is_same<P: TreePath + ?Sized>(root: &P::Owned, text: Option<&[u8]>) -> bool {
     text.is_some() && root.borrow().text(OursAlone) == text
 }
+
+#[cfg(all(test, not(feature = "model")))]
+mod tests {
+    use super::*;
+    use crate::core::mode::Mode;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    const ASKER: Asker = Asker { thread: 0, owner: Owner::Thread, location: Location::caller() };
+
+    /// Texts that have much in common, in many spellings.
+    fn texts() -> impl Strategy<Value = Vec<String>> {
+        let name = prop::sample::select(vec!["a", "b", "ab", "abcdefgh", "abcdefghi", "", ".", "..", "a\u{fc}"]);
+        let text = prop::collection::vec(name, 0..6).prop_map(|names| format!("/{}", names.join("/")));
+        prop::collection::vec(text, 0..4)
+    }
+
+    /// Whether requests that are made of each other, one after the other, have the plans of new ones.
+    fn check<P: TreePath + ?Sized + AsRef<P>>(requests: &[(Vec<&P>, Vec<&P>)]) {
+        let seeds = Seeds::new(|| 7);
+        let mut spent = None;
+        for (reads, writes) in requests {
+            let request = Request::<P>::new(spent, &seeds, reads, writes, ASKER).unwrap();
+            let mut plan = Plan::default();
+            plan.build::<P, _, _>(&seeds, reads, writes).unwrap();
+            let steps = |plan: &Plan| plan.steps().iter().map(|step| (step.node, step.mode)).collect::<Vec<_>>();
+            assert_eq!(steps(&request.plan), steps(&plan), "{reads:?} {writes:?}");
+            assert_eq!(request.roots.len(), reads.len() + writes.len());
+            for (root, path) in request.roots.iter().zip(reads.iter().chain(writes)) {
+                assert_eq!(root.borrow().text(OursAlone), path.text(OursAlone));
+            }
+            if let [one] = &reads.iter().chain(writes).collect::<Vec<_>>()[..] {
+                let (asked, other) =
+                    if reads.is_empty() { (Mode::Exclusive, Mode::Shared) } else { (Mode::Shared, Mode::Exclusive) };
+                let text = one.text(OursAlone).unwrap();
+                assert!(request.asks_for_one(text, asked) && !request.asks_for_one(text, other));
+            }
+            spent = Request::recycle(request);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn spent_request_gives_the_next_one_the_plan_of_a_new_one(
+            requests in prop::collection::vec((texts(), texts()), 1..8)
+        ) {
+            fn asked<'a, P: ?Sized>(
+                requests: &'a [(Vec<String>, Vec<String>)],
+                path: impl Fn(&'a String) -> &'a P,
+            ) -> Vec<(Vec<&'a P>, Vec<&'a P>)> {
+                let paths = |texts: &'a [String]| texts.iter().map(&path).collect();
+                requests.iter().map(|(reads, writes)| (paths(reads), paths(writes))).collect()
+            }
+            check::<str>(&asked(&requests, String::as_str));
+            check::<Path>(&asked(&requests, |text| Path::new(text)));
+        }
+    }
+
+    /// G6: what is large, or owns something, goes with its guard.
+    #[test]
+    fn spent_request_keeps_small_texts_alone() {
+        fn kept<P: TreePath + ?Sized + AsRef<P>>(path: &P) -> usize {
+            let request = Request::<P>::new(None, &Seeds::new(|| 7), &[path; 0], &[path], ASKER).unwrap();
+            Request::recycle(request).unwrap().roots.len()
+        }
+        assert_eq!(kept("a/b"), 1);
+        assert_eq!(kept(&*"x".repeat(MOST_BYTES + 1)), 0);
+        assert_eq!(kept([7, 8].as_slice()), 0);
+        let many = vec!["a"; MOST_ROOTS + 1];
+        let request = Request::<str>::new(None, &Seeds::new(|| 7), &many[..0], &many, ASKER).unwrap();
+        assert!(Request::recycle(request).is_none());
+    }
+}
