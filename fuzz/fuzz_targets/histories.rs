@@ -124,6 +124,7 @@ fn op(line: &[u8]) -> Option<Op> {
         b'd' => Some(Change::Downgrade),
         b'u' => Some(Change::Unwind),
         b'm' => Some(Change::DropAt(digit(2))),
+        b'r' => Some(Change::Release(digit(2) as u8)),
         _ => None,
     };
     if let Some(change) = change {
@@ -133,12 +134,16 @@ fn op(line: &[u8]) -> Option<Op> {
         b't' | b's' => How::Try,
         b'z' => How::For(Duration::ZERO),
         b'p' => How::UntilPast,
-        b'l' => How::Lock,
+        b'l' | b'h' => How::Lock,
         b'f' => How::LongFor,
         b'b' => How::BriefFor,
         _ => return None,
     };
-    let kind = if letter.is_ascii_uppercase() { Kind::Arc } else { Kind::Plain };
+    let kind = match letter {
+        b'h' => Kind::Handed(digit(1)),
+        letter if letter.is_ascii_uppercase() => Kind::Arc,
+        _ => Kind::Plain,
+    };
     let mut paths = Paths { reads: Vec::new(), writes: Vec::new() };
     for root in line.get(2..).unwrap_or_default().split(|&byte| byte == b' ').take(ROOTS) {
         match root.split_first() {
@@ -203,7 +208,8 @@ impl<'a> Alone<'a> {
         let request = Request::of_text(&paths.reads, &paths.writes);
         let owner = match kind {
             Kind::Plain => ME,
-            Kind::Arc => Owner::Itself,
+            // On one thread an explicit owner is somebody else too.
+            Kind::Arc | Kind::Handed(_) => Owner::Itself,
         };
         let (how, expected) = self.expected(owner, &request, how);
         let answer = match kind {
@@ -219,7 +225,7 @@ impl<'a> Alone<'a> {
                 granted.map(|guard| self.plain.insert(self.held.grant(0, owner, request.clone()), guard));
                 answer
             }
-            Kind::Arc => answer(|| arc(self.lock, how, paths), Some),
+            Kind::Arc | Kind::Handed(_) => answer(|| arc(self.lock, how, paths), Some),
         };
         let outcome = match answer {
             Answer::Granted(guard) => {
@@ -235,7 +241,7 @@ impl<'a> Alone<'a> {
             Answer::Panicked(text) if text.starts_with(DEADLOCK) => Outcome::Deadlock,
             Answer::Refused(other) => panic!("{other}"),
             Answer::Panicked(text) => panic!("{text}"),
-            Answer::Done => unreachable!("it was asked"),
+            Answer::Done | Answer::By(..) => unreachable!("it was asked, by no explicit owner"),
         };
         assert_eq!(outcome, expected, "{how:?} of {request:?} by {owner:?}, after it {:?}", self.held);
     }
@@ -277,13 +283,30 @@ impl<'a> Alone<'a> {
     }
 
     fn change(&mut self, id: Id, change: Change) {
+        let mut roots = Vec::new();
         match change {
             Change::Downgrade => self.held.downgrade(id),
+            Change::Release(some) => {
+                let request = &self.held.holders[&id].request;
+                let all = request.reads.iter().chain(&request.writes).enumerate();
+                let some: Vec<Way> =
+                    all.filter(|(index, _)| some >> (index % 8) & 1 != 0).map(|(_, way)| way.clone()).collect();
+                roots = some.iter().map(|way| String::from_utf8(way.0.join(&b'/')).expect("it was text")).collect();
+                self.held.release_roots(id, &some);
+            }
             Change::Drop | Change::Unwind | Change::DropAt(_) => drop(self.held.release(id)),
         }
         match (self.plain.remove(&id), self.arcs.remove(&id), change) {
             (Some(guard), _, Change::Downgrade) => drop(self.plain.insert(id, guard.downgrade())),
             (_, Some(guard), Change::Downgrade) => drop(self.arcs.insert(id, guard.downgrade())),
+            (Some(mut guard), _, Change::Release(_)) => {
+                guard.release(&roots).expect("they are its roots");
+                self.plain.insert(id, guard);
+            }
+            (_, Some(mut guard), Change::Release(_)) => {
+                guard.release(&roots).expect("they are its roots");
+                self.arcs.insert(id, guard);
+            }
             (plain, arc, _) => {
                 plain.into_iter().for_each(|guard| let_go(guard, change));
                 arc.into_iter().for_each(|guard| let_go(guard, change));
