@@ -411,7 +411,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Gives back a part of what a guard holds: `keep` says which of its roots stay, and in which mode, given the index and
     /// the mode of each.
-    pub(crate) fn weaken(&self, entry: Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Entry {
+    pub(crate) fn weaken(&self, entry: &mut Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) {
         let key = entry.key;
         // User code, so first and without any internal lock: paths are cloned.
         let old = self.ledger.request(key);
@@ -421,9 +421,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             if weaker.roots.len() < old.roots.len() {
                 drop(self.ledger.weaken(key, weaker));
             }
-            return entry;
+            return;
         }
-        let last = last_place(&weaker);
         // Nodes change one by one, the last first, as in a release; so they have to count what was published.
         for (index, step) in old.plan.steps().iter().enumerate().rev() {
             self.table.count(step.node, step.mode, || self.ledger.unpublish_step(key, index));
@@ -442,6 +441,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             debug_assert!(!matches!(taken, Grant::Refused(_)), "it was covered");
         }
         let old = self.ledger.weaken(key, SharedRequest::clone(&weaker));
+        // Now, since the old paths are dropped at the end: that is user code.
+        entry.last = last_place(&weaker);
         let mut due = Due::default();
         for step in old.plan.steps().iter().rev() {
             let kept = weaker.plan.mode_of(step).filter(|&mode| step.mode.covers(mode));
@@ -456,16 +457,15 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             drop(shard);
             self.move_on(&mut due);
         }
-        Entry { key, last }
     }
 
     /// Turns the writes of a guard into reads.
-    pub(crate) fn downgrade(&self, entry: Entry) -> Entry {
-        self.weaken(entry, |_, mode| Some(mode.downgraded()))
+    pub(crate) fn downgrade(&self, entry: &mut Entry) {
+        self.weaken(entry, |_, mode| Some(mode.downgraded()));
     }
 
     /// Releases some of the roots of a guard: those at the nodes of these paths.
-    pub(crate) fn release_roots<Q: AsRef<P>>(&self, entry: Entry, roots: &[Q]) -> Result<Entry, PathError> {
+    pub(crate) fn release_roots<Q: AsRef<P>>(&self, entry: &mut Entry, roots: &[Q]) -> Result<(), PathError> {
         let request = self.ledger.request(entry.key);
         let mut released = vec![false; request.plan.ways().count()];
         for path in roots {
@@ -483,7 +483,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             }
         }
         drop(request);
-        Ok(self.weaken(entry, |index, mode| (!released[index]).then_some(mode)))
+        self.weaken(entry, |index, mode| (!released[index]).then_some(mode));
+        Ok(())
     }
 
     /// Refuses paths that cannot be compared with those before (invariant 3 of `path.rs`).

@@ -64,7 +64,7 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     /// # drop(reading);
     /// ```
     pub fn downgrade(mut self) -> Self {
-        self.entry = self.lock.downgrade(self.entry);
+        self.lock.downgrade(&mut self.entry);
         self
     }
 
@@ -94,8 +94,7 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     ///
     /// O(depth of all its roots); what is left of the guard is released step by step then.
     pub fn release<Q: AsRef<P>>(&mut self, roots: &[Q]) -> Result<(), PathError> {
-        self.entry = self.lock.release_roots(self.entry, roots)?;
-        Ok(())
+        self.lock.release_roots(&mut self.entry, roots)
     }
 }
 
@@ -106,7 +105,7 @@ impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
 
     /// Turns the writes into reads; see [`TreeLockGuard::downgrade`].
     pub fn downgrade(mut self) -> Self {
-        self.entry = self.lock.downgrade(self.entry);
+        self.lock.downgrade(&mut self.entry);
         self
     }
 
@@ -116,8 +115,7 @@ impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
     ///
     /// As [`TreeLockGuard::release`].
     pub fn release<Q: AsRef<P>>(&mut self, roots: &[Q]) -> Result<(), PathError> {
-        self.entry = self.lock.release_roots(self.entry, roots)?;
-        Ok(())
+        self.lock.release_roots(&mut self.entry, roots)
     }
 }
 

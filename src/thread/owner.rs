@@ -136,8 +136,8 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// If another owner got it.
     pub fn downgrade(&mut self, held: &HeldLock) {
-        let entry = self.entry(held);
-        self.held[held.index] = self.lock.downgrade(entry);
+        self.entry(held);
+        self.lock.downgrade(&mut self.held[held.index]);
     }
 
     #[track_caller]
