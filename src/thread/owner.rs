@@ -154,12 +154,22 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
-        // The latest first, as guards that nest are dropped.
-        let mut held: Vec<usize> = self.held.iter().map(|(index, _)| index).collect();
-        while let Some(index) = held.pop() {
-            let entry = self.held.remove(index);
-            self.lock.release(entry);
-        }
+        // In any order. If a path panics when it is dropped, the rest is released while that unwinds.
+        let lock = &*self.lock;
+        let held: Vec<_> = self.held.drain().map(|entry| Released { lock, entry }).collect();
+        drop(held);
+    }
+}
+
+/// Releases when it is dropped.
+struct Released<'a, P: ?Sized + TreePath> {
+    lock: &'a TreeLock<P>,
+    entry: Entry,
+}
+
+impl<P: ?Sized + TreePath> Drop for Released<'_, P> {
+    fn drop(&mut self) {
+        self.lock.release(self.entry);
     }
 }
 
