@@ -467,22 +467,26 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Releases some of the roots of a guard: those at the nodes of these paths.
     pub(crate) fn release_roots<Q: AsRef<P>>(&self, entry: &mut Entry, roots: &[Q]) -> Result<(), PathError> {
         let request = self.ledger.request(entry.key);
-        let mut released = vec![false; request.plan.ways().count()];
+        let mut ways: Vec<(NodeId, usize)> =
+            request.plan.ways().enumerate().map(|(index, (way, _))| (way[way.len() - 1], index)).collect();
+        ways.sort_unstable();
+        let mut released = vec![false; ways.len()];
+        let mut ids = Vec::new();
         for path in roots {
-            let mut ids = Vec::new();
+            ids.clear();
             Segments::of(path.as_ref(), &self.seeds, &mut ids, None)?;
-            let mut is_root = false;
-            for (index, (way, _)) in request.plan.ways().enumerate().filter(|(_, (way, _))| *way == ids) {
-                debug_assert_eq!(way.len(), ids.len());
-                (released[index], is_root) = (true, true);
-            }
-            if !is_root {
+            let root = ids[ids.len() - 1];
+            let first = ways.partition_point(|&(node, _)| node < root);
+            let same = ways[first..].iter().take_while(|&&(node, _)| node == root);
+            if same.map(|&(_, index)| released[index] = true).count() == 0 {
                 let reason =
                     "it is no root of this guard: only what was asked for as a root can be released on its own";
                 return Err(PathError::new(reason).at(path.as_ref()));
             }
         }
         drop(request);
+        // The guard's roots have decided it.
+        self.agree_on_frame(roots.iter().map(AsRef::as_ref))?;
         self.weaken(entry, |index, mode| (!released[index]).then_some(mode));
         Ok(())
     }
