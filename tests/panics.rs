@@ -235,6 +235,51 @@ fn a_path_that_panics_in_drop_leaves_the_lock_free() {
     assert!(admits(&lock, &[], &[Trapped::new(&[], &safe)]));
 }
 
+/// G8: an owner that is dropped releases all that it holds, whatever the paths do meanwhile.
+#[test]
+fn a_path_that_panics_while_an_owner_is_dropped_leaves_the_lock_free() {
+    let (safe, trap) = (Arc::new(Trap::default()), Arc::new(Trap::default()));
+    let lock = common::watched(TreeLock::<Trapped>::default());
+    let mut owner = lock.owner();
+    for number in 1..20 {
+        let _held = owner.lock(&[], &[Trapped::new(&[number], &trap)]).unwrap();
+    }
+    trap.set(Place::Drop);
+    assert_eq!(panic_message(|| drop(owner)), "on purpose, at Drop");
+    trap.set(Place::Nowhere);
+    assert!(lock.snapshot().holders.is_empty(), "{}", lock.snapshot());
+    assert!(admits(&lock, &[], &[Trapped::new(&[], &safe)]));
+}
+
+/// G8: a guard that releases a part copies the paths that stay, and drops those that it had.
+#[test]
+fn a_path_that_panics_while_a_part_is_released_leaves_a_guard_that_can_be_dropped() {
+    let (safe, trap) = (Arc::new(Trap::default()), Arc::new(Trap::default()));
+    let path = |segments: &[u32]| Trapped::new(segments, &safe);
+    for number in 0..20 {
+        for place in [Place::Clone, Place::Drop] {
+            let lock = common::watched(TreeLock::<Trapped>::default());
+            let mut guard = lock.lock(&[Trapped::new(&[], &trap)], &[Trapped::new(&[number + 1], &trap)]);
+            let released = [path(&[number + 1])];
+            trap.set(place);
+            let message = panic_message(|| guard.release(&released).unwrap());
+            assert_eq!(message, format!("on purpose, at {place:?}"));
+            trap.set(Place::Nowhere);
+            assert_eq!(admits(&lock, &released, &[]), place == Place::Drop, "it is not released half");
+            assert!(!admits(&lock, &[], &[path(&[100])]));
+            drop(guard);
+            assert!(lock.snapshot().holders.is_empty(), "{}", lock.snapshot());
+            assert!(admits(&lock, &[], &[path(&[])]));
+
+            let guard = lock.lock(&[], &[Trapped::new(&[number + 1], &trap)]);
+            trap.set(place);
+            panic_message(|| drop(guard.downgrade()));
+            trap.set(Place::Nowhere);
+            assert!(admits(&lock, &[], &[path(&[])]));
+        }
+    }
+}
+
 /// G8: a path's own code may use the lock it is given to.
 #[test]
 fn a_path_may_lock_while_it_is_told() {

@@ -279,3 +279,15 @@ fn a_covered_read_root_above_a_write_root_stays() {
         assert_free(&lock, "".as_ref());
     }
 }
+
+/// A relative path is no other name of an absolute root: the two cannot be compared.
+#[test]
+fn a_root_is_not_released_by_a_path_of_the_other_kind() {
+    let lock = common::new();
+    let mut guard = lock.lock(&[], &["/a", "/b"]);
+    let error = guard.release(&["a"]).unwrap_err().to_string();
+    assert!(error.contains("relative"), "{error}");
+    assert!(!admits(&lock, &["/a"], &[]), "nothing was released");
+    guard.release(&["/a"]).unwrap();
+    assert!(admits(&lock, &["/a"], &[]));
+}

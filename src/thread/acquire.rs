@@ -22,7 +22,7 @@ use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Stamp;
 use crate::core::node_id::NodeId;
 use crate::core::owner::Owner;
-use crate::core::path::{OursAlone, PathError, TreePath, odd_frame};
+use crate::core::path::{OursAlone, PathError, TreePath, join_frame, odd_frame};
 use crate::core::plan::Step;
 use crate::core::segments::Segments;
 use crate::core::walk::{Taken, walk};
@@ -499,7 +499,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 
     /// Gives back a part of what a guard holds: `keep` says which of its roots stay, and in which mode, given the index and
     /// the mode of each.
-    pub(crate) fn weaken(&self, entry: Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Entry {
+    pub(crate) fn weaken(&self, entry: &mut Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) {
         let key = entry.key();
         // User code, so first and without any internal lock: paths are cloned.
         let old = self.ledger.request(key);
@@ -509,9 +509,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             if weaker.roots.len() < old.roots.len() {
                 drop(self.ledger.weaken(key, weaker));
             }
-            return entry;
+            return;
         }
-        let last = last_place(&weaker);
         // Nodes change one by one, the last first, as in a release; so they have to count what was published.
         for (index, step) in old.plan.steps().iter().enumerate().rev() {
             self.table.count(*step, &self.ledger, || self.ledger.unpublish_step(key, index));
@@ -530,6 +529,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             debug_assert!(!matches!(taken, Grant::Refused(_)), "it was covered");
         }
         let old = self.ledger.weaken(key, SharedRequest::clone(&weaker));
+        // Now, since the old paths are dropped at the end: that is user code.
+        *entry = Entry::new(key, GrantedBy::Shards(last_place(&weaker)));
         let mut due = Due::default();
         for step in old.plan.steps().iter().rev() {
             let kept = weaker.plan.mode_of(step).filter(|&mode| step.mode.covers(mode));
@@ -544,37 +545,37 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             drop(shard);
             self.move_on(&mut due);
         }
-        Entry::new(key, GrantedBy::Shards(last))
     }
 
     /// Turns the writes of a guard into reads.
-    pub(crate) fn downgrade(&self, entry: Entry) -> Entry {
-        self.weaken(entry, |_, mode| Some(mode.downgraded()))
+    pub(crate) fn downgrade(&self, entry: &mut Entry) {
+        self.weaken(entry, |_, mode| Some(mode.downgraded()));
     }
 
     /// Releases some of the roots of a guard: those at the nodes of these paths.
-    pub(crate) fn release_roots<Q: AsRef<P>>(&self, entry: Entry, roots: &[Q]) -> Result<Entry, PathError> {
+    pub(crate) fn release_roots<Q: AsRef<P>>(&self, entry: &mut Entry, roots: &[Q]) -> Result<(), PathError> {
         let request = self.ledger.request(entry.key());
-        let mut released = vec![false; request.plan.ways().count()];
+        let mut ways: Vec<(NodeId, usize)> =
+            request.plan.ways().enumerate().map(|(index, way)| (way[way.len() - 1].node, index)).collect();
+        ways.sort_unstable();
+        let mut released = vec![false; ways.len()];
+        let mut ids = Vec::new();
         for path in roots {
-            let mut ids = Vec::new();
+            ids.clear();
             Segments::of(path.as_ref(), &self.seeds, &mut ids, None)?;
-            let mut is_root = false;
-            let is_of_the_frame =
-                path.as_ref().frame().is_none_or(|frame| request.frame.is_none_or(|own| own == frame));
-            for (released, way) in released.iter_mut().zip(request.plan.ways()) {
-                if is_of_the_frame && way.iter().map(|step| step.node).eq(ids.iter().copied()) {
-                    (*released, is_root) = (true, true);
-                }
-            }
-            if !is_root {
+            join_frame(request.frame, path.as_ref())?;
+            let root = ids[ids.len() - 1];
+            let first = ways.partition_point(|&(node, _)| node < root);
+            let same = ways[first..].iter().take_while(|&&(node, _)| node == root);
+            if same.map(|&(_, index)| released[index] = true).count() == 0 {
                 let reason =
                     "it is no root of this guard: only what was asked for as a root can be released on its own";
                 return Err(PathError::new(reason).at(path.as_ref()));
             }
         }
         drop(request);
-        Ok(self.weaken(entry, |index, mode| (!released[index]).then_some(mode)))
+        self.weaken(entry, |index, mode| (!released[index]).then_some(mode));
+        Ok(())
     }
 
     fn explain(&self, refusal: Refusal<P>) -> LockError {

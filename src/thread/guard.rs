@@ -74,7 +74,7 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     /// # drop(reading);
     /// ```
     pub fn downgrade(mut self) -> Self {
-        self.entry = self.lock.downgrade(self.entry);
+        self.lock.downgrade(&mut self.entry);
         self
     }
 
@@ -104,8 +104,7 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     ///
     /// O(depth of all its roots); what is left of the guard is released step by step then.
     pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
-        self.entry = self.lock.release_roots(self.entry, roots.as_slice())?;
-        Ok(())
+        self.lock.release_roots(&mut self.entry, roots.as_slice())
     }
 }
 
@@ -116,7 +115,7 @@ impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
 
     /// Turns the writes into reads; see [`TreeLockGuard::downgrade`].
     pub fn downgrade(mut self) -> Self {
-        self.entry = self.lock.downgrade(self.entry);
+        self.lock.downgrade(&mut self.entry);
         self
     }
 
@@ -126,8 +125,7 @@ impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
     ///
     /// As [`TreeLockGuard::release`].
     pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
-        self.entry = self.lock.release_roots(self.entry, roots.as_slice())?;
-        Ok(())
+        self.lock.release_roots(&mut self.entry, roots.as_slice())
     }
 }
 

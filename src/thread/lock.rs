@@ -66,9 +66,11 @@ use std::time::{Duration, Instant};
 ///
 /// # Fairness
 ///
-/// First come, first served, node by node: a request never overtakes one that it conflicts with and that waits at
-/// the same node since before, unless that one waits for its owner anyway. Requests that do not conflict never wait for
-/// each other. A request with several roots comes to them one after the other.
+/// First come, first served: a request has its place from when it begins to wait, and keeps it wherever it waits after that.
+/// So of two requests of one root each that conflict the one that began to wait first is served first, unless it waits for
+/// the other's owner anyway. There is one exception: a reader may pass a writer that waits at an ancestor of both for somebody
+/// who reads all below it. A request with several roots comes to them one after the other, and is overtaken at none of
+/// them where it waits. Requests that do not conflict never wait for each other.
 ///
 /// # Re-entrancy
 ///

@@ -148,8 +148,10 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// If another owner got it.
     pub fn downgrade(&mut self, held: &HeldLock) {
-        let entry = self.entry(held);
-        self.held.insert(held.number, self.lock.downgrade(entry));
+        self.entry(held);
+        if let Some(entry) = self.held.get_mut(&held.number) {
+            self.lock.downgrade(entry);
+        }
     }
 
     #[track_caller]
@@ -178,10 +180,24 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
-        // The latest first, as guards that nest are dropped.
-        while let Some((_, entry)) = self.held.pop_last() {
-            self.lock.release(entry);
-        }
+        // The latest first, as guards that nest are dropped. If a path panics when it is dropped, the rest is released while
+        // that unwinds.
+        let lock = &*self.lock;
+        let held: Vec<_> =
+            std::mem::take(&mut self.held).into_values().rev().map(|entry| Released { lock, entry }).collect();
+        drop(held);
+    }
+}
+
+/// Releases when it is dropped.
+struct Released<'a, P: ?Sized + TreePath> {
+    lock: &'a TreeLock<P>,
+    entry: Entry,
+}
+
+impl<P: ?Sized + TreePath> Drop for Released<'_, P> {
+    fn drop(&mut self) {
+        self.lock.release(self.entry);
     }
 }
 
