@@ -213,8 +213,9 @@ fn waiting(lock: &Lock, oracle: &Mutex<Oracle>) -> Vec<(usize, Way)> {
     let oracle = oracle.lock().unwrap();
     let mut waiting = Vec::new();
     for waiter in &snapshot.waiters {
-        let thread =
-            SITES.iter().position(|site| site.get() == Some(&waiter.location)).expect("a thread asked there");
+        let is_of_it =
+            |site: &OnceLock<&Location<'static>>| site.get().is_some_and(|site| site.to_string() == waiter.location);
+        let thread = SITES.iter().position(is_of_it).expect("a thread asked there");
         // A thread that has asked for something else meanwhile waits with we do not know which.
         if latest[thread] == oracle.latest[thread] {
             let at = waiter.at.segments.iter().map(|segment| segment.clone().into_bytes()).collect();
