@@ -119,7 +119,7 @@ impl History {
             Op::Ask(worker, kind, how, paths) => {
                 let idle = self.idle();
                 let kind = match kind {
-                    Kind::Handed(number) if self.owners[number].is_none() => Kind::Plain,
+                    Kind::Handed(number) if self.owners.get(number).is_none_or(Option::is_none) => Kind::Plain,
                     kind => kind,
                 };
                 if !idle.is_empty() {

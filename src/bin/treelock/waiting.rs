@@ -47,9 +47,10 @@ pub(crate) fn tell(directory: &Path) -> Telling {
         let mut rest = PATIENCE;
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(rest) {
             rest = LOOK_AGAIN;
+            // Before the lock is open there is no member yet, but another process may keep the table.
+            let waits = known.get().map_or(Ok(Vec::new()), |&member| process::waits(&directory, member));
             // If it fails, the request itself will fail, and say so.
-            let Some(&member) = known.get() else { continue };
-            let Ok(waits) = process::waits(&directory, member) else { continue };
+            let Ok(waits) = waits else { continue };
             let Some(lines) = waits.first().map(in_the_way) else {
                 // The request is not in a queue yet.
                 let kept = keeper(&directory);
