@@ -130,6 +130,17 @@ impl Firsts {
         self.place_of(&ticket.claim, ticket.stamp)
     }
 
+    /// Whether one waiter goes ahead of another by rule 3, be it that it came earlier or as a conversion. One that goes ahead
+    /// of the request with the stamp of its place comes just before that one.
+    #[cfg(feature = "process")]
+    pub(crate) fn puts_ahead(&self, one: &Ticket, other: &Ticket) -> bool {
+        let key = |ticket: &Ticket| {
+            let place = self.place(ticket);
+            (place, place == ticket.stamp, ticket.stamp)
+        };
+        key(one) < key(other)
+    }
+
     fn place_of(&self, claim: &Claim, stamp: Stamp) -> Stamp {
         stamp.min(self.earliest(|mode| !claim.held.compatible(mode)))
     }
@@ -542,6 +553,11 @@ mod tests {
         assert_eq!(firsts.place(&upgrade), writer.stamp(), "S excludes X");
         assert_eq!(firsts.place(&writer), writer.stamp());
         assert_eq!(firsts.place(&reader), reader.stamp());
+        #[cfg(feature = "process")]
+        for (place, &one) in [upgrade, writer, reader].iter().enumerate() {
+            let ahead = [upgrade, writer, reader].map(|other| firsts.puts_ahead(&other, &one));
+            assert_eq!(ahead, [0, 1, 2].map(|other| other < place), "of {one:?}");
+        }
     }
 
     /// G3: it began to wait elsewhere, and comes here later.

@@ -453,7 +453,7 @@ impl Replica {
     }
 
     /// The requests that a waiting one waits for: those that have what excludes it where it waits or further on its way, and
-    /// those that exclude it in the queue where it waits and came before, or go ahead of it (rules 2 and 3 of `node.rs`).
+    /// those that exclude it and go ahead of it in the queue where it waits (rules 2 and 3 of `node.rs`).
     pub(super) fn waits_for(&self, id: RequestId) -> Vec<RequestId> {
         let Some(request) = self.requests.get(&id) else { return Vec::new() };
         let Some((at, ticket)) = request.waits_at().zip(request.ticket) else { return Vec::new() };
@@ -462,11 +462,7 @@ impl Replica {
             |other: &Request| other.ticket.filter(|_| other.waits_at().is_some_and(|step| step.node == at.node));
         let mut firsts = Firsts::default();
         others().filter_map(here).for_each(|ticket| firsts.add(&ticket));
-        // By rule 3 of `core/node.rs`: it came earlier, or it has gone ahead since.
-        let is_ahead = |other: &Ticket| {
-            let goes_first = other.stamp() < firsts.place(&ticket) || firsts.place(other) <= ticket.stamp();
-            goes_first && !other.mode().compatible(at.mode)
-        };
+        let is_ahead = |other: &Ticket| firsts.puts_ahead(other, &ticket) && !other.mode().compatible(at.mode);
         let left = &request.ask.steps[request.progress.taken..];
         let left: HashMap<NodeId, Mode> = left.iter().map(|step| (step.node, step.mode)).collect();
         let excludes = |step: &Step| left.get(&step.node).is_some_and(|mode| !mode.compatible(step.mode));
