@@ -1,6 +1,7 @@
 //! Snapshots and reports of deadlocks as text: the tree of holders and waiters, drawn, and who waits behind whom.
 //!
-//! What others have named, such as paths, threads and commands, is told so that a terminal does not obey it.
+//! Text that others choose, such as the names of paths and threads, and commands, is escaped so that a terminal does
+//! not obey it.
 
 use crate::inspect::{Deadlock, Holder, Party, Process, Root, Snapshot, Waiter};
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ impl Display for Root {
     }
 }
 
-/// Segments as a path, quoted, with what a terminal would take as a command spelled out.
+/// Segments as a path, with what a terminal would take as a command escaped.
 struct Joined<'a>(&'a [String]);
 
 impl Display for Joined<'_> {
@@ -31,7 +32,7 @@ impl Display for Joined<'_> {
     }
 }
 
-/// Text of others, with what a terminal would take as a command spelled out.
+/// Text that others chose, with what a terminal would take as a command escaped.
 struct Plain<'a>(&'a str);
 
 impl Plain<'_> {
@@ -58,7 +59,7 @@ fn is_direction(char: char) -> bool {
     matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Several roots in a sentence: the first few by name.
+/// Several roots in a sentence: names the first few.
 pub(crate) struct FirstOf<'a>(pub(crate) &'a [Root]);
 
 impl Display for FirstOf<'_> {
@@ -140,7 +141,7 @@ impl Display for Snapshot {
     }
 }
 
-/// Since when, in three digits or so. Clocks that are read for each request tell some milliseconds and no less.
+/// For how long, in about three digits. The clocks that each request reads are exact to some milliseconds only.
 #[derive(Clone, Copy)]
 struct Since(Duration);
 
@@ -156,7 +157,8 @@ impl Display for Since {
     }
 }
 
-/// A tree of names with lines of text at some of them. Nodes are in one vector: paths may be deeper than a stack.
+/// A tree of names with lines of text at some of them. Nodes are in one vector, since paths may be too deep for a
+/// recursion.
 #[derive(Default)]
 struct Drawing {
     nodes: Vec<DrawnNode>,
@@ -220,7 +222,7 @@ impl Drawing {
         while let Some((mut at, indent)) = open.pop() {
             // `indent` ends in the branch to this node.
             write!(f, "\n{indent}{}", Plain(&self.nodes[at].name))?;
-            // A chain of nodes that have nothing to tell is drawn as one.
+            // A chain of nodes without lines is drawn as one.
             while self.nodes[at].lines.is_empty() && self.nodes[at].children.len() == 1 {
                 at = *self.nodes[at].children.values().next().expect("it has one");
                 write!(f, "/{}", Plain(&self.nodes[at].name))?;
@@ -259,7 +261,7 @@ mod tests {
         assert_eq!([told(1_240_000), told(123_400_000)], ["for 1.2 s", "for 123 s"]);
     }
 
-    /// Another process tells its place, and perhaps its command, as it likes.
+    /// Another process chooses the text of its location, and perhaps of its command.
     #[test]
     fn what_others_tell_is_spelled_out_where_a_terminal_would_obey_it() {
         let (time, evil) = (SystemTime::now(), || String::from("e\x1b[2J\n"));

@@ -6,11 +6,11 @@ use std::error::Error;
 use std::fmt::{self, Debug, Display};
 use std::io;
 
-/// Why a request was not granted. Nothing of it is held, and nobody waits for it.
+/// Why a request was not granted. The request holds nothing then, and nobody waits for it.
 ///
-/// It becomes an [`io::Error`] by `?` or `into`, of the kind [`WouldBlock`](io::ErrorKind::WouldBlock),
+/// `?` and `into` turn it into an [`io::Error`] of the kind [`WouldBlock`](io::ErrorKind::WouldBlock),
 /// [`TimedOut`](io::ErrorKind::TimedOut), [`Deadlock`](io::ErrorKind::Deadlock) or, for paths,
-/// [`InvalidInput`](io::ErrorKind::InvalidInput), which keeps it:
+/// [`InvalidInput`](io::ErrorKind::InvalidInput). That error contains this one:
 ///
 /// ```
 /// use std::io;
@@ -28,7 +28,7 @@ use std::io;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LockError {
-    /// Somebody holds a conflicting sub-tree or waits for one since before, or another `try_lock` was passing there.
+    /// Another request holds a conflicting sub-tree, or has been waiting for one.
     WouldBlock,
     /// The deadline passed first.
     TimedOut,

@@ -1,12 +1,12 @@
 //! Who holds what and who waits for what, as plain data: the same for all scopes.
 //!
-//! Not here: how it is gathered (`thread/report.rs`, `process/report.rs`); how it is drawn and told (`drawing.rs`); how a
-//! cycle is found (`core/deadlock.rs`).
+//! Not here: how it is gathered (`thread/report.rs`, `process/report.rs`); how it is drawn and printed
+//! (`drawing.rs`); how a cycle is found (`core/deadlock.rs`).
 
 use crate::core::mode::Mode;
 use std::time::{Duration, SystemTime};
 
-/// All that a lock had granted and all that waited for it at one moment, and what those that wait have taken already.
+/// All that a lock had granted at one moment, all requests that waited for it, and what these had taken already.
 ///
 /// Its `Display` draws the tree:
 ///
@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 ///
 /// # Serialization
 ///
-/// The feature `serde` makes this, and a [`Deadlock`], `Serialize`; as JSON:
+/// With the feature `serde`, this and [`Deadlock`] are `Serialize`. As JSON:
 ///
 /// ```text
 /// {"time": 1767225600.25,
@@ -43,8 +43,8 @@ use std::time::{Duration, SystemTime};
 ///               "at": {"path": ["data", "users"], "mode": "IS"}, "taken": []}]}
 /// ```
 ///
-/// Times are seconds since 1970, with a fraction. Between processes each holder and waiter has a `process` too, which is
-/// `{"member": 3, "id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may come.
+/// Times are seconds since 1970, with a fraction. Between processes each holder and waiter also has a `process`, such
+/// as `{"member": 3, "id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may be added.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -52,9 +52,9 @@ pub struct Snapshot {
     /// When it was taken.
     #[cfg_attr(feature = "serde", serde(serialize_with = "as_seconds"))]
     pub time: SystemTime,
-    /// Those that hold sub-trees, the longest first.
+    /// The guards that hold sub-trees, the oldest first.
     pub holders: Vec<Holder>,
-    /// Those that wait, the longest first.
+    /// The requests that wait, the oldest first.
     pub waiters: Vec<Waiter>,
 }
 
@@ -68,12 +68,12 @@ pub struct Holder {
     pub process: Option<Process>,
     /// The name of the thread that asked, or `unnamed-` and a number.
     pub thread: String,
-    /// Where it asked: a place in the source, as `src/job.rs:41:22`, or what its program tells instead.
+    /// Where it asked: a place in the source, as `src/job.rs:41:22`, or the text that its program gives instead.
     pub location: String,
     /// When it was granted, to a few milliseconds.
     #[cfg_attr(feature = "serde", serde(serialize_with = "as_seconds"))]
     pub since: SystemTime,
-    /// What it holds, without what lies in other roots of its own.
+    /// The roots that it holds, without those that lie in others of them.
     pub roots: Vec<Root>,
 }
 
@@ -87,27 +87,27 @@ pub struct Waiter {
     pub process: Option<Process>,
     /// The name of the thread that waits, or `unnamed-` and a number.
     pub thread: String,
-    /// Where it asked: a place in the source, as `src/job.rs:41:22`, or what its program tells instead.
+    /// Where it asked: a place in the source, as `src/job.rs:41:22`, or the text that its program gives instead.
     pub location: String,
     /// When it began to wait, to a few milliseconds.
     #[cfg_attr(feature = "serde", serde(serialize_with = "as_seconds"))]
     pub since: SystemTime,
-    /// What it asked for, without what lies in other roots of its own.
+    /// The roots that it asked for, without those that lie in others of them.
     pub roots: Vec<Root>,
     /// The node where it waits now, and the mode it waits for there.
     pub at: Root,
-    /// Those of its roots that it has already, on its way from the root of the tree down.
+    /// Those of its roots that it has already taken, on its way from the root of the tree down.
     pub taken: Vec<Root>,
 }
 
-/// A process, as it told of itself when it opened the lock.
+/// A process, as it described itself when it opened the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Process {
-    /// Its number in the lock, which nobody else has.
+    /// Its number in the lock, which no other process has.
     pub member: u64,
-    /// Its number, as it knew itself: in another container it may be another one.
+    /// Its process id, as it knew it; in another container the same process may have another id.
     pub id: u32,
     /// Its command line, shortened.
     pub command: String,
@@ -127,7 +127,7 @@ pub struct Root {
     pub mode: Mode,
 }
 
-/// A cycle of threads, of one or several processes, each of which waits for the next, and the last for the first.
+/// A cycle of threads, in one or several processes: each waits for the next, and the last for the first.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -143,27 +143,27 @@ pub struct Deadlock {
 pub struct Party {
     /// The request that it waits with. It may hold some of its roots already.
     pub waits: Waiter,
-    /// What the one before in the cycle waits for: guards of this thread, and what its request has taken so far.
+    /// What the party before it in the cycle waits for: guards of this thread, and what its request has taken so far.
     pub holds: Vec<Holder>,
 }
 
 impl Snapshot {
-    /// One of those, sorted.
+    /// Makes a snapshot of these, sorted.
     pub(crate) fn new(time: SystemTime, mut holders: Vec<Holder>, mut waiters: Vec<Waiter>) -> Self {
         holders.sort_by_key(|holder| holder.since);
         waiters.sort_by_key(|waiter| waiter.since);
         Snapshot { time, holders, waiters }
     }
 
-    /// How long before the snapshot that was.
+    /// How long before the snapshot `since` was.
     pub(crate) fn age(&self, since: SystemTime) -> Duration {
         self.time.duration_since(since).unwrap_or_default()
     }
 }
 
 impl Deadlock {
-    /// The report of a cycle, of each in it: what it waits with, its guards that hold up the one before, and how the steps
-    /// that its request has taken do the same.
+    /// The report of a cycle. For each party: the request that it waits with, its guards that hold up the party
+    /// before, and, if the steps that its request has taken hold that up too, their mode.
     pub(crate) fn new(cycle: Vec<(Waiter, Vec<Holder>, Option<Mode>)>) -> Self {
         let last = cycle.len() - 1;
         let awaited: Vec<Vec<String>> = cycle.iter().map(|(waits, ..)| waits.at.segments.clone()).collect();
@@ -182,7 +182,7 @@ impl Deadlock {
     }
 }
 
-/// Since 1970, to a millisecond.
+/// Seconds since 1970, to a millisecond.
 #[cfg(feature = "serde")]
 fn as_seconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -1,5 +1,6 @@
 // With the features of the model checkers a lock works only inside a model, where rustdoc cannot run an example. So
-// `cargo test --features loom` shows it an empty crate. This line comes first: rustdoc reads what stands before it.
+// under `cargo test --features loom` rustdoc sees an empty crate. This attribute must come first: rustdoc reads
+// whatever precedes it.
 #![cfg(not(all(doctest, feature = "model")))]
 
 //! A blocking read/write lock over **sub-trees**, for std threads.
@@ -18,11 +19,11 @@
 //!         let _guard = lock.lock(&[], &["photos/2025", "archive/2025"]);
 //!     });
 //!     scope.spawn(|| {
-//!         // Reads one below; waits while it moves.
+//!         // Reads one folder below: waits while it moves.
 //!         let _guard = lock.lock(&["photos/2025/june"], &[]);
 //!     });
 //!     scope.spawn(|| {
-//!         // Has nothing to do with either; never waits for them.
+//!         // Has nothing to do with either: never waits for them.
 //!         let _guard = lock.lock(&["photos/2024"], &["thumbnails"]);
 //!     });
 //! });
@@ -33,13 +34,13 @@
 //! | | |
 //! |---|---|
 //! | to lock | [`lock`](TreeLock::lock), or [`read`](TreeLock::read) and [`write`](TreeLock::write) for one root |
-//! | not to wait, or not for long | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until), [`try_read`](TreeLock::try_read), [`try_write`](TreeLock::try_write); why they refuse: [`LockError`] |
-//! | one node without what is below it | [a name that no child has](TreeLock#one-node-without-what-is-below) |
+//! | to lock without waiting, or until a deadline | [`try_lock`](TreeLock::try_lock), [`try_lock_for`](TreeLock::try_lock_for), [`try_lock_until`](TreeLock::try_lock_until), [`try_read`](TreeLock::try_read), [`try_write`](TreeLock::try_write); the errors: [`LockError`] |
+//! | to lock one node without what is below it | [a name that no child has](TreeLock#one-node-without-what-is-below) |
 //! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
 //! | to go on reading after a write, or to give back some roots | [`downgrade`](TreeLockGuard::downgrade), [`release`](TreeLockGuard::release) |
-//! | an owner that goes from thread to thread | [`LockOwner`] |
+//! | an owner that moves from thread to thread | [`LockOwner`] |
 //! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`]; lists of them: [`Roots`] |
-//! | who is served when, what a thread may nest, deadlocks, cost | [`TreeLock`] |
+//! | the order of service, nesting, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
 //! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
 //!
@@ -48,36 +49,37 @@
 //! | | none is on by default |
 //! |---|---|
 //! | `process` | the lock between the processes of a host, on Linux |
-//! | `cli` | the command `treelock`, with `process` |
+//! | `cli` | the command `treelock`; implies `process` |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
 //! | `tracing` | events of `tracing`: a request that waited for a second or longer, a deadlock that is reported |
 //! | `loom`, `shuttle` | **For the tests of this crate only: no other crate may enable them.** |
 //!
 //! `loom` and `shuttle` replace the primitives of all locks by those of a model checker. Such a lock panics outside a
-//! model. Cargo builds a crate once, with every feature that any crate in the build asks for, so one crate that enables
-//! `loom` takes the lock away from all others. Together with `process`, or with each other, they do not compile; so
-//! `--all-features` does not compile either.
+//! model. Cargo builds a crate once, with every feature that any crate in the build asks for, so one crate that
+//! enables `loom` makes the lock unusable for all others. Together with `process`, or with each other, they do not
+//! compile; so `--all-features` does not compile either.
 //!
 //! # How it is built
 //!
-//! A pure core (no threads, no clocks) carries every scope; a scope is a folder beside it. The way of a request: `lock` makes
-//! a *request*, which turns paths into a *plan*; it takes the plan's steps in the *table*, where each *node* grants a mode
-//! or queues a *waiter*; the *ledger* remembers the request; dropping the *guard* releases every node, and wakes those
-//! whose turn has come after all internal locks are let go.
+//! A pure core (no threads, no clocks) serves every *scope*: threads and processes are scopes, each in a folder
+//! beside it. The way of a request: `lock` makes a *request*, which turns paths into a *plan*; the request takes the
+//! plan's steps in the *table*, where each *node* grants a mode or queues a *waiter*; the *ledger* records the
+//! request; dropping the *guard* releases every node and, when no internal lock is held any longer, wakes the waiters
+//! that are granted.
 //!
 //! | | |
 //! |---|---|
 //! | `core/` | pure: paths, modes, plans, the queue of a node, the search for deadlocks; its map is in `core/mod.rs` |
 //! | `thread/` | [`TreeLock`], for the threads of a process; its map is in `thread/mod.rs` |
 //! | `process/` | the same contract between the processes of a host; its map is in `process/mod.rs` |
-//! | `inspect.rs` | what users see of all scopes: who holds and awaits what, since when, from where |
+//! | `inspect.rs` | snapshots and deadlock reports as data, for all scopes: who holds and awaits what, since when, and where it asked |
 //! | `drawing.rs` | the same as text |
 //! | `error.rs` | what a request can fail with |
-//! | `trace.rs` | what is told to `tracing`, by the feature of that name |
+//! | `trace.rs` | the events for `tracing`, with the feature of that name |
 //! | `patience.rs` | how long a request waits, and when it looks for a deadlock |
-//! | `sync.rs` | the one file that names primitives |
+//! | `sync.rs` | the only file that names synchronization primitives |
 //!
-//! The lock order of a scope is stated in its map.
+//! The map of each scope states its lock order.
 
 #[cfg(all(feature = "model", feature = "process"))]
 compile_error!(

@@ -1,4 +1,4 @@
-//! How long a request waits, and when it looks whether it is in a deadlock meanwhile; in every scope.
+//! How long a request waits, and when it looks for a deadlock meanwhile; the same in every scope.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 pub(crate) enum Patience {
     /// It is refused.
     None,
-    /// It waits, until the deadline if there is one, and takes a refusal.
+    /// It waits, until the deadline if there is one, and may be refused.
     Until(Option<Instant>),
-    /// It waits; only what can never succeed ends it.
+    /// It waits; it ends without a grant only if it can never succeed.
     Endless,
 }
 
 impl Patience {
-    /// It waits for so long; for ever, if that is beyond what the clock can tell.
+    /// It waits this long; for ever, if the deadline is beyond what the clock can represent.
     pub(crate) fn within(timeout: Duration) -> Self {
         Patience::Until(Instant::now().checked_add(timeout))
     }
 }
 
-/// A nested request looks whether it is in a deadlock when it has waited for so long, and after twice as long again, and
-/// so on up to the longest. (The second look matters where one party leaves the report to another.)
+/// A nested request first looks for a deadlock when it has waited this long, and again after twice as long, and so on
+/// up to the longest. (The second look matters where one party leaves the report to another.)
 pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(20);
 pub(crate) const LONGEST_LOOK: Duration = Duration::from_millis(160);

@@ -1,9 +1,9 @@
-//! What the feature `tracing` tells to a subscriber: waits that lasted long, and deadlocks. Without it this is nothing, and
+//! The events of the feature `tracing`: long waits, and deadlocks. Without the feature this module does nothing and
 //! costs nothing.
 //!
-//! Call points: in each scope, where a guard is made ([`Wait::begin`] before the request, [`Wait::end`] when its outcome is
-//! known). A subscriber is user code and may panic. So whoever calls has no internal lock, and what was granted is in its
-//! guard already (G8).
+//! Each scope calls it where it makes a guard ([`Wait::begin`] before the request, [`Wait::end`] when its outcome is
+//! known). A subscriber is user code and may panic. So the caller holds no internal lock, and a granted request is in
+//! its guard already (G8).
 
 pub(crate) use imp::Wait;
 
@@ -17,7 +17,7 @@ mod imp {
     use std::panic::Location;
     use std::time::Duration;
 
-    /// A wait that lasts so long is told.
+    /// A wait that lasts this long is reported.
     const LONG: Duration = Duration::from_secs(1);
 
     /// A request that may have to wait.
@@ -84,7 +84,7 @@ mod imp {
         }
     }
 
-    /// Paths as they were given: the first of them, and how many there are more.
+    /// Paths as they were given: the first ones, and the number of the others.
     struct Paths<'a, P: ?Sized, Q>(&'a [Q], std::marker::PhantomData<fn(&P)>);
 
     impl<'a, P: ?Sized, Q> Paths<'a, P, Q> {

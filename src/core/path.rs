@@ -1,15 +1,15 @@
 //! How a path names its segments.
 //!
-//! A [`TreePath`] tells its segments, from the root down, to [`Segments`], which turns each prefix into the id of one
-//! node. Nothing else of a path reaches the lock, so the tree is never built, and user code runs before anything is
-//! locked: a panic in it leaves nothing behind (G8).
+//! A [`TreePath`] passes its segments, from the root down, to [`Segments`], which turns each prefix into the id of
+//! one node. Nothing else of a path reaches the lock, so the tree is never built, and user code runs before anything
+//! is locked: a panic in it leaves nothing behind (G8).
 //!
 //! Invariants:
 //!
-//! 1. One spelling more or less of a node gives the same id: what a type ignores, it does not push.
-//! 2. All paths that are locked or awaited at one moment are in one [`Frame`]: a relative and an absolute name of one place
-//!    have different segments and would pass each other silently, so the second kind is refused. Nothing is remembered of
-//!    a kind when its last request has gone, so a stray path does no lasting harm.
+//! 1. All spellings of a node give the same id: a type does not push what it ignores.
+//! 2. All paths that are locked or awaited at one moment are in one [`Frame`]: a relative and an absolute name of one
+//!    place have different segments, so their requests would silently not conflict; the second kind is refused. A
+//!    kind is forgotten when its last request has gone, so a stray path does no lasting harm.
 //!
 //! Not here: how segments become ids (`segments.rs`, `node_id.rs`); which nodes a request holds, and how (`plan.rs`).
 
@@ -21,28 +21,28 @@ use std::path::{Path, PathBuf};
 
 /// A name of a node in a tree: the root of the sub-tree that is to be locked.
 ///
-/// Implemented for [`Path`], `str` and slices; implement it for the names of your own tree, and `AsRef<Self>` with it,
-/// since that is how the methods of the lock take paths. The lock never asks whether two paths are equal: it compares
-/// what they push.
+/// Implemented for [`Path`], `str` and slices. Implement it for the names of your own tree, and `AsRef<Self>` too,
+/// since the methods of the lock take paths by `AsRef`. The lock never asks whether two paths are equal: it compares
+/// the segments that they push.
 ///
 /// | type | segments | the root |
 /// |---|---|---|
-/// | [`Path`] | its components; `.` and repeated separators are ignored, `..` takes one back | empty; `.` where paths are relative, `/` where they are absolute |
-/// | `str` | what stands between `/`; empty ones are ignored, `.` and `..` are names like others | empty, or `/` |
+/// | [`Path`] | its components; `.` and repeated separators are ignored, `..` removes the one before | empty; `.` where paths are relative, `/` where they are absolute |
+/// | `str` | the parts between `/`; empty ones are ignored, `.` and `..` are ordinary names | empty, or `/` |
 /// | `[T]` | its elements | empty |
 ///
 /// # Paths of the file system
 ///
 /// `Path`s are compared by their text alone; the file system is never asked. So:
 ///
-/// - Relative and absolute paths cannot be compared, so one lock takes one kind at a time. While a path of one kind is
-///   locked or awaited, a path of the other kind is an error; when nothing is, the next request may be of either kind. The
-///   empty path is the root in both. Paths that others choose are best made absolute, or taken relative to one
-///   directory, before they are locked.
+/// - Relative and absolute paths cannot be compared, so one lock takes one kind at a time. While a path of one kind
+///   is locked or awaited, a path of the other kind is an error; when nothing is, the next request may be of either
+///   kind. The empty path is the root in both. Before you lock paths that others choose, make them absolute, or
+///   relative to one directory.
 /// - `..` is resolved lexically, as if no directory were a symbolic link; above `/` it stays at `/`; a relative
 ///   path that leads out of its tree (`../a`) is an error.
-/// - Symbolic links, hard links, bind mounts and names that differ only in case are names of their own. Where
-///   these matter, lock what [`std::fs::canonicalize`] returns.
+/// - Symbolic links, hard links, bind mounts and names that differ only in case count as different names. Where these
+///   matter, lock what [`std::fs::canonicalize`] returns.
 /// - They need not be UTF-8.
 ///
 /// # Examples
@@ -94,31 +94,32 @@ use std::path::{Path, PathBuf};
 /// # drop(reading);
 /// ```
 pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
-    /// Tells the segments, from the root down; none for the root itself.
+    /// Pushes the segments, from the root down; none for the root itself.
     ///
     /// Two paths that name one node must push the same segments, by the same methods of [`Segments`].
     ///
-    /// It is called again, on any thread, when a snapshot or a report names the path, and must give the same then.
+    /// The lock calls it again, on any thread, when a snapshot or a report names the path; it must push the same
+    /// segments then.
     ///
     /// # Errors
     ///
     /// [`PathError::new`], if the path cannot be used; the request fails, and nothing is locked.
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError>;
 
-    /// What the path is relative to; `None` if that makes no difference, since it is the root in either frame. Only types
-    /// whose paths come in two kinds that cannot be compared need it.
+    /// Returns what the path is relative to; `None` if that makes no difference, since it is the root in either
+    /// frame. Only types whose paths come in two kinds that cannot be compared need to implement it.
     fn frame(&self) -> Option<Frame> {
         Some(Frame::Absolute)
     }
 
-    /// Empties a path that the lock has kept for reports and needs no longer, so that its memory can take the next one.
-    /// `false`, as by default: it is dropped.
+    /// Empties a path that the lock kept for reports and no longer needs, so that its memory can hold the next one.
+    /// Returns `false`, as by default, to have it dropped.
     fn clear(_kept: &mut Self::Owned) -> bool {
         false
     }
 
-    /// The path as text, if its segments are what stands between `/` there, and the same text always means the same. Only
-    /// for types of this crate: it is called where no user code is.
+    /// Returns the path as text, if its segments are the parts between `/` and the same text always means the same
+    /// path. Only for types of this crate: it is called where user code must not run.
     #[doc(hidden)]
     #[inline]
     fn text(&self, _: OursAlone) -> Option<&[u8]> {
@@ -126,11 +127,11 @@ pub trait TreePath: ToOwned<Owned: Send + Sync + 'static> + Debug + 'static {
     }
 }
 
-/// Nobody else can name it, and so nobody else can implement what takes it.
+/// Other crates cannot name it, and so cannot implement a method that takes it.
 #[derive(Clone, Copy, Debug)]
 pub struct OursAlone;
 
-/// What is larger is not kept for the next path.
+/// A larger buffer is not kept for the next path.
 pub(crate) const MOST_BYTES: usize = 512;
 
 /// What a path is relative to: the root of the tree, or a place that only its user knows.
@@ -161,7 +162,7 @@ pub(crate) fn join_frame<P: TreePath + ?Sized>(others: Option<Frame>, path: &P) 
     }
 }
 
-/// What is wrong with a request whose paths are in another frame than those that are locked or awaited.
+/// The error of a request whose paths are in another frame than those that are locked or awaited.
 #[cold]
 pub(crate) fn odd_frame<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'p P>) -> PathError {
     let framed = paths.map(|path| (path, path.frame())).find(|(_, frame)| frame.is_some());
@@ -175,7 +176,7 @@ pub(crate) fn odd_frame<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'
     ));
     match framed {
         Some((path, _)) => error.at(path),
-        // A type whose paths change their frame.
+        // Only a type whose paths change their frame comes here.
         None => error,
     }
 }
@@ -199,7 +200,7 @@ impl TreePath for str {
     }
 }
 
-/// Tells what stands between `/`, unless it is empty, and where it ends.
+/// Passes each part between `/` that is not empty to `tell`, and where it ends.
 #[inline]
 fn split<'s>(
     text: &[u8],
@@ -234,7 +235,7 @@ impl<T: Hash + Debug + Clone + Send + Sync + 'static> TreePath for [T] {
 
 impl TreePath for Path {
     fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
-        // `..` takes back what this path has pushed, and not what a path has that this one is a part of.
+        // `..` removes only what this path has pushed, not the segments of a path that this one is a part of.
         segments.with_floor(|segments| {
             #[cfg(unix)]
             return tell(self, segments);
@@ -246,7 +247,7 @@ impl TreePath for Path {
     #[inline]
     fn frame(&self) -> Option<Frame> {
         let first = self.as_os_str().as_encoded_bytes().first()?;
-        // On Unix the first byte tells; `is_absolute` takes the path apart for it.
+        // On Unix the first byte is enough; `is_absolute` would parse the path.
         let absolute = if cfg!(unix) { *first == b'/' } else { self.is_absolute() };
         Some(if absolute { Frame::Absolute } else { Frame::Relative })
     }
@@ -337,7 +338,7 @@ pub struct PathError {
 }
 
 impl PathError {
-    /// An error of a [`TreePath`](crate::TreePath); the lock adds the path's name.
+    /// Makes the error of a [`TreePath`](crate::TreePath); the lock adds the path's name.
     pub fn new(reason: impl Into<String>) -> Self {
         PathError { path: String::new(), reason: reason.into() }
     }
@@ -420,7 +421,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let path = |bytes: &'static [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
         assert_ne!(told(path(b"a/\xff")).unwrap().0, told(path(b"a/\xfe")).unwrap().0);
-        // And what is taken back takes its name with it.
+        // A segment that `..` removes takes its name with it.
         assert_eq!(told(path(b"a/b\xff/../../c\xfe")).unwrap().1, ["c\\xFE"]);
     }
 
@@ -440,7 +441,7 @@ mod tests {
         assert_eq!(kept::<[u64]>(vec![7; most + 1]), None);
     }
 
-    /// What it owns is let go with the guard (G6).
+    /// Its memory is released with the guard (G6).
     #[test]
     fn path_that_cannot_be_emptied_is_not_kept() {
         #[derive(Clone, Debug)]

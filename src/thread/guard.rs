@@ -1,7 +1,8 @@
-//! What a holder has: a guard releases its request when it is dropped, and can turn its writes into reads.
+//! The guards. A guard releases its request when it is dropped; before that it can turn its writes into reads, or
+//! release some of its roots.
 //!
-//! A plain guard stays in its thread, which is its owner. An `Arc` guard is an owner of its own and may go
-//! anywhere. Both are a lock and a place in its ledger.
+//! A plain guard stays in its thread, which is its owner. An `Arc` guard is an owner of its own and may go anywhere.
+//! Both consist of a lock and an entry in its ledger.
 
 use crate::core::path::{PathError, TreePath};
 use crate::core::roots::Roots;
@@ -15,7 +16,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
-/// Sub-trees that are held by the thread that asked for them, until this is dropped.
+/// A guard that stays in the thread that asked for it: it holds its sub-trees until it is dropped.
 ///
 /// ```
 /// let lock = treelock::TreeLock::new();
@@ -24,7 +25,7 @@ use std::sync::{Arc, MutexGuard};
 /// ```
 ///
 /// ```compile_fail,E0277
-/// // It stays in its thread, so that the lock knows whose it is; `lock_arc` makes one that may leave.
+/// // It stays in its thread, which is its owner; `lock_arc` makes a guard that may leave.
 /// let lock = treelock::TreeLock::new();
 /// let guard = lock.write("a");
 /// std::thread::scope(|scope| scope.spawn(move || drop(guard)));
@@ -36,10 +37,10 @@ pub struct TreeLockGuard<'a, P: ?Sized + TreePath = Path> {
     _stays: StaysInItsThread,
 }
 
-/// Named for whoever meets it in an error of the compiler: `lock_arc` makes guards that may leave their thread.
+/// Named for the reader of a compiler error: `lock_arc` makes guards that may leave their thread.
 pub(crate) struct StaysInItsThread(pub(crate) PhantomData<MutexGuard<'static, ()>>);
 
-/// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock alive.
+/// A guard that may go to any thread: it holds its sub-trees until it is dropped. It keeps the lock alive.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -61,7 +62,8 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
         TreeLockGuard { lock, entry, _stays: StaysInItsThread(PhantomData) }
     }
 
-    /// Turns the writes into reads, without letting go in between, and lets in whoever may come then.
+    /// Turns the writes into reads without releasing them in between, and grants the waiting requests that this lets
+    /// in.
     ///
     /// ```
     /// use treelock::TreeLock;
@@ -78,8 +80,8 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
         self
     }
 
-    /// Releases some of its roots, those at the nodes of these paths, and keeps the others: a rename may let go of its
-    /// source before it goes on at its target.
+    /// Releases the roots that these paths name and keeps the others: a rename can release its source before it goes
+    /// on at its target.
     ///
     /// ```
     /// use treelock::TreeLock;
@@ -97,12 +99,12 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     ///
     /// # Errors
     ///
-    /// A path that is unusable, or no root of this guard: what is not asked for as a root, but lies below one, cannot be
-    /// released on its own. Nothing is released then.
+    /// If a path is unusable or names no root of this guard: what lies below a root, and was not asked for as a root,
+    /// cannot be released on its own. Nothing is released then.
     ///
     /// # Cost
     ///
-    /// O(depth of all its roots); what is left of the guard is released step by step then.
+    /// O(depth of all its roots). What is left of the guard is later released step by step, not by the fast path.
     pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
         self.lock.release_roots(&mut self.entry, roots.as_slice())
     }
@@ -141,28 +143,28 @@ impl<P: ?Sized + TreePath> Drop for ArcTreeLockGuard<P> {
     }
 }
 
-/// Tells the roots and their modes, as in `TreeLockGuard { roots: [X a, S b/c], .. }`.
+/// Shows the roots and their modes, as in `TreeLockGuard { roots: [X a, S b/c], .. }`.
 impl<P: ?Sized + TreePath> Debug for TreeLockGuard<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         debug(f, "TreeLockGuard", &roots(self.lock, self.entry))
     }
 }
 
-/// Tells the first three roots and their modes, as in `X a, S b/c`.
+/// Shows the first three roots and their modes, as in `X a, S b/c`.
 impl<P: ?Sized + TreePath> Display for TreeLockGuard<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Display::fmt(&FirstOf(&roots(self.lock, self.entry)), f)
     }
 }
 
-/// As that of [`TreeLockGuard`].
+/// Like that of [`TreeLockGuard`].
 impl<P: ?Sized + TreePath> Debug for ArcTreeLockGuard<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         debug(f, "ArcTreeLockGuard", &roots(&self.lock, self.entry))
     }
 }
 
-/// As that of [`TreeLockGuard`].
+/// Like that of [`TreeLockGuard`].
 impl<P: ?Sized + TreePath> Display for ArcTreeLockGuard<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Display::fmt(&FirstOf(&roots(&self.lock, self.entry)), f)

@@ -1,4 +1,4 @@
-//! [`TreeLock`]: what a user sees of the lock. How a request is granted, and waits, is in `acquire.rs`.
+//! [`TreeLock`], the public type. How a request is granted and how it waits is in `acquire.rs`.
 
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 /// A read/write lock over the sub-trees of a tree.
 ///
 /// [`lock`](TreeLock::lock) takes shared locks on the sub-trees below `reads` and exclusive ones on those below
-/// `writes`, all or nothing. Two requests conflict if a write of one overlaps a read or a write of the other; sub-trees
-/// overlap if the root of one is, or is an ancestor of, the root of the other. The tree itself is never built:
-/// paths need not exist anywhere, and the lock holds no data.
+/// `writes`, all or nothing. Two requests conflict if a write of one overlaps a read or a write of the other; two
+/// sub-trees overlap if their roots are equal or one root is an ancestor of the other. The tree itself is never
+/// built: paths need not exist anywhere, and the lock holds no data.
 ///
 /// ```
 /// use treelock::TreeLock;
@@ -39,9 +39,10 @@ use std::time::{Duration, Instant};
 ///
 /// # One node without what is below
 ///
-/// A root stands for all that is below it. To lock a node alone, say to list a folder or to change its properties, lock a
-/// child of it with a name that no real child has. Of a `str` that is `folder/.`, since `.` is a name like any other there;
-/// of a [`Path`] it is `folder/\0self`, since no name of a file has a zero byte. What such a lock conflicts with:
+/// A root stands for all that is below it. To lock a node alone, say to list a folder or to change its properties,
+/// lock a child of it with a name that no real child has. With `str` that is `folder/.`, since `str` takes `.` as an
+/// ordinary name; with [`Path`] it is `folder/\0self`, since no file name contains a zero byte. Such a lock conflicts
+/// as follows:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -49,54 +50,58 @@ use std::time::{Duration, Instant};
 ///
 /// let lock = Arc::new(TreeLock::<str>::default());
 /// let listing = lock.read_arc("folder/.");
-/// assert!(lock.try_write_arc("folder").is_err());       // whoever writes the whole folder,
-/// assert!(lock.try_write_arc("folder/.").is_err());     // whoever writes it alone,
-/// assert!(lock.try_read_arc("folder").is_ok());         // but no reader of either kind,
+/// assert!(lock.try_write_arc("folder").is_err());       // It excludes a writer of the whole folder
+/// assert!(lock.try_write_arc("folder/.").is_err());     // and a writer of the node alone,
+/// assert!(lock.try_read_arc("folder").is_ok());         // but no reader of either kind
 /// assert!(lock.try_write_arc("folder/file").is_ok());   // and nobody below.
 /// drop(listing);
 ///
 /// let changing = lock.write_arc("folder/.");
-/// assert!(lock.try_read_arc("folder").is_err());        // A writer of it alone excludes readers of the whole,
+/// assert!(lock.try_read_arc("folder").is_err());        // A writer of the node alone excludes readers of the whole,
 /// assert!(lock.try_write_arc("folder/file").is_ok());   // and still nobody below.
 /// # drop(changing);
 /// ```
 ///
-/// Where the list of the folder is what matters, whoever adds or removes an entry writes that as well:
-/// `lock(&[], &["folder/.", "folder/new"])`.
+/// If such a lock is to protect the list of the folder's entries, a request that adds or removes an entry must write
+/// it as well: `lock(&[], &["folder/.", "folder/new"])`.
 ///
 /// # Fairness
 ///
-/// First come, first served: a request has its place from when it begins to wait, and keeps it wherever it waits after that.
-/// So of two requests of one root each that conflict the one that began to wait first is served first, unless it waits for
-/// the other's owner anyway. There is one exception: a reader may pass a writer that waits at an ancestor of both for somebody
-/// who reads all below it. A request with several roots comes to them one after the other, and is overtaken at none of
-/// them where it waits. Requests that do not conflict never wait for each other.
+/// First come, first served: a request gets its place when it begins to wait, and keeps that place in every queue
+/// where it waits later. Of two conflicting requests of one root each, the one that began to wait first is served
+/// first, unless it waits for the other's owner anyway. There is one exception: a reader may pass a writer that
+/// waits, at an ancestor of both roots, for another request that reads that whole ancestor. A request with several
+/// roots takes them one after the other, and is not overtaken in any queue where it waits. Requests that do not
+/// conflict never wait for each other.
 ///
 /// # Re-entrancy
 ///
-/// A thread never waits for its own guards: where it reads or writes already it may ask again, also past those who
-/// wait. Asking for a write below one's own read is an *upgrade*: it goes ahead of the writers in the queue, and waits for
-/// the other readers alone. Each guard protects what *it* asked for until it is dropped, in any order.
+/// A thread never waits for its own guards: it may ask again for what it holds already, and is granted ahead of all
+/// waiters. A request to write below a read of the same thread is an *upgrade*: it goes ahead of the writers in the
+/// queue, and waits only for the other readers. Guards may be dropped in any order; each protects what *it* asked for
+/// until it is dropped.
 ///
-/// So the owner is the *thread*, not the task: jobs that share a thread, such as those of an executor or of a pool that
-/// runs one job inside of another, do not exclude each other by plain guards. `lock_arc` and its like are for them: its
-/// guards are strangers to every other guard, those of their thread included.
+/// So the owner is the *thread*, not the task: plain guards do not exclude each other between jobs that share a
+/// thread, such as those of an executor or of a pool that runs one job inside another. Use `lock_arc` and its like
+/// for such jobs: an `Arc` guard excludes every other guard, even those of the same thread.
 ///
 /// # Deadlock
 ///
 /// Threads that hold one guard at a time cannot deadlock: take everything in one request. Threads that ask for more
-/// while they hold a guard can. A cycle is usually found after some 20 ms and reported to one of those that nest: by an error if
-/// one of these can take it, else by a panic of `lock`. A wait that is merely long is not reported, and a deadline that
-/// passes before the look is [`TimedOut`](LockError::TimedOut).
+/// while they hold a guard can. A cycle is usually found after some 20 ms and reported to one of the nested requests
+/// in it: as an error if one of them returns a `Result`, otherwise as a panic of `lock`. A wait that is merely long
+/// is not reported. A request whose deadline passes before the cycle is found fails with
+/// [`TimedOut`](LockError::TimedOut).
 ///
-/// Not seen: cycles that involve something else, such as another lock, a channel or the join of a thread; and waits for
-/// `Arc` guards, which any thread might drop, so that a thread which waits for its own `Arc` guard waits for ever.
+/// Cycles that involve something else, such as another lock, a channel or the join of a thread, are not found. Nor
+/// are waits for `Arc` guards, since any thread may drop those: a thread that waits for its own `Arc` guard waits for
+/// ever.
 ///
 /// # Snapshots and reports
 ///
-/// [`snapshot`](TreeLock::snapshot) and the report of a deadlock name the thread that asked, so give your threads names
-/// ([`std::thread::Builder::name`]), and the place in the source where it called. A helper of your own that locks is passed
-/// over if it is `#[track_caller]`, so that the place is that of its caller:
+/// [`snapshot`](TreeLock::snapshot) and the report of a deadlock name the thread that asked, so give your threads
+/// names ([`std::thread::Builder::name`]), and the place in the source where it called. Mark a helper of your own
+/// that locks as `#[track_caller]`, and they name the place where it was called:
 ///
 /// ```
 /// use treelock::{TreeLock, TreeLockGuard};
@@ -115,26 +120,27 @@ use std::time::{Duration, Instant};
 /// assert!(store.0.snapshot().holders[0].location.contains(&format!(":{line}:")));
 /// ```
 ///
-/// The feature `tracing` tells both as they happen, with the target `treelock`: as a warning each deadlock that is reported, and
-/// as an information each request that waited for a second or longer, when it has ended. With the feature a request costs
-/// some nanoseconds more, without it nothing.
+/// The feature `tracing` emits events with the target `treelock`: a warning for each deadlock that is reported, and
+/// an event of level info when a request ends that waited for a second or longer. With the feature a request costs
+/// some nanoseconds more; without it, nothing.
 ///
 /// # Panics
 ///
-/// There is no poisoning: a guard that is dropped by unwinding releases what it holds. The methods that block without
-/// a `Result` panic on what can never succeed; each says when.
+/// There is no poisoning: a guard that is dropped by unwinding releases what it holds. The methods that block and
+/// return no `Result` panic if the request can never succeed; each says when.
 ///
 /// # Cost
 ///
-/// O(depth) for one root, O(d log d) for several of d segments together, whatever is held or waits elsewhere; amortised,
-/// since a read or write of a node below which many were busy may have to look through all requests once. A lock takes
-/// some 30 KiB, so that many threads meet seldom: have one for each tree, not one for each object in it. Nodes take
-/// memory while they are held or awaited only. A guard that is forgotten ([`std::mem::forget`]) holds for ever.
+/// O(depth) for one root, O(d log d) for several roots of d segments in all, whatever is held or waits elsewhere.
+/// This is amortised: a read or write of a node below which many requests were busy may have to look through all
+/// requests once. A lock takes some 30 KiB, to keep many threads out of each other's way: make one for each tree, not
+/// one for each object in it. Nodes take memory only while they are held or awaited. A guard that is forgotten
+/// ([`std::mem::forget`]) holds its sub-trees for ever.
 ///
 /// # Source
 ///
-/// Intention locks are of Gray, Lorie, Putzolu, Traiger, "Granularity of Locks and Degrees of Consistency in a Shared
-/// Data Base", 1976; see [`Mode`](crate::Mode).
+/// Intention locks come from Gray, Lorie, Putzolu, Traiger, "Granularity of Locks and Degrees of Consistency in a
+/// Shared Data Base", 1976; see [`Mode`](crate::Mode).
 pub struct TreeLock<P: ?Sized + TreePath = Path> {
     pub(crate) seeds: Seeds,
     pub(crate) table: Table,
@@ -144,10 +150,10 @@ pub struct TreeLock<P: ?Sized + TreePath = Path> {
 }
 
 impl TreeLock<Path> {
-    /// A lock over [`Path`]s. One over paths of another type is made by [`TreeLock::default`].
+    /// Makes a lock over [`Path`]s. [`TreeLock::default`] makes one over paths of any type.
     ///
-    /// (Were `new` there for every type, `TreeLock::new()` alone would not compile: Rust applies the default of a type
-    /// parameter in types only, and not in calls. `HashMap::new` and its hashers are the same.)
+    /// (If `new` existed for every type of path, `TreeLock::new()` alone would not compile: Rust applies the default
+    /// of a type parameter in types, not in calls. `HashMap::new` has one hasher for the same reason.)
     ///
     /// ```
     /// let lock = treelock::TreeLock::new();
@@ -180,7 +186,7 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
 impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
     ///
-    /// Either may be empty, and roots may repeat or lie in each other. [`Roots`] says what a list of paths can be.
+    /// Either list may be empty; roots may repeat or lie in each other. [`Roots`] says what a list of paths can be.
     ///
     /// ```
     /// # let lock = treelock::TreeLock::new();
@@ -213,7 +219,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     #[track_caller]
     pub fn read(&self, path: impl AsRef<P>) -> TreeLockGuard<'_, P> {
         let guard = self.lock(&[&path], &[]);
-        // Here and not at the end: should this panic, unwinding finds the guard.
+        // Dropped here, not at the end: if this panics, unwinding releases the guard.
         drop(path);
         guard
     }
@@ -260,8 +266,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// # Errors
     ///
-    /// [`LockError::TimedOut`], [`LockError::Deadlock`], [`LockError::Path`]. Nothing is held then, and those who
-    /// queued behind this request go on.
+    /// [`LockError::TimedOut`], [`LockError::Deadlock`], [`LockError::Path`]. Nothing is held then, and the requests
+    /// that queued behind this one go on.
     #[track_caller]
     pub fn try_lock_for(
         &self,
@@ -344,11 +350,11 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Ok(guard)
     }
 
-    /// Who holds what and who waits for what, at one moment; prints as a drawing of the tree.
+    /// Returns who holds what and who waits for what at one moment; it prints as a drawing of the tree.
     ///
     /// # Cost
     ///
-    /// Everybody who begins or ends a request waits while its entries are copied: O(requests). To spell out their
+    /// Every thread that begins or ends a request waits while the entries are copied: O(requests). Spelling out their
     /// paths takes O(their segments), and nobody waits for that.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -370,7 +376,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 }
 
-/// Panics, on what can never succeed, with all that is needed to mend the call.
+/// Panics because the request can never succeed; the message has all that is needed to fix the call.
 #[cold]
 #[track_caller]
 pub(super) fn give_up(error: &LockError) -> ! {
@@ -383,12 +389,11 @@ pub(super) fn give_up(error: &LockError) -> ! {
     }
 }
 
-// Nothing that a panic could leave half done can be seen through a lock or a guard: no user code runs while one
-// is changed.
+// A panic cannot leave a lock or a guard half changed: no user code runs while one is changed.
 impl<P: ?Sized + TreePath> UnwindSafe for TreeLock<P> {}
 impl<P: ?Sized + TreePath> RefUnwindSafe for TreeLock<P> {}
 
-/// Says how much is held and awaited, or that the lock is busy; never blocks.
+/// Shows the number of granted and of waiting requests, or that the lock is busy; never blocks.
 impl<P: ?Sized + TreePath> fmt::Debug for TreeLock<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut told = f.debug_struct("TreeLock");
@@ -409,7 +414,7 @@ impl<P: ?Sized + TreePath> fmt::Debug for TreeLock<P> {
 mod tests {
     use super::*;
 
-    /// G6: what is left of any history is a constant.
+    /// G6: after any history, what is left has a constant size.
     #[test]
     fn unlocked_lock_is_back_to_its_size() {
         let lock = TreeLock::<[u32]>::default();

@@ -1,4 +1,5 @@
-//! The methods of [`TreeLock`] whose guards may go to other threads: the same as in `lock.rs`, each guard an owner of its own.
+//! The methods of [`TreeLock`] whose guards may go to other threads: the same as in `lock.rs`, but each guard is an
+//! owner of its own.
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
@@ -12,9 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
-    /// As [`lock`](TreeLock::lock), for a guard that owns the lock too, and may go to other threads.
+    /// As [`lock`](TreeLock::lock), but the guard also owns the lock, and may go to other threads.
     ///
-    /// It is an owner of its own: it waits for every other guard, also those of the calling thread.
+    /// Each such guard is an owner of its own: the request waits for conflicting guards even of the calling thread.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -39,7 +40,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// As [`read`](TreeLock::read), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).
+    /// As [`read`](TreeLock::read), but the guard also owns the lock; see [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Panics
     ///
@@ -51,7 +52,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         guard
     }
 
-    /// As [`write`](TreeLock::write), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).
+    /// As [`write`](TreeLock::write), but the guard also owns the lock; see [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Panics
     ///
@@ -63,7 +64,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         guard
     }
 
-    /// As [`try_lock`](TreeLock::try_lock), for a guard that owns the lock too; see [`lock_arc`](TreeLock::lock_arc).
+    /// As [`try_lock`](TreeLock::try_lock), but the guard also owns the lock; see [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -77,7 +78,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.guard_arc(reads, writes, Patience::None)
     }
 
-    /// As [`try_lock_for`](TreeLock::try_lock_for), for a guard that owns the lock too; see
+    /// As [`try_lock_for`](TreeLock::try_lock_for), but the guard also owns the lock; see
     /// [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Errors
@@ -93,7 +94,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.guard_arc(reads, writes, Patience::within(timeout))
     }
 
-    /// As [`try_lock_until`](TreeLock::try_lock_until), for a guard that owns the lock too; see
+    /// As [`try_lock_until`](TreeLock::try_lock_until), but the guard also owns the lock; see
     /// [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Errors
@@ -109,8 +110,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.guard_arc(reads, writes, Patience::Until(Some(deadline)))
     }
 
-    /// As [`try_read`](TreeLock::try_read), for a guard that owns the lock too; see
-    /// [`lock_arc`](TreeLock::lock_arc).
+    /// As [`try_read`](TreeLock::try_read), but the guard also owns the lock; see [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -122,8 +122,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Ok(guard)
     }
 
-    /// As [`try_write`](TreeLock::try_write), for a guard that owns the lock too; see
-    /// [`lock_arc`](TreeLock::lock_arc).
+    /// As [`try_write`](TreeLock::try_write), but the guard also owns the lock; see [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -135,7 +134,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Ok(guard)
     }
 
-    /// As [`try_read_for`](TreeLock::try_read_for), for a guard that owns the lock too; see
+    /// As [`try_read_for`](TreeLock::try_read_for), but the guard also owns the lock; see
     /// [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Errors
@@ -152,7 +151,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Ok(guard)
     }
 
-    /// As [`try_write_for`](TreeLock::try_write_for), for a guard that owns the lock too; see
+    /// As [`try_write_for`](TreeLock::try_write_for), but the guard also owns the lock; see
     /// [`lock_arc`](TreeLock::lock_arc).
     ///
     /// # Errors

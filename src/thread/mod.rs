@@ -2,24 +2,24 @@
 //!
 //! | file | concept |
 //! |---|---|
-//! | `lock.rs` | [`TreeLock`](lock::TreeLock): what a user sees |
-//! | `lock_arc.rs` | its methods whose guards may go to other threads |
-//! | `request.rs` | who asked for what, where in the source |
+//! | `lock.rs` | [`TreeLock`](lock::TreeLock): the public type |
+//! | `lock_arc.rs` | its methods that return guards for other threads |
+//! | `request.rs` | who asked for what, and where in the source |
 //! | `acquire.rs` | how a request is granted, and how it waits |
 //! | `table.rs` | the live nodes: found or made, dropped when idle |
-//! | `bias.rs` | which nodes do not count intentions, since requests publish them |
-//! | `own.rs` | which nodes a thread takes without a shard, since it takes them again and again |
+//! | `bias.rs` | which nodes do not count intentions, because requests publish them in the ledger |
+//! | `own.rs` | which nodes a thread takes without locking a shard, because it takes them again and again |
 //! | `ledger.rs` | what is granted and what waits, by request |
-//! | `moving.rs` | those that were let on from a node and have not gone on yet |
-//! | `places.rs` | values at indices that do not change |
+//! | `moving.rs` | movers: requests that a node has let on and that have not gone on yet |
+//! | `places.rs` | values at stable indices |
 //! | `waiter.rs` | one blocked request: grant, wake |
-//! | `guard.rs` | what a holder has: drop, downgrade, release a part |
-//! | `owner.rs` | an owner that is no thread |
+//! | `guard.rs` | guards: drop, downgrade, release a part |
+//! | `owner.rs` | explicit owners, which are not threads |
 //! | `parties.rs` | the parties of a search for deadlocks |
 //! | `report.rs` | snapshots and reports of deadlocks |
 //!
-//! Lock order: whose turn it is to look for deadlocks; the turn of one node's movers; shards of the table in the order of
-//! their numbers; registers of the ledger in the order of theirs; a waiter.
+//! Lock order: the turn to look for deadlocks; the turn of one node's movers; the shards of the table, by number; the
+//! registers of the ledger, by number; a waiter.
 
 pub(crate) mod acquire;
 pub(crate) mod bias;

@@ -1,4 +1,4 @@
-//! An owner that is no thread: what it holds is in it, and goes where it goes.
+//! Explicit owners: an owner that is not a thread; what it holds moves with it.
 
 use crate::core::owner::{Owner, OwnerId};
 use crate::core::path::TreePath;
@@ -15,12 +15,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// An owner of locks that can be handed from thread to thread, with all that it holds: for a session, a task, the lock token
-/// of a client.
+/// An owner of locks that can be handed from thread to thread, with all that it holds: for a session, a task, or the
+/// lock token of a client.
 ///
-/// Plain guards are owned by their thread, and an `Arc` guard owns itself. An explicit owner stands between the two: it
-/// never waits for what it holds itself, so its requests nest and upgrade as those of a thread do; and it is `Send`. What it
-/// holds stays until it is [released](LockOwner::release) or the owner is dropped.
+/// Plain guards are owned by their thread, and an `Arc` guard owns itself. An explicit owner is in between: it never
+/// waits for what it holds itself, so its requests nest and upgrade as those of a thread do; and it is `Send`. It
+/// holds what it has locked until it [releases](LockOwner::release) that or is dropped.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 /// let mut session = lock.owner();
 /// let reading = session.lock(&["docs"], &[])?;
 /// std::thread::spawn(move || {
-///     // It writes below what it reads: an upgrade, which waits for the other readers alone.
+///     // A write below its own read is an upgrade, which waits only for the other readers.
 ///     let writing = session.lock(&[], &["docs/index"])?;
 ///     session.release(writing);
 ///     session.release(reading);
@@ -45,9 +45,9 @@ use std::time::{Duration, Instant};
 /// # Deadlock
 ///
 /// A request borrows its owner while it waits, so nobody can release what the owner holds meanwhile. The search for
-/// deadlocks counts on that: a cycle through owners is reported as one through threads is (see
-/// [`TreeLock`](TreeLock#deadlock)), always by an error. An owner that merely holds something is not a part of a cycle, since
-/// any thread may release it.
+/// deadlocks relies on that: a cycle through owners is reported as one through threads is (see
+/// [`TreeLock`](TreeLock#deadlock)), but always as an error. An owner that does not wait is never part of a cycle,
+/// since any thread may release what it holds.
 #[must_use = "what it holds is released when the owner is dropped"]
 pub struct LockOwner<P: ?Sized + TreePath = Path> {
     lock: Arc<TreeLock<P>>,
@@ -57,7 +57,7 @@ pub struct LockOwner<P: ?Sized + TreePath = Path> {
     granted: u64,
 }
 
-/// Names what an owner got by one request.
+/// Names what an owner has locked by one request.
 #[derive(Debug, PartialEq, Eq, Hash)]
 #[must_use = "its owner holds it until it is released by this, or the owner is dropped"]
 pub struct HeldLock {
@@ -66,7 +66,7 @@ pub struct HeldLock {
 }
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
-    /// An owner of locks that is no thread; see [`LockOwner`].
+    /// Makes an owner of locks that is not a thread; see [`LockOwner`].
     pub fn owner(self: &Arc<Self>) -> LockOwner<P> {
         LockOwner { lock: Arc::clone(self), id: new_owner_id(), held: BTreeMap::new(), granted: 0 }
     }
@@ -131,22 +131,23 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         self.acquire(reads, writes, Patience::Until(Some(deadline)))
     }
 
-    /// Releases what it got by one request.
+    /// Releases what this owner has locked by one request.
     ///
     /// # Panics
     ///
-    /// If another owner got it.
+    /// If another owner has locked it.
     pub fn release(&mut self, held: HeldLock) {
         let entry = self.entry(&held);
         self.held.remove(&held.number);
         self.lock.release(entry);
     }
 
-    /// Turns the writes that it got by one request into reads; see [`TreeLockGuard::downgrade`](crate::TreeLockGuard::downgrade).
+    /// Turns the writes of one request of this owner into reads; see
+    /// [`TreeLockGuard::downgrade`](crate::TreeLockGuard::downgrade).
     ///
     /// # Panics
     ///
-    /// If another owner got it.
+    /// If another owner has locked it.
     pub fn downgrade(&mut self, held: &HeldLock) {
         self.entry(held);
         if let Some(entry) = self.held.get_mut(&held.number) {
@@ -180,8 +181,8 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
-        // The latest first, as guards that nest are dropped. If a path panics when it is dropped, the rest is released while
-        // that unwinds.
+        // The latest first, as nested guards are dropped. If a path panics when it is dropped, unwinding releases the
+        // rest.
         let lock = &*self.lock;
         let held: Vec<_> =
             std::mem::take(&mut self.held).into_values().rev().map(|entry| Released { lock, entry }).collect();
@@ -189,7 +190,7 @@ impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     }
 }
 
-/// Releases when it is dropped.
+/// Releases the entry when it is dropped.
 struct Released<'a, P: ?Sized + TreePath> {
     lock: &'a TreeLock<P>,
     entry: Entry,
