@@ -1,4 +1,4 @@
-//! What can go wrong with the files, and with a request.
+//! The errors of requests between processes, and of the lock's files.
 
 use crate::core::path::PathError;
 use crate::inspect::Deadlock;
@@ -7,17 +7,17 @@ use std::fmt::{self, Debug, Display};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a request between processes was not granted. Nothing of it is held, and nobody waits for it.
+/// Why a request between processes was not granted. The request holds nothing then, and nobody waits for it.
 ///
-/// It becomes an [`io::Error`] as [`LockError`](crate::LockError) does; of the files, by the kinds that [`FileError`] tells.
+/// It becomes an [`io::Error`] as [`LockError`](crate::LockError) does; a [`FileError`] keeps its kind.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ProcessLockError {
-    /// Somebody holds a conflicting sub-tree or waits for one since before.
+    /// Another request holds a conflicting sub-tree, or has been waiting for one.
     WouldBlock,
     /// The deadline passed first.
     TimedOut,
-    /// The request waited in a cycle of threads that wait for each other, in whatever processes.
+    /// The request waited in a cycle of threads that wait for each other, in one or several processes.
     Deadlock(Box<Deadlock>),
     /// One of the paths cannot be used.
     Path(PathError),
@@ -73,7 +73,8 @@ impl From<FileError> for ProcessLockError {
 
 /// A file of the lock that cannot be used, and why.
 ///
-/// It becomes an [`io::Error`] by `?` or `into`, of the kind that the system gave, or of the one that [`FileProblem`] names.
+/// `?` and `into` turn it into an [`io::Error`] of the kind that the system gave, or of the one that [`FileProblem`]
+/// names.
 #[derive(Debug)]
 pub struct FileError {
     path: PathBuf,
@@ -94,20 +95,21 @@ pub enum FileProblem {
     /// The directory is on a file system of this kind, whose locks other hosts may not see.
     /// ([`Unsupported`](io::ErrorKind::Unsupported))
     NetworkFileSystem(&'static str),
-    /// It is none of treelock's, and is left alone. ([`InvalidData`](io::ErrorKind::InvalidData))
+    /// The file is not one of treelock's, and is left alone. ([`InvalidData`](io::ErrorKind::InvalidData))
     NotATable,
-    /// It was written by a treelock whose files this one does not know. ([`InvalidData`](io::ErrorKind::InvalidData))
+    /// The file was written by a version of treelock whose format this one does not know.
+    /// ([`InvalidData`](io::ErrorKind::InvalidData))
     OtherVersion(u32),
-    /// It says what it cannot say: it was written over or cut while processes use it.
+    /// The file has contents that it cannot have: it was written over or cut while processes use it.
     /// ([`InvalidData`](io::ErrorKind::InvalidData))
     Damaged,
-    /// It was removed, or replaced by another, while processes use it. ([`NotFound`](io::ErrorKind::NotFound))
+    /// The file was removed, or replaced by another, while processes use it. ([`NotFound`](io::ErrorKind::NotFound))
     Removed,
     /// The directory is another user's, and *sticky*: users cannot replace each other's files in it.
     /// ([`PermissionDenied`](io::ErrorKind::PermissionDenied))
     Sticky,
-    /// Somebody keeps an exclusive `flock` on it: another program on the directory, or a process that is stopped in the midst
-    /// of a request on the table. ([`ResourceBusy`](io::ErrorKind::ResourceBusy))
+    /// A process keeps an exclusive `flock`: another program on the directory, or a process that is stopped in the
+    /// midst of a request on the table. ([`ResourceBusy`](io::ErrorKind::ResourceBusy))
     Flocked,
     /// The lock was opened by the process that this one was forked from. ([`Unsupported`](io::ErrorKind::Unsupported))
     Forked,
@@ -133,12 +135,12 @@ impl FileError {
         FileError { path: path.into(), problem }
     }
 
-    /// Whether it tells that the file is not what it should be, and not that it could not be looked at.
+    /// Whether the file is not what it should be, and not merely impossible to look at.
     pub(super) fn is_of_the_table(&self) -> bool {
         self.is_harm() || matches!(self.problem, FileProblem::NotATable)
     }
 
-    /// Whether it tells of harm that means nothing where nobody uses the lock.
+    /// Whether this is harm that does not matter where nobody uses the lock.
     pub(super) fn is_harm(&self) -> bool {
         matches!(self.problem, FileProblem::Removed | FileProblem::Damaged)
     }

@@ -1,5 +1,5 @@
-//! What a holder has, between processes: a guard releases its request when it is dropped, and can turn its writes into
-//! reads. Unlike one between threads it can also say whether that could be written down.
+//! The guards between processes. A guard releases its request when it is dropped; before that it can turn its writes
+//! into reads. Unlike one between threads it can also say whether the release could be written down.
 
 use super::ProcessTreeLock;
 use super::error::FileError;
@@ -13,7 +13,8 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Sub-trees that are held by the thread that asked for them, against all others of all processes, until this is dropped.
+/// A guard that stays in the thread that asked for it: it holds its sub-trees, against all other threads of all
+/// processes, until it is dropped.
 #[must_use = "what it holds is released when the guard is dropped, here at once"]
 pub struct ProcessTreeLockGuard<'a, P: ?Sized + TreePath = Path> {
     lock: &'a ProcessTreeLock<P>,
@@ -21,7 +22,7 @@ pub struct ProcessTreeLockGuard<'a, P: ?Sized + TreePath = Path> {
     _stays: StaysInItsThread,
 }
 
-/// Sub-trees that are held until this is dropped, on whatever thread that is. It keeps the lock open.
+/// A guard that may go to any thread: it holds its sub-trees until it is dropped. It keeps the lock open.
 #[must_use = "what it holds is released when the guard is dropped, here at once"]
 pub struct ArcProcessTreeLockGuard {
     member: Arc<Member>,
@@ -33,21 +34,22 @@ impl<'a, P: ?Sized + TreePath> ProcessTreeLockGuard<'a, P> {
         ProcessTreeLockGuard { lock, request: Some(request), _stays: StaysInItsThread(PhantomData) }
     }
 
-    /// Turns the writes into reads, without letting go in between, and lets in whoever may come then.
+    /// Turns the writes into reads without releasing them in between, and grants the waiting requests that this lets
+    /// in.
     ///
     /// # Errors
     ///
-    /// [`FileError`]. All is held as before then.
+    /// [`FileError`]. Everything is then held as before.
     pub fn downgrade(&mut self) -> Result<(), FileError> {
         self.request.map_or(Ok(()), |request| self.lock.member.downgrade(request))
     }
 
-    /// Releases what it holds, as dropping it does, and says whether that could be written down.
+    /// Releases what it holds, as dropping it does, and returns an error if that could not be written down.
     ///
     /// # Errors
     ///
-    /// [`FileError`]. What is held then is released with the next request of this lock that can be written, or when the
-    /// process ends.
+    /// [`FileError`]. What the guard held is then released with the next request of this lock that can be written, or
+    /// when the process ends.
     pub fn release(mut self) -> Result<(), FileError> {
         self.request.take().map_or(Ok(()), |request| self.lock.member.release(request))
     }
@@ -89,28 +91,29 @@ impl Drop for ArcProcessTreeLockGuard {
     }
 }
 
-/// Tells the roots and their modes, as in `ProcessTreeLockGuard { roots: [X a, S b/c], .. }`, or that the lock is busy.
+/// Shows the roots and their modes, as in `ProcessTreeLockGuard { roots: [X a, S b/c], .. }`, or that the lock is
+/// busy.
 impl<P: ?Sized + TreePath> Debug for ProcessTreeLockGuard<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         debug(f, "ProcessTreeLockGuard", &self.lock.member, self.request)
     }
 }
 
-/// Tells the first three roots and their modes, as in `X a, S b/c`, or that the lock is busy.
+/// Shows the first three roots and their modes, as in `X a, S b/c`, or that the lock is busy.
 impl<P: ?Sized + TreePath> Display for ProcessTreeLockGuard<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         display(f, &self.lock.member, self.request)
     }
 }
 
-/// As that of [`ProcessTreeLockGuard`].
+/// Like that of [`ProcessTreeLockGuard`].
 impl Debug for ArcProcessTreeLockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         debug(f, "ArcProcessTreeLockGuard", &self.member, self.request)
     }
 }
 
-/// As that of [`ProcessTreeLockGuard`].
+/// Like that of [`ProcessTreeLockGuard`].
 impl Display for ArcProcessTreeLockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         display(f, &self.member, self.request)

@@ -5,7 +5,7 @@
 //!
 //! let lock: ProcessTreeLock = ProcessTreeLock::open("/run/lock/my-database")?;
 //! {
-//!     // Nobody else reads or writes the index, and nobody writes the table, in whatever process.
+//!     // Nobody else reads or writes the index, and nobody writes the table, in any process.
 //!     let _guard = lock.lock(&["tables/orders"], &["index/orders"])?;
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -13,29 +13,29 @@
 //!
 //! # How it is built
 //!
-//! The paths, modes, plans, nodes and the search for deadlocks are those of the lock for threads. Every process keeps a
-//! replica of all that is held and awaited, and brings it up to date from one file of events before it changes
-//! anything. The kernel tells who is alive, and wakes who waits. There is no server and no `unsafe`, and no thread but for
-//! a request whose deadline passes while somebody is stopped with the table.
+//! The paths, modes, plans, nodes and the search for deadlocks are those of the lock for threads. Every process keeps
+//! a replica of all that is held and awaited, and brings it up to date from one file of events before it changes
+//! anything. The kernel knows which processes are alive, and wakes the waiters. There is no server and no `unsafe`.
+//! The only thread that the lock starts is for a request whose deadline passes while a stopped process has the table.
 //!
 //! | file | concept |
 //! |---|---|
-//! | `mod.rs` | [`ProcessTreeLock`]: what a user sees |
-//! | `guard.rs` | what a holder has: drop, downgrade |
+//! | `mod.rs` | [`ProcessTreeLock`]: the public type |
+//! | `guard.rs` | guards: drop, downgrade, release |
 //! | `member/mod.rs` | a process that has opened a lock: joins, changes, leaves |
-//! | `member/ask.rs` | what a request says of itself |
+//! | `member/ask.rs` | what a request tells about itself |
 //! | `member/acquire.rs` | the way of a request: tried, queued, waited for, given up |
-//! | `member/change.rs` | one change of what all agree on, while the table is locked |
+//! | `member/change.rs` | one change of the state that all agree on, while the table is locked |
 //! | `member/channels.rs` | the FIFOs by which waiters are woken |
-//! | `member/watch.rs` | which of the others live; the dead are buried |
-//! | `replica.rs` | pure: what all agree on, and what an event does to it |
+//! | `member/watch.rs` | which other members are alive; the dead are buried |
+//! | `replica.rs` | pure: the state that all agree on, and what an event does to it |
 //! | `journal/mod.rs` | the file of events: read, append, keep room; why a death at any step does no harm |
 //! | `journal/format.rs` | pure: the bytes of that file |
-//! | `journal/known.rs` | what a member has read, and whether that is what the others know |
+//! | `journal/known.rs` | what a member has read, and whether the others know the same |
 //! | `journal/succession.rs` | which file is the last one: locked, replaced, put back |
-//! | `look.rs` | what a process sees that only looks |
+//! | `look.rs` | what an observer sees: a process that has not opened the lock |
 //! | `files.rs` | the directory: who is alive, who is woken, what file systems are refused |
-//! | `report.rs` | what a request tells of itself, and the snapshots and reports made of it |
+//! | `report.rs` | what reports need of a request, and the snapshots and reports made from it |
 //! | `error.rs` | what a request, and a file, can fail with |
 //! | `crash.rs` | where tests let a process die |
 
@@ -74,9 +74,9 @@ use std::time::{Duration, Instant};
 
 /// A read/write lock over the sub-trees of a tree, for all threads of all processes that open the same directory.
 ///
-/// It is [`TreeLock`](crate::TreeLock) between processes: what overlaps, what conflicts, who is served first and what a
-/// thread may nest is said there, and holds between all of them. The files in the directory are the lock's own; what is
-/// locked are names, which need not exist anywhere.
+/// It is [`TreeLock`](crate::TreeLock) between processes: the rules of overlap, conflict, order and nesting are given
+/// there, and hold across all processes. The files in the directory are the lock's own; what is locked are names,
+/// which need not exist anywhere.
 ///
 /// ```
 /// use treelock::process::ProcessTreeLock;
@@ -93,43 +93,46 @@ use std::time::{Duration, Instant};
 ///
 /// # Processes that end
 ///
-/// Whatever ends a process, also a SIGKILL at any moment, frees all it held and awaited, at once for who waits. A process
-/// that is stopped keeps what it has, and its place among those who wait. Should it be stopped in the midst of a request or
-/// a release, which take microseconds, all others wait until it goes on or ends, also to release; who has a deadline waits
-/// no longer than that, and a `try_lock` 100 ms. A child made by `fork` alone keeps the guards of its parent alive until it
-/// ends too, as with `flock(2)`, and cannot use the lock: it opens its own. A program started in a child inherits nothing,
-/// unless [`set_inheritable`](ProcessTreeLock::set_inheritable) says so.
+/// When a process ends, even by a SIGKILL at any moment, all that it held and awaited is free, and its waiters go on
+/// at once. A process that is stopped keeps what it holds, and its place in every queue. If it is stopped in the
+/// midst of a request or a release, which take microseconds, all others wait until it goes on or ends, even to
+/// release; a request with a deadline waits no longer than that, and a `try_lock` no longer than 100 ms. A child made
+/// by `fork` alone keeps the guards of its parent alive until it ends too, as with `flock(2)`; it cannot use its
+/// parent's lock, and opens its own. A program started in a child inherits nothing, unless
+/// [`set_inheritable`](ProcessTreeLock::set_inheritable) says so.
 ///
 /// # The directory
 ///
-/// On a file system of this host: one in memory, such as `/run` or `/tmp`, is the best. Who may write to the
-/// directory may lock, so its rights decide about other users; it must not be *sticky* (as `/tmp` itself is), or else
-/// users cannot replace each other's files. When the last process has closed the lock, what is left there means nothing,
-/// and the next one begins anew.
+/// It must be on a file system of this host; one in memory, such as `/run` or `/tmp`, is the best. A user who may
+/// write to the directory may lock, so its permissions decide which users can; it must not be *sticky* (as `/tmp`
+/// itself is), or else users cannot replace each other's files. When the last process has closed the lock, the files
+/// that are left mean nothing, and the next process begins anew.
 ///
-/// Files that are removed, replaced, cut or written over while processes use them, by an older copy of themselves too, are
-/// noticed: the next one who has the lock open and asks for something puts a removed table back; else all requests that
-/// the harm concerns fail, until all have closed the lock. Nobody is let in by that. The directory itself is
-/// another matter: whoever opens the lock when it is gone makes a new one, and knows nothing of those who have the old one
-/// open, whose requests fail from then on. Keep it away from cleaners.
+/// The lock notices files that are removed, replaced, cut or written over while processes use them, even by an older
+/// copy of themselves. The next process that has the lock open and makes a request puts a removed table back;
+/// otherwise all requests that the harm concerns fail, until all processes have closed the lock. Such harm lets
+/// nobody in. The directory itself is another matter: a process that opens the lock when the directory is gone makes
+/// a new one, and knows nothing of those that have the old one open, whose requests fail from then on. Keep it away
+/// from cleaners.
 ///
 /// # Paths
 ///
-/// As with threads; all users of a directory should give paths of one type, since `str` and absolute `Path`s are one kind
-/// and relative `Path`s another. A lock takes one kind at a time, that of what is held or awaited in whatever process.
-/// Relative ones are relative to whatever their users agree on, and not to a working directory; the command `treelock` gives
-/// absolute ones. Paths of types of your own need more care: see [`Segments`](crate::Segments#between-processes).
+/// Paths mean what they mean between threads. All users of a directory should give paths of one type, since `str` and
+/// absolute `Path`s are one kind and relative `Path`s another, and a lock takes one kind at a time: the kind that is
+/// held or awaited in any process. Relative paths are relative to whatever their users agree on, not to a working
+/// directory; the command `treelock` gives absolute ones. Paths of types of your own need more care: see
+/// [`Segments`](crate::Segments#between-processes).
 ///
 /// # Cost
 ///
-/// An uncontended request takes some microseconds, most of them in fourteen calls of the kernel; whatever else is held. Each
+/// An uncontended request takes some microseconds, whatever else is held, most of them in fourteen system calls. Each
 /// process also reads what the others have done since its last request. See `benches/README.md`.
 pub struct ProcessTreeLock<P: ?Sized + TreePath = Path> {
     member: Arc<Member>,
     paths: PhantomData<fn(&P)>,
 }
 
-/// How a [`ProcessTreeLock`] is opened, where the defaults do not fit.
+/// Opens a [`ProcessTreeLock`] where the defaults do not fit.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -153,30 +156,30 @@ impl Options {
         Self::default()
     }
 
-    /// Whether a directory on a network file system will do: `true` says that no other host uses it.
+    /// Whether a directory on a network file system will do. Pass `true` only if no other host uses the directory.
     #[must_use]
     pub fn network_file_system(mut self, will_do: bool) -> Self {
         self.network_file_system = will_do;
         self
     }
 
-    /// For how long opening may wait for a process that is stopped in the midst of a request; without this, until that goes
-    /// on or is killed.
+    /// How long opening may wait for a process that is stopped in the midst of a request. Without a timeout it waits
+    /// until that process goes on or is killed.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// What reports tell instead of the place in the source where a request is made: for programs whose users do not know
-    /// their source. `treelock run` tells its working directory.
+    /// The text that reports give instead of the place in the source where a request is made: for programs whose
+    /// users do not know their source. `treelock run` gives its working directory.
     #[must_use]
     pub fn location(mut self, location: impl Into<String>) -> Self {
         self.location = Some(location.into());
         self
     }
 
-    /// As [`ProcessTreeLock::open`].
+    /// Opens the lock as [`ProcessTreeLock::open`] does, with these options.
     ///
     /// # Errors
     ///
@@ -188,14 +191,15 @@ impl Options {
 }
 
 impl ProcessTreeLock<Path> {
-    /// Opens the lock in a directory, which is made if it is not there. For paths of other types: [`Options::open`].
+    /// Opens the lock in a directory, which is made if it is not there. For paths of other types see
+    /// [`Options::open`].
     ///
-    /// To open it twice in one process is to be two, which wait for each other.
+    /// A process that opens it twice has two locks, which exclude each other as those of two processes do.
     ///
     /// # Errors
     ///
-    /// [`FileError`]: no rights, a network file system, a sticky directory of another user, files that are not of this lock or
-    /// of another version of it.
+    /// [`FileError`]: no rights, a network file system, a sticky directory of another user, files that are not
+    /// treelock's or are of another version of it.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, FileError> {
         Options::new().open(directory)
     }
@@ -242,7 +246,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     ///
     /// # Errors
     ///
-    /// [`ProcessLockError::WouldBlock`], also where somebody is stopped in the midst of a request;
+    /// [`ProcessLockError::WouldBlock`], also if another process is stopped in the midst of a request;
     /// [`ProcessLockError::Path`], [`ProcessLockError::File`].
     #[track_caller]
     pub fn try_lock(
@@ -331,7 +335,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire(&[], &[&path], Patience::within(timeout))
     }
 
-    /// As [`lock`](ProcessTreeLock::lock), for a guard that may go to other threads and is an owner of its own.
+    /// As [`lock`](ProcessTreeLock::lock), but the guard may go to other threads and is an owner of its own.
     ///
     /// # Errors
     ///
@@ -345,7 +349,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(reads, writes, Patience::Endless)
     }
 
-    /// As [`read`](ProcessTreeLock::read), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    /// As [`read`](ProcessTreeLock::read), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -355,7 +359,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(&[&path], &[], Patience::Endless)
     }
 
-    /// As [`write`](ProcessTreeLock::write), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    /// As [`write`](ProcessTreeLock::write), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -365,7 +369,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(&[], &[&path], Patience::Endless)
     }
 
-    /// As [`try_lock`](ProcessTreeLock::try_lock), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    /// As [`try_lock`](ProcessTreeLock::try_lock), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -379,7 +383,8 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(reads, writes, Patience::None)
     }
 
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for), for a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
+    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for), but with a guard as of
+    /// [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -394,7 +399,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(reads, writes, Patience::within(timeout))
     }
 
-    /// As [`try_lock_until`](ProcessTreeLock::try_lock_until), for a guard as of
+    /// As [`try_lock_until`](ProcessTreeLock::try_lock_until), but with a guard as of
     /// [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
@@ -410,8 +415,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
     }
 
-    /// As [`try_read`](ProcessTreeLock::try_read), for a guard as of
-    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    /// As [`try_read`](ProcessTreeLock::try_read), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -421,8 +425,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(&[&path], &[], Patience::None)
     }
 
-    /// As [`try_write`](ProcessTreeLock::try_write), for a guard as of
-    /// [`lock_arc`](ProcessTreeLock::lock_arc).
+    /// As [`try_write`](ProcessTreeLock::try_write), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
     ///
@@ -432,7 +435,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(&[], &[&path], Patience::None)
     }
 
-    /// As [`try_read_for`](ProcessTreeLock::try_read_for), for a guard as of
+    /// As [`try_read_for`](ProcessTreeLock::try_read_for), but with a guard as of
     /// [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
@@ -447,7 +450,7 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(&[&path], &[], Patience::within(timeout))
     }
 
-    /// As [`try_write_for`](ProcessTreeLock::try_write_for), for a guard as of
+    /// As [`try_write_for`](ProcessTreeLock::try_write_for), but with a guard as of
     /// [`lock_arc`](ProcessTreeLock::lock_arc).
     ///
     /// # Errors
@@ -462,9 +465,10 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.acquire_arc(&[], &[&path], Patience::within(timeout))
     }
 
-    /// Who holds what and who waits for what in all processes, at one moment; prints as a drawing of the tree.
+    /// Returns who holds what and who waits for what in all processes at one moment; it prints as a drawing of the
+    /// tree.
     ///
-    /// It holds up nobody and waits for nobody, also while a process is stopped in the midst of a request.
+    /// It holds up nobody and waits for nobody, even while a process is stopped in the midst of a request.
     ///
     /// # Errors
     ///
@@ -473,15 +477,17 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
         self.member.snapshot()
     }
 
-    /// The number by which the others know this open lock: [`Process::member`](crate::Process::member) of all that it holds and awaits. Nobody else
-    /// gets it as long as anybody has the lock open, and its files in the directory are called by it, such as `m7`.
+    /// The number by which other processes know this open lock: the [`Process::member`](crate::Process::member) of
+    /// all its guards and requests. No other open lock gets it as long as any process has the lock open. Its files in
+    /// the directory are named after it, such as `m7`.
     #[must_use]
     pub fn member(&self) -> u64 {
         self.member.id().0
     }
 
-    /// Whether programs started by this process from now on inherit what is held by this lock: then it is held until the
-    /// last of them has ended, should this process end before. A guard that is dropped is released all the same.
+    /// Sets whether programs that this process starts from now on inherit what this lock holds. If they do, and this
+    /// process ends before them, it stays held until the last of them has ended. A guard that is dropped is released
+    /// all the same.
     ///
     /// ```no_run
     /// # let lock = treelock::process::ProcessTreeLock::open("lock")?;
@@ -528,7 +534,8 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     }
 }
 
-/// What [`ProcessTreeLock::snapshot`] tells of the lock in a directory, by one who has not opened it, and may have no right to.
+/// Like [`ProcessTreeLock::snapshot`], for a caller that has not opened the lock in that directory, and may have no
+/// right to.
 ///
 /// ```no_run
 /// println!("{}", treelock::process::snapshot("/run/lock/my-database")?);
@@ -537,12 +544,13 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
 ///
 /// # Errors
 ///
-/// [`FileError`]: no such directory, no right to read it, files that are not of this lock or of another version of it.
+/// [`FileError`]: no such directory, no right to read it, files that are not treelock's or are of another version of
+/// it.
 pub fn snapshot(directory: impl AsRef<Path>) -> Result<Snapshot, FileError> {
     look::look(&Directory::look(directory.as_ref())?, report::snapshot)
 }
 
-/// For whom the requests of a [member](ProcessTreeLock::member) wait, as one sees it who has not opened the lock.
+/// What the requests of a [member](ProcessTreeLock::member) wait for; the caller need not have opened the lock.
 ///
 /// ```
 /// # use treelock::process::{ProcessTreeLock, waits};

@@ -1,4 +1,4 @@
-//! What a request tells of itself to other processes, and the snapshots and reports that are made of it.
+//! What a request tells other processes about itself, and the snapshots and reports that are made from it.
 
 use super::replica::{InCycle, MemberId, Replica, Request, RequestId};
 use crate::core::mode::Mode;
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// For whom a request waits: see [`waits`](super::waits).
+/// What a request waits for: see [`waits`](super::waits).
 ///
-/// Each of these must let go, or give up, before it is granted. Times do not tell who is ahead of whom: a request whose
-/// thread already holds something there, as for an upgrade, may come later and go first. Nor does a waiter wait for all that
-/// came before: those that share the node with it are not in its way.
+/// Each of these holders and waiters must release, or give up, before the request is granted. Times do not tell which
+/// request is ahead: one whose thread already holds something there, such as an upgrade, may come later and go first.
+/// Nor does a waiter wait for all that came before it: requests that can share the node with it are not in its way.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Wait {
@@ -21,12 +21,12 @@ pub struct Wait {
     pub waiter: Waiter,
     /// The guards that exclude it where it waits, or further on its way.
     pub for_holders: Vec<Holder>,
-    /// The requests that go ahead of it where it waits and exclude it there, or have taken a part of its way; they wait
-    /// themselves.
+    /// The waiting requests that exclude it: those that go ahead of it where it waits, and those that have taken
+    /// steps on its way.
     pub for_waiters: Vec<Waiter>,
 }
 
-/// What a request tells of itself, for reports alone.
+/// What a request tells about itself, for reports only.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Told<'a> {
     pub(super) thread: &'a str,
@@ -40,11 +40,11 @@ pub(super) struct Told<'a> {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Place<'a> {
     Source(&'a str, u32, u32),
-    /// What is told instead of that.
+    /// A text that is told instead.
     Other(&'a str),
 }
 
-/// A root that is in the plan, be it as an intention.
+/// A root that has a step in the plan, even if only an intention.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ToldRoot<'a> {
     #[serde(borrow)]
@@ -73,25 +73,25 @@ impl<'a> Told<'a> {
         postcard::to_extend(self, Vec::with_capacity(256)).expect("it has no part that cannot be written")
     }
 
-    /// As another program may tell more, or less, what cannot be read is left out.
+    /// Another program may tell more, or less; what cannot be read is left out.
     fn of(request: &'a Request) -> Self {
         postcard::from_bytes(&request.ask.told).unwrap_or_default()
     }
 
-    /// The roots that lie in no other one, of those whose step is asked for.
+    /// The roots whose step `which` selects, without those that lie in another root.
     fn roots(&self, request: &Request, which: impl Fn(usize) -> bool) -> Vec<Root> {
         let mode = |step: &u32| request.ask.steps.get(*step as usize).map(|step| step.mode);
         let told = |root: &ToldRoot| {
             let (last, above) = root.way.split_last()?;
             let mine = mode(last).filter(|mine| !mine.is_intention())?;
-            // Or equal to one above, since a downgrade.
+            // Or equal to one above, after a downgrade.
             let covered = above.iter().filter_map(mode).any(|above| above.covers(mine));
             (!covered && which(*last as usize)).then(|| Root { segments: owned(&root.segments), mode: mine })
         };
         self.roots.iter().filter_map(told).collect()
     }
 
-    /// The node of a step: it is on the way to one of the roots.
+    /// The node where the request waits: it is on the way to one of the roots.
     fn at(&self, request: &Request) -> Root {
         let step = request.progress.taken;
         let mode = request.waits_at().map_or(Mode::IntentionShared, |step| step.mode);
@@ -113,7 +113,7 @@ pub(super) fn snapshot(replica: &Replica) -> Snapshot {
     Snapshot::new(SystemTime::now(), holders, waiters)
 }
 
-/// For whom the waiting requests of a member wait.
+/// What the waiting requests of a member wait for.
 pub(super) fn waits(replica: &Replica, member: MemberId) -> Vec<Wait> {
     let of_member = replica.requests.values().filter(|request| request.ask.id.member == member);
     let wait = |own: &Request| {
@@ -138,7 +138,7 @@ pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
     Deadlock::new(cycle.iter().map(told).collect())
 }
 
-/// What a request has, or asks for.
+/// What a request holds, or asks for.
 pub(super) fn roots(request: &Request) -> Vec<Root> {
     Told::of(request).roots(request, |_| true)
 }
