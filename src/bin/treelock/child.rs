@@ -1,10 +1,11 @@
-//! The locked command: started, sent what signals come for it, and waited for.
+//! The locked command: started, sent the signals that come for it, and waited for.
 //!
 //! Invariants:
 //!
 //! 1. No signal goes to another process: the child is reaped, which frees its number, only after the last signal was sent.
-//! 2. The child starts with the signals as they were when this program started. A signal that was ignored then stays ignored,
-//!    for both (`nohup`, a job in the background of a script). One that is caught here is reset when a program starts.
+//! 2. The child starts with the signals as they were when this program started. A signal that was ignored then stays
+//!    ignored, for both (`nohup`, a job in the background of a script). A signal that is caught here is reset when
+//!    the child's program starts.
 
 use crate::exit::{Failure, NOT_EXECUTABLE, NOT_FOUND, OS_ERROR};
 use rustix::fs::{Mode, OFlags, open};
@@ -29,7 +30,7 @@ pub(crate) fn run(words: &[OsString]) -> Result<u8, Failure> {
         |doing: &'static str| move |error: io::Error| Failure::new(OS_ERROR, format_args!("cannot {doing}: {error}"));
     let ignored = ignored_signals();
     let caught = FORWARDED.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
-    // An ignored SIGCHLD would take the child's end from us.
+    // If SIGCHLD were ignored, the child's exit status would be lost.
     let mut signals = Signals::new(caught.chain([SIGCHLD])).map_err(failed("catch signals"))?;
     let handle = signals.handle();
     let mut child = spawn(words)?;
@@ -54,7 +55,7 @@ fn code(status: ExitStatus) -> u8 {
 fn spawn(words: &[OsString]) -> Result<Child, Failure> {
     let [program, arguments @ ..] = words else { unreachable!("the arguments ask for a command") };
     let spawned = Command::new(program).args(arguments).spawn().or_else(|error| match script(program) {
-        // A script without "#!" is one of the shell, for execvp(3) and all shells.
+        // execvp(3) and all shells run a script without "#!" by the shell.
         Some(script) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
             Command::new("/bin/sh").arg(script).args(arguments).spawn()
         }

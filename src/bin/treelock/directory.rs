@@ -1,7 +1,8 @@
 //! Where the lock is: the directory that is given, or one that belongs to the user.
 //!
-//! Whoever may write to the directory may lock, and could replace the lock by another one. So the default directory must be
-//! a real one that belongs to the user and is closed to others. A directory that is given is taken as it is.
+//! A user who may write to the directory may lock, and could replace the lock by another one. So the default
+//! directory must be a real one that belongs to the user and is closed to others. A directory that is given is used
+//! as it is.
 
 use crate::exit::{CANNOT_CREATE, Failure, USAGE};
 use rustix::process::geteuid;
@@ -15,17 +16,18 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Place {
     /// The directory of the lock, on a file system of this host
     ///
-    /// All that lock together must use the same one; it is made if it is not there. Whoever may write to it may lock; whoever
-    /// may read it may see the commands of all. By default it is $TREELOCK_DIR, an absolute path; else
-    /// $XDG_RUNTIME_DIR/treelock, where that runtime directory is the user's; else /tmp/treelock-UID. The latter two must be
-    /// the user's alone (mode 0700, no symbolic link). A job of cron or a service may have no $XDG_RUNTIME_DIR, and so
-    /// another default than a login: name the directory there.
+    /// All commands that are to exclude each other must use the same one; it is created if it does not exist. A user
+    /// who may write to it may lock; a user who may read it may see the commands of all. By default it is
+    /// $TREELOCK_DIR, an absolute path; else $XDG_RUNTIME_DIR/treelock, if that runtime directory belongs to the
+    /// user; else /tmp/treelock-UID. The latter two must belong to the user alone (mode 0700, no symbolic link). A
+    /// cron job or a service may have no $XDG_RUNTIME_DIR, and so another default than a login: name the directory
+    /// there.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
 impl Place {
-    /// The directory, which is there afterwards or can be made by the lock.
+    /// The directory, which exists afterwards or can be created by the lock.
     pub(crate) fn made(&self) -> Result<PathBuf, Failure> {
         if let Some(given) = self.given()? {
             return Ok(given);
@@ -42,7 +44,7 @@ impl Place {
         }
     }
 
-    /// The directory, and whether it is there; nothing is made.
+    /// The directory, and whether it exists; creates nothing.
     pub(crate) fn looked_at(&self) -> Result<(PathBuf, bool), Failure> {
         let given = self.given()?;
         let path = given.clone().unwrap_or_else(default_directory);
@@ -60,7 +62,7 @@ impl Place {
     fn given(&self) -> Result<Option<PathBuf>, Failure> {
         let variable = || var_os("TREELOCK_DIR").filter(|value| !value.is_empty()).map(PathBuf::from);
         match self.dir.clone().or_else(variable) {
-            // Programs in other working directories would have another lock, and nobody would see that.
+            // Programs in other working directories would silently use another lock.
             Some(path) if path.is_relative() && self.dir.is_none() => {
                 let message = format!("TREELOCK_DIR is {path:?}: make it absolute, or give --dir");
                 Err(Failure::new(USAGE, message))
@@ -81,7 +83,8 @@ fn default_directory() -> PathBuf {
     }
 }
 
-/// In a sticky directory such as `/tmp` nobody else can replace it after this.
+/// Refuses a directory that other users have access to. In a sticky directory such as `/tmp` no other user can
+/// replace it after this.
 fn check_private(path: &Path) -> Result<(), Failure> {
     let refuse = |why: &str| Err(Failure::new(CANNOT_CREATE, format_args!("{path:?} {why}: choose one with --dir")));
     match fs::symlink_metadata(path) {

@@ -1,4 +1,4 @@
-//! The exit codes of the command, beside those of the command that it runs.
+//! The exit codes of `treelock`, besides those of the command that it runs.
 
 use std::fmt::Display;
 
@@ -11,7 +11,7 @@ pub(crate) const IO_ERROR: u8 = 74;
 pub(crate) const NOT_EXECUTABLE: u8 = 126;
 pub(crate) const NOT_FOUND: u8 = 127;
 
-/// Why the command ends before its time, in one line.
+/// Why `treelock` ends early, in one line.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: u8,

@@ -1,12 +1,12 @@
-//! The command `treelock`: sub-trees locked from the shell, as flock(1) locks files. `treelock --help` tells the rest.
+//! The command `treelock` locks sub-trees from the shell, as flock(1) locks files. `treelock --help` tells the rest.
 //!
-//! It uses the public API alone: [`treelock::process`].
+//! It uses only the public API: [`treelock::process`].
 //!
 //! | file | concept |
 //! |---|---|
 //! | `main.rs` | the subcommands |
 //! | `run.rs` | `treelock run`: takes the lock, runs the command, releases |
-//! | `waiting.rs` | for whom it waits, told on standard error |
+//! | `waiting.rs` | tells on standard error what it waits for |
 //! | `child.rs` | the command: its signals, its end |
 //! | `status.rs` | `treelock status`: as a drawing, as JSON, again and again |
 //! | `directory.rs` | where the lock is |
@@ -29,8 +29,9 @@ use waiting::eprint_line;
 
 /// Locks sub-trees for commands, between all processes of this host
 ///
-/// A command that writes a sub-tree excludes all that read or write in it or around it; one that reads a sub-tree excludes
-/// those that write. Commands whose sub-trees do not overlap never wait for each other.
+/// A command that writes a sub-tree excludes all commands that read or write a sub-tree that overlaps it; a command
+/// that reads a sub-tree excludes those that write one. Commands whose sub-trees do not overlap never wait for each
+/// other.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Arguments {
@@ -86,7 +87,7 @@ fn carry_out(command: &Command) -> Result<u8, Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Arguments::command(), "treelock", &mut script);
-            // Whoever has read enough need not be told.
+            // A reader that has closed the pipe has read enough: that is no error.
             let _ = std::io::stdout().write_all(&script);
             Ok(0)
         }
@@ -100,10 +101,10 @@ fn write_manual(directory: &Path) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// What was asked for instead of work, or what is wrong, in one line.
+/// Prints the help or the version, or returns in one line what is wrong with the arguments.
 fn usage(error: &clap::Error) -> Result<u8, Failure> {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // Whoever has read enough need not be told.
+        // A reader that has closed the pipe has read enough: that is no error.
         let _ = error.print();
         return Ok(0);
     }

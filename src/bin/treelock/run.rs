@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use treelock::process::{ArcProcessTreeLockGuard, FileProblem, Options, ProcessLockError, ProcessTreeLock};
 
-/// How long opening waits for another process that has the table, with -n.
+/// How long opening waits, with -n, for another process that has the table.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// A release that takes longer waits for a process that is stopped.
@@ -29,16 +29,16 @@ pub(crate) struct Arguments {
     writes: Vec<PathBuf>,
     #[command(flatten)]
     place: Place,
-    /// Give up if the lock cannot be had within so many seconds; 0.5 is half a second, 0 is -n
+    /// Give up if the lock cannot be taken within this many seconds; 0.5 is half a second, 0 means -n
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
-    /// Give up if the lock cannot be had at once, whatever --timeout says
+    /// Give up if the lock cannot be taken at once, whatever --timeout says
     #[arg(short, long)]
     non_blocking: bool,
-    /// Do not tell for whom it waits
+    /// Do not tell what it waits for
     #[arg(short, long)]
     quiet: bool,
-    /// What to exit with after giving up
+    /// The exit code after giving up
     #[arg(short = 'E', long, value_name = "N", default_value_t = 1)]
     conflict_exit_code: u8,
     /// The command, and its arguments
@@ -48,31 +48,33 @@ pub(crate) struct Arguments {
 
 const AFTER_HELP: &str = "\
 Paths:
-  A PATH is a name: nothing need be there. It is relative to the working
+  A PATH is a name: it need not exist. It is relative to the working
   directory, as for every other command. \"..\" is resolved by the text alone,
-  and symbolic links are not followed: PATH and a link to it are two.
+  and symbolic links are not followed: PATH and a link to it are two names.
 
 The lock:
   All of it is taken, or nothing. It is released when COMMAND has ended,
-  whatever that has left in the background; if treelock is killed, when COMMAND
-  and all that it has started have ended, or have closed the descriptors above 9
-  that they inherit for it (Python does, for what it starts). A `treelock run`
-  inside of COMMAND is somebody else, and waits for ever if it asks for the
-  same; so do two of them that cross. It needs --dir again, or TREELOCK_DIR.
-  After a second of waiting, standard error tells for whom, without -q. One that
-  is stopped, as by Ctrl-Z, keeps what it has, and its place in the queue.
+  whatever COMMAND has left in the background. If treelock is killed, it is
+  released when COMMAND and all that it has started have ended, or have closed
+  the descriptors above 9 that they inherit for it (programs that Python starts
+  do not inherit them). A `treelock run` inside COMMAND is another owner: it
+  waits for ever if it asks for the same, and so do two of them that cross. It
+  needs --dir again, or TREELOCK_DIR. After a second of waiting, standard error
+  tells what it waits for, unless -q is given. A treelock that is stopped, as by
+  Ctrl-Z, keeps what it holds, and its place in the queue.
 
 Signals:
-  HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to treelock go
-  to COMMAND. Those of the terminal reach it by themselves. One that another
-  process sends to the whole group, as timeout(1) does without --foreground,
-  reaches it twice. Until the lock is there, a signal ends treelock.
+  HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to treelock are
+  passed on to COMMAND. Signals of the terminal reach COMMAND by themselves. A
+  signal that another process sends to the whole group, as timeout(1) does
+  without --foreground, reaches it twice. Until the lock is taken, a signal ends
+  treelock.
 
 Exit status:
   that of COMMAND
   128+N  signal N has ended COMMAND
-  1      given up, by -n or --timeout; -E sets another; nothing is printed then,
-         but if it was for a process that is stopped in the midst of a request
+  1      gave up, by -n or --timeout; -E sets another code. Nothing is printed,
+         unless a process that is stopped in the midst of a request was the cause
   64     the arguments are wrong
   71     the system or the files of the lock fail
   73     the directory of the lock cannot be used
@@ -90,10 +92,10 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     seconds.and_then(Result::ok).ok_or_else(|| "it is no number of seconds, such as 10 or 0.5".into())
 }
 
-/// What to exit with.
+/// Runs the command; returns the exit code.
 pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let non_blocking = arguments.non_blocking || arguments.timeout.is_some_and(|timeout| timeout.is_zero());
-    // A time beyond what the clock can tell is for ever.
+    // A timeout beyond what the clock can represent means for ever.
     let deadline = arguments.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let (reads, writes) = (absolute(&arguments.reads)?, absolute(&arguments.writes)?);
     if reads.is_empty() && writes.is_empty() {
@@ -104,7 +106,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     if let Ok(directory) = current_dir() {
         options = options.location(directory.to_string_lossy());
     }
-    // A process may be stopped with the table.
+    // A stopped process may have the table.
     if let Some(limit) = if non_blocking { Some(AT_ONCE) } else { arguments.timeout } {
         options = options.timeout(limit);
     }
@@ -145,7 +147,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     ended
 }
 
-/// Releases the lock. What the command has left in the background has inherited it, and must not keep it.
+/// Releases the lock. Processes that the command has left in the background have inherited it, and must not keep it.
 fn release(guard: ArcProcessTreeLockGuard, directory: &Path) {
     let (sender, released) = mpsc::channel();
     let release = move || {
@@ -157,7 +159,7 @@ fn release(guard: ArcProcessTreeLockGuard, directory: &Path) {
     }
     match released.recv_timeout(STOPPED) {
         Err(RecvTimeoutError::Timeout) => {
-            // The end of this process releases it, but for what has inherited it.
+            // The end of this process releases it, unless another process has inherited it.
             if let Some(keeper) = waiting::keeper(directory) {
                 eprint_line(format_args!("the lock may be held still by what COMMAND has left: {keeper}"));
             }

@@ -25,13 +25,14 @@ pub(crate) struct Arguments {
 const AFTER_HELP: &str = "\
 The drawing has a line at each sub-tree that is held or awaited: S reads it, X
 writes it, SIX reads it and writes a part of it. IS and IX, on the way to such a
-sub-tree, are shown where a request waits for them. A holder may have ended: what
-it has started keeps the lock then, and fuser(1) tells who has the FIFOs in DIR.
+sub-tree, are shown where a request waits for them. A holder may have ended: then
+what it has started keeps the lock, and fuser(1) tells which processes have the
+FIFOs in DIR open.
 
 JSON:
   time     when this was seen; all times are seconds since 1970, with a fraction
-  keeper   the number of a process that is stopped in the midst of a request, so
-           that all others wait for it, or null
+  keeper   the id of a process that is stopped in the midst of a request, so that
+           all others wait for it; or null
   holders  the longest first, each with
     process   {id, command, user}
     thread    its name
@@ -61,7 +62,7 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     seconds.and_then(Result::ok).ok_or_else(|| "it is no number of seconds from 0.01 on".into())
 }
 
-/// Prints it, once or until it is ended.
+/// Prints the status, once or until the command is ended.
 pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let clear = arguments.watch.is_some() && !arguments.json && io::stdout().is_terminal();
     let mut first = true;
@@ -88,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
             () => "",
         };
         match print(&format!("{before}{text}\n")) {
-            // Whoever has read enough need not be told.
+            // A reader that has closed the pipe has read enough: that is no error.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
             Err(error) => return Err(Failure::new(IO_ERROR, format_args!("cannot write: {error}"))),
             Ok(()) => {}

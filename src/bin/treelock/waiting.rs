@@ -1,6 +1,7 @@
-//! Tells on standard error for whom this process waits, when that lasts; and finds the process that keeps the table.
+//! Tells on standard error what this process waits for, if the wait is long; and finds the process that keeps the
+//! table.
 //!
-//! The library says who is in the way ([`Snapshot::in_the_way`]). Not here: the rule of the queue.
+//! The library says what is in the way ([`process::waits`]). Not here: the rules of the queue.
 
 use std::fmt::{self, Display};
 use std::iter::successors;
@@ -17,11 +18,11 @@ use treelock::{Mode, Process, Root, Waiter};
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const MOST_TOLD: usize = 5;
-/// Longer than any process has the table that is not stopped.
+/// Longer than any process that is not stopped has the table.
 const KEPT: Duration = Duration::from_millis(200);
 const TABLE: &str = "table";
 
-/// Messages from another thread, which end when this is dropped.
+/// Messages that another thread prints until this is dropped.
 pub(crate) struct Telling {
     /// The number of this process in the lock, once that is open.
     member: Arc<OnceLock<u64>>,
@@ -30,13 +31,14 @@ pub(crate) struct Telling {
 }
 
 impl Telling {
-    /// Tells for whom the requests of this lock wait, from now on.
+    /// From now on, tells what the requests of this lock wait for.
     pub(crate) fn opened(&self, lock: &ProcessTreeLock) {
         let _ = self.member.set(lock.member());
     }
 }
 
-/// Tells for whom this process waits: for one that keeps the table, and for those in the way of its request.
+/// Tells what this process waits for: a process that keeps the table, or the holders and waiters in the way of its
+/// request.
 pub(crate) fn tell(directory: &Path) -> Telling {
     let (sender, ended) = mpsc::channel();
     let member = Arc::new(OnceLock::new());
@@ -73,7 +75,7 @@ pub(crate) fn tell(directory: &Path) -> Telling {
             }
         }
     };
-    // Without a thread for them there are no messages.
+    // If the thread cannot be started, there are no messages.
     let watching = thread::Builder::new().name("messages".into()).spawn(watch);
     Telling { member, ended: watching.is_ok().then_some(sender) }
 }
@@ -88,7 +90,7 @@ impl Display for Keeper {
     }
 }
 
-/// The process that has the table for longer than any that is not stopped.
+/// The process that has the table for longer than one that is not stopped would.
 pub(crate) fn keeper(directory: &Path) -> Option<Keeper> {
     let before = locker(directory)?;
     thread::sleep(KEPT);
@@ -107,7 +109,7 @@ fn locker(directory: &Path) -> Option<u32> {
     })
 }
 
-/// A line on standard error; that nobody can read it is no reason to fail.
+/// Prints a line on standard error; if nobody can read it, that is no reason to fail.
 pub(crate) fn eprint_line(line: impl Display) {
     let _ = io::Write::write_all(&mut io::stderr(), format!("treelock: {line}\n").as_bytes());
 }
@@ -147,7 +149,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Those that a request waits for.
+/// The holders and waiters that a request waits for.
 fn in_the_way(wait: &Wait) -> Vec<Line<'_>> {
     let age = |since| wait.time.duration_since(since).unwrap_or_default();
     let own = &wait.waiter;
@@ -169,7 +171,7 @@ fn overlap(one: &[String], other: &[String]) -> bool {
 
 impl Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It quotes what a terminal would take as a command.
+        // It escapes what a terminal would take as a command.
         let root = self.root.to_string();
         let path = root.split_once(' ').map_or("", |(_, path)| path.trim_start_matches('/'));
         let does = match (self.state, self.root.mode) {
@@ -190,14 +192,14 @@ impl Display for Line<'_> {
     }
 }
 
-/// Whether a process is the parent of this one, or its parent, and so on. (`man 5 proc`)
+/// Whether a process is an ancestor of this one. (`man 5 proc`)
 fn is_ancestor(process: &Process) -> bool {
     let parent = |id: &u32| -> Option<u32> {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-        // Behind the command, which may be anything, and the state.
+        // The parent stands behind the command, which may be any text, and the state.
         stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
     };
-    // In a container another process may have the number.
+    // In a container, another process may have that number.
     let is_it = |id: u32| -> bool {
         let words = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let words: Vec<_> = words.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
