@@ -1,27 +1,28 @@
-//! Who waits for whom, and the cycle if there is one (G2).
+//! Which request waits for which, and the cycle if there is one (G2).
 //!
-//! A party is a request that waits: what it waits for, and what cannot be let go before it goes on: the guards of the
-//! owners that it *pins*, and the steps that it has taken so far. A blocked thread pins its plain guards, which cannot leave
-//! it; a request of an explicit owner pins that owner's guards, since the owner is borrowed meanwhile. `Arc` guards are
-//! nobody's: any thread may drop them, so a wait for one is never part of a cycle.
+//! A party is a request that waits. It has what it waits for, and what cannot be released before it goes on: the
+//! guards that it *pins*, and the steps that it has taken so far. A blocked thread pins its plain guards, which
+//! cannot leave it; a request of an explicit owner pins that owner's guards, since the owner is borrowed meanwhile.
+//! Nothing pins an `Arc` guard: any thread may drop it, so a wait for one is never part of a cycle.
 //!
-//! A waits for B, at the node where A waits, by one of three:
+//! A waits for B, at the node where A waits, for one of three reasons:
 //!
 //! | | | |
 //! |---|---|---|
-//! | B's *guard* | excludes A | only nesting makes this: B waits while it pins a guard |
+//! | B's *guard* | excludes A | only nested requests do this: B waits while it pins a guard |
 //! | B's *steps* | exclude A | B waits at a later node of the one order of all plans |
 //! | B's *place* | is ahead of A's, for a mode that excludes A's | B has the earlier stamp, or goes ahead by rule 3 of `node.rs` |
 //!
-//! A needs *all* of these to go, so a cycle of parties that wait at one moment stays for ever, unless one of them gives up.
-//! That is what makes a report never false; whoever gathers the parties sees to it that all of them wait at one moment.
+//! A goes on only when *all* of these are gone, so a cycle of parties that wait at one moment stays for ever, unless
+//! one of them gives up. So no report is false, provided that the code that gathers the parties takes them all at one
+//! moment.
 //!
-//! Steps and places alone make no cycle, since both follow an order. So each cycle has a party whose guard holds up the
-//! one before: one of those gets the report, and never one that holds nothing and merely stands in between. Among
-//! those, one that takes a refusal (`try_lock_for`) goes before one that can only panic (`lock`).
+//! Steps and places alone make no cycle, since both follow an order. So each cycle has a party whose guard holds up
+//! the party before it. One of those gets the report, never a party that merely stands in between. A party that takes
+//! a refusal (`try_lock_for`) is preferred to one that can only panic (`lock`).
 //!
-//! So only nested requests look, when they have waited for a little while, and again later. The last to enter a cycle
-//! finds it complete. The time of a look grows with the number of all that is granted or waits.
+//! So only nested requests look for cycles, when they have waited for a little while, and again later. The last party
+//! to enter a cycle finds it complete. The time of a look grows with the number of all granted and waiting requests.
 //!
 //! Pure. Not here: how the parties are gathered (`thread/parties.rs`, `process/replica.rs`). The idea: Gray 1978, "Notes on
 //! Data Base Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
@@ -46,17 +47,17 @@ pub(crate) enum Temper {
 pub(crate) struct Party {
     node: NodeId,
     ticket: Ticket,
-    /// Those with a stamp before this are ahead of it.
+    /// Waiters with a stamp before this are ahead of it.
     ahead: Stamp,
     temper: Temper,
-    /// What it pins of the nodes that anybody waits for: by guards of its own owner, which do not exclude it; by other
-    /// guards; and by the steps that it has taken.
+    /// What it pins on the nodes that anybody waits for: by guards of its own owner, which do not exclude it; by
+    /// other guards; and by the steps that it has taken.
     pub(crate) own_guards: Vec<(NodeId, Mode)>,
     pub(crate) other_guards: Vec<(NodeId, Mode)>,
     pub(crate) steps: Vec<(NodeId, Mode)>,
 }
 
-/// By what one party holds up another.
+/// The means by which one party holds up another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Guard,
@@ -70,7 +71,7 @@ thread_local! {
 }
 
 impl Party {
-    /// One that waits at a node; what it holds is still to be told.
+    /// A party that waits at a node; the caller adds what it holds.
     pub(crate) fn new(node: NodeId, ticket: Ticket, temper: Temper) -> Self {
         let ahead = ticket.stamp();
         Party { node, ticket, ahead, temper, own_guards: vec![], other_guards: vec![], steps: vec![] }
@@ -81,7 +82,7 @@ impl Party {
         self.node
     }
 
-    /// Whether a grant to somebody else keeps it waiting.
+    /// Whether a grant to another request keeps it waiting.
     pub(crate) fn is_excluded_by(&self, &(node, mode): &(NodeId, Mode)) -> bool {
         node == self.node && !mode.compatible(self.ticket.mode())
     }
@@ -105,13 +106,13 @@ impl Party {
         }
     }
 
-    /// Whether this one, which holds up the one before `by` that, is the one to report the cycle to if anybody is.
+    /// Whether this party, which holds up the party before it by `by`, is preferred for the report of the cycle.
     fn takes_report(&self, by: By) -> bool {
         by == By::Guard && self.temper == Temper::Refusable
     }
 }
 
-/// Tells each party who is ahead of it.
+/// Sets for each party which others are ahead of it.
 fn settle_queues(parties: &mut [Party]) {
     let mut queues: HashMap<NodeId, Firsts> = HashMap::new();
     for party in parties.iter() {
@@ -128,12 +129,13 @@ pub(crate) fn cycle_through(parties: &mut [Party], start: usize) -> Option<Vec<u
     cycle(parties, start)
 }
 
-/// The same, where it is settled who goes ahead of whom.
+/// The same, where it is settled which party is ahead of which.
 fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
     let mut unseen: Vec<usize> = (0..parties.len()).collect();
     let mut came_from = HashMap::new();
     let mut next = VecDeque::from([start]);
-    // What a party waits for follows from this, but for itself; so that a long queue takes no time with its square.
+    // What a party waits for follows from its node, its mode and its place, except for itself; so a long queue does
+    // not take time that grows with its square.
     let mut followed: HashMap<(NodeId, Mode), Stamp> = HashMap::new();
     while let Some(at) = next.pop_front() {
         let Party { node, ticket, ahead, .. } = &parties[at];
@@ -155,7 +157,7 @@ fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
             }
             !found
         });
-        // Who waits for the most goes first, since that tells what the others of one queue wait for.
+        // The party that waits for the most goes first: the others of its queue wait for a part of that.
         newly.sort_unstable_by_key(|&other| std::cmp::Reverse(parties[other].ahead));
         next.extend(newly);
         if let Some(&last) = came_from.get(&start) {
@@ -185,7 +187,7 @@ mod tests {
         ids[ids.len() - 1]
     }
 
-    /// Waits alone in the queue of `node`, and has guards elsewhere.
+    /// A party that waits alone in the queue of `node`, and has guards elsewhere.
     fn party(node: &str, mode: Mode, guards: &[(&str, Mode)]) -> Party {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
@@ -237,7 +239,7 @@ mod tests {
         assert_eq!(cycle(&parties, 1), Some(vec![1, 0]));
     }
 
-    /// The first nests; the second, which takes refusals, has no guard but the steps of its one request.
+    /// The first one nests; the second one, which takes refusals, has no guard, only the steps of its one request.
     #[test]
     fn report_goes_to_who_nests() {
         let one_guard = with_steps(party("a", X, &[]), &[("b", X)]);
@@ -247,7 +249,8 @@ mod tests {
         assert_eq!(cycle(&parties, 0), Some(vec![0, 1]), "nobody else would");
     }
 
-    /// Who holds nothing and stands in the queue between two in a deadlock is not refused: that would resolve nothing.
+    /// A party that holds nothing and stands in the queue between two in a deadlock is not refused: that would
+    /// resolve nothing.
     #[test]
     fn who_only_stands_in_between_is_not_reported() {
         let mut queue = Node::default();
@@ -265,7 +268,8 @@ mod tests {
         assert_eq!(cycle(&parties, 2), None);
     }
 
-    /// Those that wait at `node`, which is `granted` to others, in the order in which they came; each has guards there.
+    /// The parties that wait at `node`, which is `granted` to others, in the order in which they came; each has
+    /// guards there.
     fn queued(node: &str, granted: &[Mode], waiting: &[(Mode, &[Mode])]) -> Vec<Party> {
         let mut queue = Node::default();
         let guards = waiting.iter().flat_map(|&(_, guards)| guards);
@@ -282,7 +286,7 @@ mod tests {
         waiting.iter().map(&mut wait).collect()
     }
 
-    /// Or a report would name somebody who holds up nobody (G2).
+    /// Otherwise a report would name a party that holds up nobody (G2).
     #[test]
     fn place_holds_up_those_behind_it_that_it_excludes() {
         let here = queued("a", &[X], &[(S, &[]), (X, &[]), (S, &[])]);
@@ -294,7 +298,7 @@ mod tests {
         assert_eq!(elsewhere[1].waits_for(&here[0]), None, "it waits at another node");
     }
 
-    /// The queue as `node.rs` has it by its rule 3, or reports would be false (G2).
+    /// The queue has the order of rule 3 of `node.rs`; otherwise reports would be false (G2).
     #[test]
     fn upgrade_waits_for_nobody_whom_it_passes() {
         let mut parties = queued("a", &[IX], &[(S, &[]), (X, &[]), (X, &[IS])]);
@@ -305,7 +309,8 @@ mod tests {
         assert_eq!(writer.waits_for(upgrade), Some(By::Guard));
     }
 
-    /// Two of one queue are in the way, and only the place of the later one leads on (G2: what is there is reported).
+    /// Two parties of one queue are in the way, and only the place of the later one leads on (G2: a cycle is
+    /// reported).
     #[test]
     fn cycle_through_the_later_of_two_places_is_found() {
         let mut parties = queued("q", &[S, IS], &[(IX, &[]), (X, &[]), (IX, &[])]);
@@ -327,13 +332,13 @@ mod tests {
         assert_eq!(cycle(&parties, 3), Some(vec![3, 4, 2, 1]));
     }
 
-    /// A look has the whole ledger locked, so its time must not grow with the square of what waits (G5).
+    /// A look has the whole ledger locked, so its time must not grow with the square of the number of waiters (G5).
     #[test]
     fn long_queue_is_looked_through_once() {
         const MANY: usize = 2000;
         let mut parties = queued("q", &[X], &vec![(X, &[][..]); MANY]);
         parties.extend(queued("apart", &[X], &vec![(X, &[][..]); MANY]));
-        // From the last of the queue, wherever the ledger has it.
+        // From the last of the queue, wherever it is in the ledger.
         for last in [MANY - 1, MANY] {
             COMPARED.set(0);
             assert_eq!(cycle(&parties, last), None);

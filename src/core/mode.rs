@@ -1,12 +1,12 @@
-//! The five modes of a node: which exclude each other, and what two of them are together.
+//! The five modes of a node: which of them exclude each other, and which mode two of them join to.
 //!
-//! This is the only place that knows a conflict (Gray, Lorie, Putzolu, Traiger 1976, "Granularity of Locks and
-//! Degrees of Consistency in a Shared Data Base"). A request holds S or X on the roots it names and announces
-//! them on their ancestors by IS or IX, so that two requests whose sub-trees overlap meet at one node at least:
-//! the root of the larger sub-tree.
+//! This is the only place that defines a conflict (Gray, Lorie, Putzolu, Traiger 1976, "Granularity of Locks and
+//! Degrees of Consistency in a Shared Data Base"). A request holds S or X on the roots it names and announces them on
+//! their ancestors by IS or IX, so that two requests whose sub-trees overlap meet at one node at least: the root of
+//! the larger sub-tree.
 //!
-//! The modes are sets of two rights, to read and to write, each either on the whole sub-tree or somewhere
-//! below. From those sets follow both tables:
+//! The modes are sets of two rights, to read and to write, each either on the whole sub-tree or somewhere below. Both
+//! tables follow from those sets:
 //!
 //! ```text
 //!        X             compatible   IS  IX  S   SIX X
@@ -18,8 +18,8 @@
 //!       IS
 //! ```
 //!
-//! Invariant: what is compatible with both of two modes is compatible with their join, and the other way
-//! round. `node.rs` rests on it when it checks a conversion by the mode asked for alone.
+//! Invariant: a mode is compatible with the join of two modes exactly if it is compatible with both. `node.rs` relies
+//! on it when it checks a conversion by the mode asked for alone.
 
 use std::fmt;
 
@@ -73,12 +73,12 @@ impl Mode {
         }
     }
 
-    /// Whether who holds `self` holds all that `other` gives.
+    /// Whether `self` gives all rights that `other` gives.
     pub const fn covers(self, other: Mode) -> bool {
         self.join(other) as u8 == self as u8
     }
 
-    /// What is left of the mode when every write it stands for becomes a read.
+    /// The mode that is left when every write in it becomes a read.
     pub const fn downgraded(self) -> Mode {
         match self {
             IntentionShared | IntentionExclusive => IntentionShared,
@@ -100,7 +100,7 @@ impl Mode {
         matches!(self, IntentionShared | IntentionExclusive)
     }
 
-    /// The modes that exclude this one: bit `m as u8` for each.
+    /// The modes that exclude this one, as bits: `m as u8` for mode `m`.
     const fn conflicts(self) -> u8 {
         match self {
             IntentionShared => 0b10000,
@@ -164,24 +164,24 @@ impl ModeCounts {
         *count = count.checked_sub(1).expect("treelock: a mode is released once for each grant");
     }
 
-    /// Whether nothing but intentions is counted.
+    /// Whether only intentions are counted.
     #[inline]
     pub(crate) fn are_intentions(&self) -> bool {
         Mode::ALL.iter().all(|&mode| mode.is_intention() || self.0[mode as usize] == 0)
     }
 
-    /// What is counted here and not in `part`, which must be a part of this.
+    /// The counts without those of `part`, which must be a part of them.
     pub(crate) fn without(&self, part: &ModeCounts) -> ModeCounts {
         ModeCounts(std::array::from_fn(|mode| self.0[mode] - part.0[mode]))
     }
 
-    /// Whether `mode` may be held beside all that is counted.
+    /// Whether `mode` is compatible with all that is counted.
     #[inline]
     pub(crate) fn compatible(&self, mode: Mode) -> bool {
         Mode::ALL.iter().all(|&held| self.0[held as usize] == 0 || held.compatible(mode))
     }
 
-    /// Whether what is counted, taken together, gives all that `mode` gives.
+    /// Whether the join of all that is counted covers `mode`.
     pub(crate) fn covers(&self, mode: Mode) -> bool {
         let held = Mode::ALL.into_iter().filter(|&held| self.0[held as usize] > 0);
         held.reduce(Mode::join).is_some_and(|held| held.covers(mode))

@@ -1,33 +1,32 @@
-//! One node: what is granted on it, who waits for it, and who is next.
+//! One node: what is granted on it, which requests wait for it, and which is next.
 //!
-//! A node decides at once (`try_grant`) or lets the request queue (`enqueue`); from then on the request is granted by
-//! whoever changes the node last (`release`, `downgrade`, `cancel`, `enqueue`): these return the waiters whose turn has
-//! come, already counted as holders, in the order in which they were granted. So a grant is never lost, and nobody is
-//! woken in vain (G9).
+//! A node grants a request at once (`try_grant`) or lets it queue (`enqueue`). A later change of the node (`release`,
+//! `downgrade`, `cancel`, `enqueue`) grants the waiters that it lets in: the call returns them, already counted as
+//! holders, in the order in which they were granted. So a grant is never lost, and nobody is woken in vain (G9).
 //!
-//! A queue is ordered by *stamps*. A request gets its stamp when it begins to wait, and keeps it in every queue that it
-//! comes to later (`walk.rs`): so it has one place in the order of all that wait, wherever they do (G3).
+//! A queue is ordered by *stamps*. A request gets its stamp when it begins to wait, and keeps it in every queue that
+//! it comes to later (`walk.rs`). So it has one place in the order of all waiters, wherever they wait (G3).
 //!
 //! Rules:
 //!
-//! 1. Where its owner already holds a mode that covers it, a request is granted past any queue.
-//! 2. Else it waits for what *other* owners hold here and excludes it, and for requests that are ahead of it in the queue
-//!    and exclude it (G3). It waits for nothing else (G4).
-//! 3. Ahead are those with an earlier stamp; a request that does not wait yet comes last. But a request whose owner holds
-//!    something here goes ahead of the first in the queue that this excludes, which waits for its owner anyway, and so ahead
-//!    of all behind that one.
-//! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in. That is not
-//!    only what takes something away: who comes to the queue with an early stamp may be the first that some conversion
-//!    excludes, and so let that one ahead of others (rule 3).
+//! 1. If its owner already holds a mode here that covers it, a request is granted past any queue.
+//! 2. Otherwise it waits for what *other* owners hold here, if that excludes it, and for requests that are ahead of
+//!    it in the queue and exclude it (G3). It waits for nothing else (G4).
+//! 3. A request with an earlier stamp is ahead; a request that does not wait yet comes last. But if the owner of a
+//!    request holds something here, the request goes ahead of the first waiter that this excludes, which waits for
+//!    its owner anyway, and so ahead of all behind that one.
+//! 4. A waiter is granted by the same rules as a newcomer, the earliest first, at each change that can let it in.
+//!    Such a change is not only a release: a request that comes to the queue with an early stamp may become the first
+//!    waiter that the held modes of a conversion exclude, and so let that conversion go ahead of others (rule 3).
 //!
 //! A *conversion* is a request whose owner holds a weaker mode here (Gray 1976). By rule 3 an upgrade from S to X goes
 //! ahead of the writers in the queue, and it does not go ahead of a reader that could share the node with what its owner
 //! holds: otherwise an owner that keeps an intention on the root, as every guard does, could starve that reader.
 //! (PostgreSQL queues conversions by the same rule.)
 //!
-//! Other waiters stand in one line for each mode. A mode that excludes itself can only be granted to the first of its
-//! line, and one that does not is granted to the first if to any; so only the five firsts and the conversions are looked
-//! at, however long the queue is (G5, G10).
+//! Other waiters stand in one line for each mode. If a mode excludes itself, only the first of its line can be
+//! granted; if not, the first is granted if any is. So only the five firsts and the conversions are looked at,
+//! however long the queue is (G5, G10).
 //!
 //! ```text
 //!  try_grant ──┬── granted ────────────────────────────── release / downgrade ──┐
@@ -35,8 +34,8 @@
 //!                           └── cancel ─────────────────────────────────────────┘
 //! ```
 //!
-//! Pure: a waiter is whatever `W` the caller gives. Not here: the steps that a request takes after this node (`walk.rs`),
-//! finding the node (`thread/table.rs`), blocking and waking (`thread/waiter.rs`).
+//! Pure: a waiter is any `W` that the caller gives. Not here: the steps that a request takes after this node
+//! (`walk.rs`), finding the node (`thread/table.rs`), blocking and waking (`thread/waiter.rs`).
 
 use crate::core::mode::{Mode, ModeCounts};
 use std::collections::BTreeMap;
@@ -51,7 +50,7 @@ pub(crate) struct Node<W> {
 
 #[derive(Clone, Debug)]
 struct Queue<W> {
-    /// Those whose owners hold something here, by stamp.
+    /// The requests whose owners hold something here, by stamp.
     conversions: BTreeMap<Stamp, (Claim, W)>,
     /// The others, one line for each mode, by stamp.
     lines: [BTreeMap<Stamp, W>; 5],
@@ -64,7 +63,7 @@ struct Queue<W> {
 pub(crate) struct Stamp(pub(crate) u64);
 
 impl Stamp {
-    /// Later than all that wait: for a request that does not wait yet.
+    /// Later than the stamp of any waiter: for a request that does not wait yet.
     pub(crate) const NEWCOMER: Stamp = Stamp(u64::MAX);
 }
 
@@ -76,7 +75,7 @@ struct Claim {
 }
 
 impl Claim {
-    /// Whether what others hold lets it in, given all that is granted.
+    /// Whether it is compatible with what other owners hold, given all that is granted.
     fn fits(&self, granted: &ModeCounts) -> bool {
         granted.without(&self.held).compatible(self.mode)
     }
@@ -105,7 +104,7 @@ impl Ticket {
     }
 }
 
-/// The earliest that wait at one node, by what they ask for: all that rules 2 and 3 have to know of a queue.
+/// The earliest waiter at a node for each mode: all that rules 2 and 3 need to know of a queue.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Firsts([Option<Stamp>; 5]);
 
@@ -119,19 +118,19 @@ impl Firsts {
         *first = Some(first.map_or(stamp, |first| first.min(stamp)));
     }
 
-    /// The earliest of those that ask for such a mode.
+    /// The earliest stamp of the waiters whose mode `counts` selects.
     fn earliest(&self, counts: impl Fn(Mode) -> bool) -> Stamp {
         let modes = Mode::ALL.into_iter().filter(|&mode| counts(mode));
         modes.filter_map(|mode| self.0[mode as usize]).min().unwrap_or(Stamp::NEWCOMER)
     }
 
-    /// Those that are ahead of a waiter have stamps before this (rule 3).
+    /// The requests ahead of a waiter are those with stamps before this (rule 3).
     pub(crate) fn place(&self, ticket: &Ticket) -> Stamp {
         self.place_of(&ticket.claim, ticket.stamp)
     }
 
-    /// Whether one waiter goes ahead of another by rule 3, be it that it came earlier or as a conversion. One that goes ahead
-    /// of the request with the stamp of its place comes just before that one.
+    /// Whether one waiter goes ahead of another by rule 3, because it came earlier or as a conversion. A conversion
+    /// comes just before the request whose stamp is its place.
     #[cfg(feature = "process")]
     pub(crate) fn puts_ahead(&self, one: &Ticket, other: &Ticket) -> bool {
         let key = |ticket: &Ticket| {
@@ -145,7 +144,7 @@ impl Firsts {
         stamp.min(self.earliest(|mode| !claim.held.compatible(mode)))
     }
 
-    /// Whether none of those ahead of a request excludes it (rule 2).
+    /// Whether no waiter ahead of a request excludes it (rule 2).
     fn admits(&self, claim: &Claim, stamp: Stamp) -> bool {
         self.earliest(|mode| !claim.mode.compatible(mode)) >= self.place_of(claim, stamp)
     }
@@ -164,7 +163,7 @@ impl<W> Node<W> {
         self.try_grant_at(Stamp::NEWCOMER, mode, held)
     }
 
-    /// The same for a request that has waited elsewhere, and so is ahead of all with a later stamp.
+    /// The same for a request that has waited elsewhere, and so is ahead of all waiters with a later stamp.
     #[inline]
     pub(crate) fn try_grant_at(&mut self, stamp: Stamp, mode: Mode, held: &ModeCounts) -> bool {
         let granted = self.may_grant(stamp, mode, held);
@@ -174,8 +173,8 @@ impl<W> Node<W> {
         granted
     }
 
-    /// Grants `mode` to a request with that stamp; or returns what its owner holds here, with which it has to queue. The
-    /// owner is asked only where it matters.
+    /// Grants `mode` to a request with that stamp, or returns what its owner holds here, which `enqueue` needs.
+    /// `held` is called only where it matters.
     pub(crate) fn take(
         &mut self,
         stamp: Stamp,
@@ -195,20 +194,20 @@ impl<W> Node<W> {
         self.granted.add(mode);
     }
 
-    /// Counts what was granted before the node was stored; before anybody queues.
+    /// Counts a grant that was made before the node was stored. Call it before anybody queues.
     #[cfg(feature = "process")]
     pub(crate) fn restore(&mut self, mode: Mode) {
         self.granted.add(mode);
     }
 
-    /// Whether nobody holds or awaits it in a mode that could exclude an intention.
+    /// Whether nobody waits, and nobody holds the node in a mode that could exclude an intention.
     #[inline]
     pub(crate) fn has_intentions_only(&self) -> bool {
         self.queue.is_none() && self.granted.are_intentions()
     }
 
-    /// Puts a request that was not granted into the queue; whose turn has come by that is granted and added to `due`, which
-    /// is nobody where no request with a later stamp waits here.
+    /// Puts a request that was not granted into the queue. Waiters that this lets in are granted and added to `due`;
+    /// there are none if no request with a later stamp waits here.
     pub(crate) fn enqueue(
         &mut self,
         stamp: Stamp,
@@ -223,7 +222,7 @@ impl<W> Node<W> {
         ticket
     }
 
-    /// Puts a request back into the queue, of a node that is being restored: others may still be missing.
+    /// Puts a request back into the queue of a node that is being restored: others may still be missing.
     #[cfg(feature = "process")]
     pub(crate) fn restore_waiter(&mut self, stamp: Stamp, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
         self.insert(stamp, mode, held, waiter)
@@ -248,14 +247,14 @@ impl<W> Node<W> {
         ticket
     }
 
-    /// Takes back one grant of `mode`; whose turn has come is granted and added to `due`.
+    /// Takes back one grant of `mode`. Waiters that this lets in are granted and added to `due`.
     #[inline]
     pub(crate) fn release(&mut self, mode: Mode, due: &mut Vec<W>) {
         self.granted.remove(mode);
         self.advance(due);
     }
 
-    /// Weakens one grant; whose turn has come is granted and added to `due`.
+    /// Weakens one grant. Waiters that this lets in are granted and added to `due`.
     pub(crate) fn downgrade(&mut self, from: Mode, to: Mode, due: &mut Vec<W>) {
         debug_assert!(from.covers(to));
         self.granted.remove(from);
@@ -263,8 +262,8 @@ impl<W> Node<W> {
         self.advance(due);
     }
 
-    /// Takes a waiter out of the queue; whose turn has come is granted and added to `due`. `false`: it had been
-    /// granted before, and holds its mode.
+    /// Takes a waiter out of the queue. Waiters that this lets in are granted and added to `due`. Returns `false` if
+    /// it had been granted before, and so holds its mode.
     pub(crate) fn cancel(&mut self, ticket: Ticket, due: &mut Vec<W>) -> bool {
         let Some(queue) = &mut self.queue else { return false };
         let waited = queue.remove(ticket.stamp, &ticket.claim).is_some();
@@ -281,7 +280,7 @@ impl<W> Node<W> {
         self.granted.is_empty()
     }
 
-    /// Whether nobody waits who may be granted.
+    /// Whether no waiter is left that may be granted.
     #[cfg(test)]
     pub(crate) fn is_settled(&self) -> bool {
         self.queue.as_ref().is_none_or(|queue| queue.next(&self.granted).is_none() && !self.granted.is_empty())
@@ -358,7 +357,7 @@ mod tests {
     use super::*;
     use Mode::{Exclusive as X, IntentionExclusive as IX, IntentionShared as IS, Shared as S};
 
-    /// What an owner holds that holds `modes`.
+    /// What an owner of grants in `modes` holds.
     fn held(modes: &[Mode]) -> ModeCounts {
         let mut held = ModeCounts::NONE;
         modes.iter().for_each(|&mode| held.add(mode));
@@ -370,7 +369,7 @@ mod tests {
         Node { granted: held(modes), ..Node::default() }
     }
 
-    /// Later than all before.
+    /// A stamp later than all before.
     fn next_stamp() -> Stamp {
         use std::cell::Cell;
         thread_local!(static NEXT: Cell<u64> = const { Cell::new(100) });
@@ -504,7 +503,7 @@ mod tests {
         assert_eq!(node.after_release(S), ["nested"]);
     }
 
-    /// Or it would wait for a reader that waits for a writer that waits for it.
+    /// Otherwise it would wait for a reader that waits for a writer that waits for it.
     #[test]
     fn conversion_passes_who_queues_behind_one_that_waits_for_what_is_held() {
         let mut node = node(&[S, S]);
@@ -560,7 +559,7 @@ mod tests {
         }
     }
 
-    /// G3: it began to wait elsewhere, and comes here later.
+    /// G3: a request that began to wait elsewhere, and comes here later.
     #[test]
     fn request_with_an_earlier_stamp_is_ahead_of_those_that_came_before_it() {
         let early = Stamp(1);
@@ -572,7 +571,7 @@ mod tests {
         assert_eq!(node.after_release(X), ["late writer"]);
     }
 
-    /// G4: it waits for nobody behind it.
+    /// G4: a request waits for nobody behind it.
     #[test]
     fn request_with_an_earlier_stamp_passes_a_later_waiter() {
         let mut node = node(&[S]);
@@ -581,8 +580,8 @@ mod tests {
         assert!(node.try_grant_at(Stamp(1), S, &ModeCounts::NONE));
     }
 
-    /// G4, G9: whoever comes late with an early stamp may be the one that a conversion goes ahead of; or this would wait for
-    /// a reader that waits for the late one, which waits for it.
+    /// G4, G9: a conversion goes ahead of a request that comes late with an early stamp. Otherwise the conversion
+    /// would wait for a reader that waits for the late request, which waits for the conversion.
     #[test]
     fn request_with_an_earlier_stamp_lets_in_the_conversion_that_it_waits_for() {
         let mut node = node(&[IS, IX]);
@@ -596,14 +595,15 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// G4, G9: after any change nobody is left waiting who may be granted, or no later change need come to let it in; and
-        /// who comes last lets in nobody, so that a `try` which takes and gives back leaves all as it was.
+        /// G4, G9: after any change no waiter is left that may be granted, since perhaps no later change comes to let
+        /// it in. And a request that comes last lets in nobody, so a `try_lock` that takes steps and gives them back
+        /// changes nothing.
         #[test]
         fn nobody_is_left_waiting_who_may_be_granted(
             changes in proptest::collection::vec((0..4u8, 0..5usize, 0..8usize, 0..30usize), 1..60)
         ) {
             let mut node = Node::<usize>::default();
-            // By number: what it holds, and what it waits for.
+            // By number of the owner: what it holds, and what it waits for.
             let mut holds: Vec<Vec<Mode>> = vec![Vec::new(); 8];
             let mut waits: Vec<Option<Ticket>> = vec![None; 8];
             let mut stamps = std::collections::BTreeSet::new();
@@ -615,7 +615,8 @@ mod tests {
                         let own = held(&holds[owner]);
                         let newcomer = change == 0;
                         let last: usize = stamps.last().copied().unwrap_or(0);
-                        // One that has waited elsewhere has any stamp that nobody else has; a newcomer the last one.
+                        // A request that has waited elsewhere has any stamp that no other has; a newcomer has the
+                        // last one.
                         let stamp = if newcomer { last + 1 } else { stamp };
                         let asks = if newcomer { Stamp::NEWCOMER } else { Stamp(stamp as u64) };
                         if stamps.contains(&stamp) {
@@ -633,7 +634,7 @@ mod tests {
                         assert!(node.cancel(ticket, &mut due));
                         waits[owner] = None;
                     }
-                    // Who waits releases nothing.
+                    // An owner that waits releases nothing.
                     (3, None) if !holds[owner].is_empty() => {
                         let mode = holds[owner].swap_remove(0);
                         node.release(mode, &mut due);
@@ -648,7 +649,7 @@ mod tests {
         }
     }
 
-    /// Or an intention would be published past somebody whom it excludes (G1).
+    /// Otherwise an intention would be published past a request that it excludes (G1).
     #[test]
     fn node_has_intentions_only_while_nobody_holds_or_awaits_more() {
         let mut node = node(&[]);
@@ -663,7 +664,7 @@ mod tests {
         assert!(!node.has_intentions_only(), "it is read");
     }
 
-    /// A revoked intention excludes what any other one does (G1), until it is released.
+    /// An intention that is counted after a revocation excludes what any other one does (G1), until it is released.
     #[test]
     fn intention_counted_later_is_a_grant() {
         let mut node = node(&[]);

@@ -1,14 +1,15 @@
-//! What a node is called inside of the lock: a keyed hash of the way from the root to it.
+//! The ids of nodes: keyed hashes of the path from the root to the node.
 //!
-//! The id of a node is a hash of its parent's id and its segment, 128 bits wide. There are two hashes, since ids that stay
-//! in one process cost a part of every request, and ids that are told to others must be the same in all their builds:
+//! The id of a node is a hash of its parent's id and its segment, 128 bits wide. There are two hashes: ids that stay
+//! in one process must be fast, since every request makes some, and ids that several processes share must be the same
+//! in all their builds:
 //!
 //! | | for | a segment costs | |
 //! |---|---|--:|---|
-//! | foldhash, twice | the threads of one process | 2 ns | its authors keep it for one version in one process |
+//! | foldhash, twice | the threads of one process | 2 ns | its authors promise it for one version in one process only |
 //! | SipHash-2-4 with 128 bits | several processes, or machines | 30 ns | specified (Aumasson and Bernstein 2012) |
 //!
-//! The second is, with a key of 16 bytes and ids as the 16 bytes that SipHash gives out:
+//! The second one, with a key of 16 bytes, and with ids that are the 16 bytes of a SipHash:
 //!
 //! ```text
 //! id(root)  = SipHash-2-4-128(key, "")
@@ -16,17 +17,18 @@
 //!             SipHash-2-4-128(key, id(parent) || 1 || what its Hash writes)   told by its Hash
 //! ```
 //!
-//! Considered and rejected: SipHash-1-3, which saves 9 ns a segment and half of the rounds that its authors ask for where an
-//! adversary chooses the input; BLAKE3 with a key, 90 ns.
+//! Considered and rejected: SipHash-1-3, which saves 9 ns a segment, but has half of the rounds that its authors ask
+//! for where an adversary chooses the input; BLAKE3 with a key, which takes 90 ns.
 //!
 //! Invariants:
 //!
-//! 1. Two nodes that share an id are locked together: exclusion becomes coarser, not finer. For an ideal hash and a million
-//!    nodes alive at once the chance that any two do is about 10^-27. A tag (`thread/bias.rs`) is half of an id: should a
-//!    biased node and one that is held strongly share that half, exclusion would be lost; the chance is about 10^-11,
-//!    with all tags in use. The key is random for each lock, so that neither can be aimed at (G5).
-//! 2. The specified ids never change: a test has some that were computed elsewhere. Whoever must change them gives the
-//!    formats that have them other numbers (`process/journal/format.rs`).
+//! 1. Two nodes that share an id are locked together: exclusion becomes coarser, not finer. For an ideal hash and a
+//!    million nodes alive at once the chance that any two do is about 10^-27. A tag (`thread/bias.rs`) is half of an
+//!    id: if a biased node and one that is held in a strong mode shared that half, exclusion would be lost; the
+//!    chance is about 10^-11, with all tags in use. The key is random for each lock, so that an adversary can aim at
+//!    neither (G5).
+//! 2. The specified ids never change: a test has some that were computed elsewhere. A change of them needs new
+//!    numbers for the formats that contain them (`process/journal/format.rs`).
 
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
@@ -38,12 +40,12 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 /// A map of nodes.
 pub(crate) type NodeMap<T> = HashMap<NodeId, T, BuildHasherDefault<IdHasher>>;
 
-/// Names a node, by a hash of the way from the root to it.
+/// Names a node, by a hash of the path from the root to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeId(u64, u64);
 
 impl NodeId {
-    /// All of it, to be told to others.
+    /// The whole id, for other processes.
     #[cfg(feature = "process")]
     pub(crate) fn to_bytes(self) -> [u8; 16] {
         (u128::from(self.0) << 64 | u128::from(self.1)).to_le_bytes()
@@ -55,7 +57,7 @@ impl NodeId {
         NodeId((bits >> 64) as u64, bits as u64)
     }
 
-    /// A word of it, to choose places by.
+    /// One word of the id, to choose places by.
     #[inline]
     pub(crate) fn bits(self) -> u64 {
         self.0
@@ -76,7 +78,8 @@ pub(crate) struct Seeds {
 }
 
 enum IdHash {
-    /// foldhash, twice: the fastest, and of this build of this program alone, since its authors may change it.
+    /// foldhash, twice: the fastest, but only good within this build of this program, since its authors may change
+    /// it.
     Local([SharedSeed; 2]),
     /// SipHash-2-4 with 128 bits: the same in all builds of all programs.
     #[cfg(feature = "process")]
@@ -84,14 +87,14 @@ enum IdHash {
 }
 
 impl Seeds {
-    /// Those of a lock whose ids stay in this process.
+    /// The seeds of a lock whose ids stay in this process.
     pub(crate) fn new(mut random: impl FnMut() -> u64) -> Self {
         let hash = IdHash::Local([SharedSeed::from_u64(random()), SharedSeed::from_u64(!random())]);
-        // Secret as well: it is where the hash of the first segment starts from.
+        // The root is secret as well: the hash of the first segment starts from it.
         Seeds { root: NodeId(random(), !random()), hash }
     }
 
-    /// Those of a lock whose ids are told to others; the key is secret, and all of them have it.
+    /// The seeds of a lock whose ids other processes see; the key is secret, and all of them have it.
     #[cfg(feature = "process")]
     pub(crate) fn specified([first, second]: [u64; 2]) -> Self {
         let hash = SipHasher24::new_with_keys(first, second);
@@ -118,7 +121,7 @@ impl Seeds {
     pub(super) fn child_by_hash<S: Hash + ?Sized>(&self, parent: NodeId, segment: &S) -> NodeId {
         match &self.hash {
             IdHash::Local(seeds) => local_child(seeds, parent, |hasher| {
-                // It keeps a segment that hashes nothing, such as `()`, from being its own parent.
+                // Without this, a segment that hashes nothing, such as `()`, would be its own parent.
                 hasher.write_u8(1);
                 segment.hash(hasher);
             }),
@@ -137,7 +140,7 @@ fn local_child([first, second]: &[SharedSeed; 2], parent: NodeId, write: impl Fn
     NodeId(first.finish(), second.finish())
 }
 
-/// Never inlined, and cold: the threads of a process do not pay for what is between processes.
+/// Never inlined, and cold, so that the lock for threads does not pay for the lock between processes.
 #[cfg(feature = "process")]
 #[cold]
 #[inline(never)]
@@ -152,7 +155,7 @@ fn specified_child_by_hash<S: Hash + ?Sized>(hash: &SipHasher24, parent: NodeId,
     specified_child(hash, parent, 1, |hasher| segment.hash(hasher))
 }
 
-/// The hash of the parent's id, the byte that tells how the segment is told, and the segment.
+/// The hash of the parent's id, a byte for the kind of the segment, and the segment.
 #[cfg(feature = "process")]
 #[inline]
 fn specified_child(hash: &SipHasher24, parent: NodeId, kind: u8, write: impl FnOnce(&mut Portable)) -> NodeId {
@@ -169,8 +172,8 @@ fn id_of(hash: SipHasher24) -> NodeId {
     NodeId::of_bytes(hash.finish128().as_bytes())
 }
 
-/// Hashes numbers as their bytes, the lowest first, and those of the width of a pointer as 64 bits: the same on every
-/// machine.
+/// Hashes numbers as their bytes, the lowest first, and numbers of the width of a pointer as 64 bits, so that the
+/// hash is the same on every machine.
 #[cfg(feature = "process")]
 struct Portable(SipHasher24);
 
@@ -237,7 +240,7 @@ impl Hasher for IdHasher {
 mod tests {
     use super::*;
 
-    /// Or nodes would share shards and places, whatever hash names them (G5).
+    /// Otherwise nodes would share shards and places, whatever hash names them (G5).
     #[test]
     fn nodes_are_told_apart_by_their_bits_and_by_their_hash() {
         use std::collections::HashSet;

@@ -1,22 +1,22 @@
-//! Whose guards a request does not wait for.
+//! Owners: a request does not wait for the guards of its own owner.
 
-/// Names an owner: a thread, or one that was made to be handed on. Never given again in one process.
+/// Names an owner: a thread, or an explicit owner. Never reused within one process.
 pub(crate) type OwnerId = u64;
 
-/// Whose a request is.
+/// Who owns a request.
 #[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// The thread's that asked: its guard stays there.
+    /// The thread that asked: its guard stays there.
     Thread,
-    /// That of an explicit owner.
+    /// An explicit owner.
     Handed(OwnerId),
-    /// Nobody's: its guard may go anywhere, and excludes every other guard.
+    /// The request itself: its guard may go anywhere, and excludes every other guard.
     Itself,
 }
 
 impl Owner {
-    /// The owner of a request that this thread made.
+    /// The owner of a request that this thread made, if it is not the request itself.
     #[inline]
     pub(crate) fn id(self, thread: OwnerId) -> Option<OwnerId> {
         match self {

@@ -1,9 +1,9 @@
-//! From `reads` and `writes` to the nodes that a request holds: the shortest list that says all.
+//! From `reads` and `writes` to the nodes that a request holds: the shortest sufficient list.
 //!
 //! Invariants:
 //!
-//! 1. Each node stands in the plan once, in the *join* of the modes that the roots ask for on it: who reads `a`
-//!    and writes `a/b` holds SIX on `a`.
+//! 1. Each node stands in the plan once, in the *join* of the modes that the roots ask for on it: a request that
+//!    reads `a` and writes `a/b` holds SIX on `a`.
 //! 2. Steps are in one total order, the same for all requests of a lock: by depth, then by node id. So
 //!    ancestors come before descendants, and requests that take their steps one after the other cannot wait for
 //!    each other in a circle (G2).
@@ -13,7 +13,7 @@
 //!
 //! Cost: O(d) for one root of d segments; O(d log d) for several of d segments in all (G5).
 //!
-//! Pure: no threads, no clocks. Not here: who holds what else (`ledger.rs`), whether a step can be had
+//! Pure: no threads, no clocks. Not here: what other requests hold (`ledger.rs`), whether a step can be granted
 //! (`node.rs`).
 
 use crate::core::mode::Mode;
@@ -36,7 +36,8 @@ impl Step {
     /// A node on a way that has no mode yet.
     #[inline]
     pub(super) fn new(node: NodeId, depth: u32, end: usize) -> Self {
-        // Below 4 billion segments all are of one depth: the order is still one, but ancestors might not come first.
+        // Deeper than 4 billion segments all nodes have one depth: the order is still total, but ancestors might not
+        // come first.
         Step { node, mode: Mode::IntentionShared, depth, end: u32::try_from(end).unwrap_or(u32::MAX) }
     }
 }
@@ -55,7 +56,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Replaces the plan by the one for these roots; on an error it is empty.
+    /// Replaces the plan by the one for these roots; on an error the plan is empty.
     #[cfg(test)]
     pub(crate) fn build<P, R, W>(&mut self, seeds: &Seeds, reads: &[R], writes: &[W]) -> Result<(), PathError>
     where
@@ -66,7 +67,7 @@ impl Plan {
         self.build_and_name::<P, R, W>(seeds, reads, writes, None)
     }
 
-    /// The same; the names of the segments of all roots, if asked, one root's after the other.
+    /// The same; also adds the names of the segments of all roots to `names`, if given, one root after the other.
     #[cfg(any(test, feature = "process"))]
     pub(crate) fn build_and_name<P, R, W>(
         &mut self,
@@ -89,10 +90,10 @@ impl Plan {
         Ok(())
     }
 
-    /// Begins to replace the plan; it is empty unless that is ended.
+    /// Begins to replace the plan; it stays empty unless [`WaysOf::end`] is called.
     #[inline]
     pub(crate) fn begin(&mut self) -> WaysOf<'_> {
-        // The last way stays, for a root that has much in common with it.
+        // The last way stays, since the next root may have much in common with it.
         let last = self.starts.last().copied().unwrap_or(0);
         if last > 0 {
             self.ways.drain(..last);
@@ -106,7 +107,7 @@ impl Plan {
         if self.is_one_way() { &self.ways } else { &self.joined }
     }
 
-    /// Whether it is one root and the nodes above it.
+    /// Whether it consists of one root and the nodes above it.
     #[inline]
     pub(crate) fn is_one_way(&self) -> bool {
         self.starts.len() == 1
@@ -121,7 +122,8 @@ impl Plan {
         steps[first..].iter().filter(|step| !step.mode.is_intention())
     }
 
-    /// The plan for the roots that `keep` keeps, each in the mode that it says: given the index and the mode of each.
+    /// The plan for some of the roots: `keep` gets the index and the mode of each root, and returns the mode to keep
+    /// it in, if any.
     pub(crate) fn of_some(&self, mut keep: impl FnMut(usize, Mode) -> Option<Mode>) -> Plan {
         let mut plan = Plan::default();
         for (index, way) in self.ways().enumerate() {
@@ -149,7 +151,7 @@ impl Plan {
     /// The step at a node of that depth, if there is one.
     pub(crate) fn index(&self, node: NodeId, depth: usize) -> Option<usize> {
         let (steps, depth) = (self.steps(), u32::try_from(depth).unwrap_or(u32::MAX));
-        // Where the roots have not parted yet, each depth has one step.
+        // Down to where the roots part, each depth has one step.
         let first = depth as usize;
         if steps.get(first).is_some_and(|step| (step.depth, step.node) == (depth, node)) {
             return Some(first);
@@ -170,7 +172,7 @@ impl Plan {
         self.tops.clear();
     }
 
-    /// Asks for the root of the last way in that mode, and for intentions above it.
+    /// Sets the mode of the root of the last way, and the intentions above it.
     #[inline]
     fn ask_for_last_way(&mut self, mode: Mode) {
         let start = self.starts.last().copied().unwrap_or(0);
@@ -198,7 +200,7 @@ impl Plan {
         // The strongest mode of a root comes first, and stays.
         tops.sort_unstable_by_key(|top| (top.depth, top.node, top.mode != Mode::Exclusive));
         tops.dedup_by_key(|top| top.node);
-        // Nothing lies in a root of its own depth.
+        // A root cannot lie in another root of the same depth.
         let highest = tops.first().map_or(0, |top| top.depth);
 
         let top = |step: &Step| {
@@ -214,7 +216,7 @@ impl Plan {
             {
                 continue;
             }
-            // What it asks for above, the way before it asks for too, as far as both are one.
+            // As far as both ways are one, the way before asks for the same modes.
             let same = |(one, other): &(&Step, &Step)| one.node == other.node && one.mode.covers(other.mode);
             let shared = before.iter().zip(ancestors).take_while(same).count();
             joined.extend_from_slice(&way[shared..]);
@@ -231,7 +233,7 @@ impl Plan {
     }
 }
 
-/// A plan of more nodes is not kept for the next one.
+/// A plan with room for more nodes is not kept for the next request.
 const MOST_STEPS: usize = 1024;
 
 /// The roots of a plan, as they are added.
@@ -241,8 +243,8 @@ pub(crate) struct WaysOf<'a> {
 }
 
 impl WaysOf<'_> {
-    /// Adds a root. If it is text, `known` may be the text of the one before it, or, for the first one, of the last one of
-    /// the plan before.
+    /// Adds a root. If it is text, `known` may be the text of the root before it, or, for the first root, of the last
+    /// root of the plan before.
     #[inline]
     pub(crate) fn add<P: TreePath + ?Sized>(
         &mut self,
@@ -268,7 +270,7 @@ impl WaysOf<'_> {
         Ok(())
     }
 
-    /// There are no more.
+    /// Ends the plan: there are no more roots.
     #[inline]
     pub(crate) fn end(mut self) {
         self.ended = true;
@@ -339,7 +341,7 @@ mod tests {
         assert_eq!(plan(&["b", "a"], &["c/d", "a/x"]), plan(&["a", "b", "a"], &["a//x", "c/d", "c/d/"]));
     }
 
-    /// Invariant 2: or two requests that take their steps one after the other could wait for each other (G2).
+    /// Invariant 2: otherwise two requests that take their steps one after the other could wait for each other (G2).
     #[test]
     fn ancestors_come_before_descendants() {
         let seeds = Seeds::new(|| 7);
@@ -385,7 +387,8 @@ mod tests {
         assert!(all.of_some(|_, _| None).steps().is_empty());
     }
 
-    /// A thread keeps the buffers of its last plan, which must not be those of the largest it ever made (G6).
+    /// A thread keeps the buffers of its last plan; they must not stay as large as the largest plan it ever made
+    /// (G6).
     #[test]
     fn only_small_plans_are_kept() {
         let seeds = Seeds::new(|| 7);

@@ -1,16 +1,16 @@
 //! The lists of paths that the methods of a lock take as `reads` and `writes`.
 //!
-//! Why a trait, where two slices would do: `lock(&[], &["a"])` leaves the type of the first list open, and nothing but
-//! its being *the same* type as the other could close it; then `lock(&[string], &["a"])` would not compile. Here the
-//! compiler closes it: of all implementations one alone fits `[_; 0]`, so it takes [`NoPath`]. That is why those for
-//! arrays are written out, length by length, and none is for `[Q; N]`.
+//! Why a trait, and not two slices: in `lock(&[], &["a"])` nothing tells the compiler the type of the first list. If
+//! both lists had to be of *the same* type, `lock(&[string], &["a"])` would not compile. With the trait, only one
+//! implementation fits `[_; 0]`, so the compiler infers [`NoPath`]. That is why the implementations for arrays are
+//! written out, length by length, and there is none for `[Q; N]`.
 //!
 //! Invariant: exactly one implementation fits `[_; 0]`. The trait is sealed, so that no other crate can add one.
 
 /// A list of paths to lock: an array, a slice or a [`Vec`] of anything that is `AsRef<P>`, or a reference to one.
 ///
-/// That is what [`lock`](crate::TreeLock::lock) and its like take as `reads` and as `writes`. The two may be of different
-/// types, and an empty one is `&[]`:
+/// [`lock`](crate::TreeLock::lock) and its like take such lists as `reads` and as `writes`. The two may be of
+/// different types, and an empty one is `&[]`:
 ///
 /// ```
 /// use std::path::PathBuf;
@@ -24,8 +24,8 @@
 /// drop(lock.lock(&inbox[..1], &inbox[1..]));
 /// ```
 ///
-/// Arrays have up to 32 paths; a longer one, one of a length that is generic, and an empty one of a known type are given as
-/// slices: `&paths[..]`. The paths of one list are of one type; borrow them, as in `[&*string, "literal"]`.
+/// Arrays may have up to 32 paths. Give a longer array, one whose length is generic, and an empty one of a known type
+/// as a slice: `&paths[..]`. The paths of one list are of one type; borrow them, as in `[&*string, "literal"]`.
 ///
 /// Sealed: other crates cannot implement it.
 #[diagnostic::on_unimplemented(
@@ -42,7 +42,7 @@ pub trait Roots<P: ?Sized>: Sealed {
     fn as_slice(&self) -> &[Self::Path];
 }
 
-/// What no other crate can name.
+/// No other crate can name it, so none can implement [`Roots`].
 pub trait Sealed {}
 
 /// The type of the paths of an empty list: there are none.

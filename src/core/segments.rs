@@ -1,7 +1,8 @@
-//! How the segments of a path become the ids of its nodes, and their names as text.
+//! How the segments of a path become node ids, and names as text.
 //!
-//! A path tells its segments one after the other, from the root down. Each becomes the id of a node at once, and, where a
-//! report may need it, a name. What is told twice in the same way is the same node; nothing else of a path is kept.
+//! A path pushes its segments one after the other, from the root down. Each becomes the id of a node at once, and,
+//! where a report may need it, a name. Paths that push the same segments name the same node; nothing else of a path
+//! is kept.
 //!
 //! Not here: what the segments of a path are (`path.rs`); how an id is made (`node_id.rs`).
 
@@ -17,19 +18,20 @@ use std::hash::Hash;
 ///
 /// # Between processes
 ///
-/// Programs that share a lock must turn one path into the same nodes, or two names of one node could pass each other.
+/// Programs that share a lock must turn a path into the same nodes, or requests for one node would not exclude each
+/// other.
 ///
-/// - A segment that is given to [`push_bytes`](Segments::push_bytes), as those of `str` and `Path` are, is known by its
-///   bytes alone. It is the same node in every build of every program, on every kind of machine.
-/// - A segment that is given to [`push`](Segments::push) is known by what its [`Hash`] writes. A single integer is the same
-///   node everywhere, also a `usize` or an `isize`. Nothing else is promised, since [`Hash` promises
-///   nothing](Hash#portability): any type may change with the version of Rust or of its crate, and a slice of integers
-///   with the byte order of the machine. So build these programs by one version of Rust, with one version of the type,
-///   for one kind of machine; or push bytes.
+/// - The lock knows a segment that is given to [`push_bytes`](Segments::push_bytes), as those of `str` and `Path`
+///   are, by its bytes alone. It is the same node in every build of every program, on every kind of machine.
+/// - It knows a segment that is given to [`push`](Segments::push) by what its [`Hash`] writes. A single integer is
+///   the same node everywhere, even a `usize` or an `isize`. Nothing else is promised, since [`Hash` promises
+///   nothing](Hash#portability): any type may change with the version of Rust or of its crate, and a slice of
+///   integers with the byte order of the machine. So build these programs by one version of Rust, with one version of
+///   the type, for one kind of machine; or push bytes.
 pub struct Segments<'a> {
     seeds: &'a Seeds,
-    /// The nodes of other ways, and then of this one, from the root to the last segment; those that may be taken back
-    /// begin at `floor`.
+    /// The nodes of other ways, and then of this one, from the root to the last segment; those that
+    /// [`pop`](Segments::pop) may remove begin at `floor`.
     way: &'a mut Vec<Step>,
     floor: usize,
     known: Option<&'a [u8]>,
@@ -37,7 +39,8 @@ pub struct Segments<'a> {
 }
 
 impl<'a> Segments<'a> {
-    /// Puts the ids of the nodes of `path` behind `ids`, the root's first; and its segments' names, if asked.
+    /// Appends the ids of the nodes of `path` to `ids`, the root's first; and its segments' names to `names`, if
+    /// given.
     pub(crate) fn of<P: TreePath + ?Sized>(
         path: &P,
         seeds: &'a Seeds,
@@ -50,8 +53,8 @@ impl<'a> Segments<'a> {
         Ok(())
     }
 
-    /// Puts the way to `path` into `way`, from `start` on, the root first; modes are left to the caller. If the path's text
-    /// is `known` the way to that stands there already, and what both have in common stays.
+    /// Puts the way to `path` into `way`, from `start` on, the root first; the caller sets the modes. If `known` is
+    /// given, the way to that text stands there already, and the part that both texts have in common stays.
     #[inline]
     pub(crate) fn tell<'w, P: TreePath + ?Sized>(
         path: &P,
@@ -69,13 +72,13 @@ impl<'a> Segments<'a> {
         path.segments(&mut segments).map_err(|error| error.at(path))
     }
 
-    /// Goes down by one segment, told apart by its `Hash` and named by its `Debug`.
+    /// Goes down by one segment, which is identified by its `Hash` and named by its `Debug`.
     ///
-    /// Segments below one node should be of one type: values of different types may hash alike (`0u8` and `false` do), and
-    /// are one segment then, which is safe and coarser than meant.
+    /// Segments below one node should be of one type: values of different types may hash alike (`0u8` and `false`
+    /// do), and are then one segment, which is safe but coarser than meant.
     #[inline]
     pub fn push<S: Hash + Debug + ?Sized>(&mut self, segment: &S) {
-        // First what may panic.
+        // The part that may panic comes first.
         let name = self.names.is_some().then(|| format!("{segment:?}"));
         self.step(NOT_TEXT, |seeds, parent| seeds.child_by_hash(parent, segment));
         if let (Some(names), Some(name)) = (&mut self.names, name) {
@@ -83,15 +86,16 @@ impl<'a> Segments<'a> {
         }
     }
 
-    /// Goes down by one segment that is told by its bytes, and named by them as text: the fast way.
+    /// Goes down by one segment, which is identified by its bytes, and named by them as text. This is faster than
+    /// [`push`](Segments::push).
     ///
-    /// It is another segment than the same text given to [`push`](Segments::push).
+    /// The same text given to [`push`](Segments::push) is a different segment.
     #[inline]
     pub fn push_bytes(&mut self, segment: &[u8]) {
         self.push_text(segment, NOT_TEXT);
     }
 
-    /// The same for a segment of a text, where it ends at that byte.
+    /// The same for a segment that ends at the byte `end` of its path's text.
     #[inline]
     pub(super) fn push_text(&mut self, segment: &[u8], end: usize) {
         self.step(end, |seeds, parent| seeds.child_by_bytes(parent, segment));
@@ -100,13 +104,13 @@ impl<'a> Segments<'a> {
         }
     }
 
-    /// Where to begin in a text whose segments stand between `/`: behind those that it has in common with the known one,
-    /// which have been told.
+    /// Where to begin in a text whose segments stand between `/`: behind those that it has in common with the known
+    /// text, which are in the way already.
     #[inline]
     pub(super) fn resume(&mut self, text: &[u8]) -> usize {
         let Some(known) = self.known.take() else { return 0 };
         let shared = common_prefix(known, text);
-        // A segment that ends there has told all before it, and is one of both if it ends there in both.
+        // A segment that ends within the common prefix belongs to both texts, if it ends at the same byte in both.
         let ends =
             |step: &Step| step.end as usize <= shared && text.get(step.end as usize).is_none_or(|&byte| byte == b'/');
         let kept = self.way[self.floor..].iter().rposition(ends).map_or(0, |last| last + 1);
@@ -115,7 +119,7 @@ impl<'a> Segments<'a> {
         self.way[self.floor + kept - 1].end as usize
     }
 
-    /// Takes the last segment back; `false` if there is none.
+    /// Removes the last segment; returns `false` if there is none.
     pub fn pop(&mut self) -> bool {
         let inside = self.way.len() > self.floor;
         if inside {
@@ -127,10 +131,10 @@ impl<'a> Segments<'a> {
         inside
     }
 
-    /// Tells segments that [`pop`](Segments::pop) may take back, and none of those before them.
+    /// Runs `tell`, which pushes segments: [`pop`](Segments::pop) may remove those, and none of those before them.
     #[inline]
     pub(super) fn with_floor<R>(&mut self, tell: impl FnOnce(&mut Self) -> R) -> R {
-        // Of what is known all may be taken back.
+        // All segments that the known text shares may be removed.
         let floor = if self.known.is_some() { self.floor } else { self.way.len() };
         let floor = std::mem::replace(&mut self.floor, floor);
         let told = tell(self);
@@ -138,7 +142,7 @@ impl<'a> Segments<'a> {
         told
     }
 
-    /// Nothing that has been told so far is taken back.
+    /// No segment so far may be removed from now on.
     #[cfg(not(unix))]
     pub(super) fn raise_floor(&mut self) {
         self.floor = self.way.len();
@@ -151,10 +155,10 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// The end of a segment that is not a part of a text.
+/// The `end` of a segment that is not a part of a text.
 const NOT_TEXT: usize = usize::MAX;
 
-/// So many bytes are the same at the beginning of both.
+/// The number of bytes that are the same at the beginning of both.
 #[inline]
 fn common_prefix(one: &[u8], other: &[u8]) -> usize {
     fn words(text: &[u8]) -> impl Iterator<Item = u64> {
@@ -170,7 +174,7 @@ fn common_prefix(one: &[u8], other: &[u8]) -> usize {
     shared + one[shared..].iter().zip(&other[shared..]).take_while(|(one, other)| one == other).count()
 }
 
-/// Tells nothing: the seeds are secret.
+/// Shows nothing: the seeds are secret.
 impl Debug for Segments<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Segments").finish_non_exhaustive()
@@ -215,7 +219,7 @@ impl Names {
     }
 }
 
-/// Adds bytes to a text; what is not UTF-8 is spelled out, so that it can be told apart.
+/// Adds bytes to a text; bytes that are not UTF-8 are escaped, so that different names stay different.
 fn spell(bytes: &[u8], text: &mut String) {
     if let Ok(valid) = std::str::from_utf8(bytes) {
         return text.push_str(valid);
@@ -241,7 +245,7 @@ mod tests {
         assert_eq!(spelled(b"a\xffb\xc3"), "a\\xFFb\\xC3");
     }
 
-    /// Who knew the seeds could aim at one node (G5).
+    /// An adversary who knew the seeds could aim at one node (G5).
     #[test]
     fn segments_show_no_secret() {
         let (mut way, seeds) = (Vec::new(), Seeds::new(|| 7));
@@ -249,7 +253,8 @@ mod tests {
         assert_eq!(format!("{segments:?}"), "Segments { .. }");
     }
 
-    /// Known answers, computed by OpenSSL: of the root, and of each node with the id of its parent before the segment:
+    /// Known answers, computed by OpenSSL: for the root, and for each node from the id of its parent followed by the
+    /// segment:
     ///
     /// ```sh
     /// K=000102030405060708090a0b0c0d0e0f
@@ -258,8 +263,9 @@ mod tests {
     /// openssl mac -macopt hexkey:$K -macopt size:16 -in node SIPHASH
     /// ```
     ///
-    /// A build that gives others has another format (invariant 2 of `node_id.rs`). The last one depends on what the `Hash` of
-    /// `str` writes, which is std's: should it change, programs of both versions cannot share such segments.
+    /// A build that gives other answers has another format (invariant 2 of `node_id.rs`). The last one depends on
+    /// what the `Hash` of `str` writes, which is std's: should it change, programs of both versions cannot share such
+    /// segments.
     #[cfg(feature = "process")]
     #[test]
     fn specified_ids_are_the_known_ones() {

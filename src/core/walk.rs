@@ -1,20 +1,25 @@
-//! The walk of a request: it takes the steps of its plan one after the other, ancestors first, until it holds all of them.
+//! The walk of a request: it takes the steps of its plan one after the other, ancestors first, until it holds them
+//! all.
 //!
 //! Rules, for every scope:
 //!
-//! 1. A request has one place in the order of all that wait: the [stamp](crate::core::node::Stamp) that it gets when it first
-//!    has to wait. Every queue that it comes to is ordered by stamps. So it keeps its place wherever it waits (G3).
-//! 2. A request never stops half way but in a queue. When a change lets it on from there, whoever made the change walks it
-//!    on, until it holds everything or stands in its next queue; only then is its thread woken, once (G9).
-//! 3. Those that one node lets on are *movers*. They are walked on in the order in which they were let on, each to its end
-//!    before the next begins; a request that comes to the node meanwhile goes on behind them. So of two that wait for the
-//!    same node below, the earlier one gets there first, although the node between grants both an intention at once.
+//! 1. A request has one place in the order of all waiters: the [stamp](crate::core::node::Stamp) that it gets when it
+//!    first has to wait. Every queue that it comes to is ordered by stamps. So it keeps its place wherever it waits
+//!    (G3).
+//! 2. Half way, a request stops only in a queue. When a change lets it on from there, the thread that made the change
+//!    walks it on, until it holds everything or stands in its next queue. Its thread is woken once, when it holds
+//!    everything (G9).
+//! 3. The requests that a node lets on are its *movers*. They are walked on in the order in which they were let on,
+//!    each to its end before the next begins; a request that comes to the node meanwhile goes on behind them. So of
+//!    two requests for the same node below, the earlier one gets there first, although this node grants both an
+//!    intention at once.
 //!
-//! Between processes rule 3 is met by applying one event at a time. Between threads several may change, walk and come at
-//! once, so the movers of a node stand in [`Movers`], and one thread at a time walks them on (`thread/moving.rs`).
+//! Between processes, rule 3 holds because one event is applied at a time. Between threads, several may change a
+//! node, walk and arrive at once, so the movers of a node stand in [`Movers`], and one thread at a time walks them on
+//! (`thread/moving.rs`).
 //!
-//! Cost: a release does the work of those that it lets on, O(depth) for each, and of those let on at the same node before;
-//! nothing else that is held or waits matters.
+//! Cost: a release does the work of the requests that it lets on, O(depth) for each, and of those that were let on at
+//! the same node before. Nothing else that is held or waits matters.
 //!
 //! Pure. Not here: what one node grants (`node.rs`); which steps there are (`plan.rs`).
 
@@ -23,14 +28,14 @@ use std::collections::VecDeque;
 /// What became of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// It is taken, with so many in all from it on.
+    /// This many steps are taken, from this one on.
     Steps(usize),
     /// The walk ends here for now: the request stands in a queue, or is refused.
     No,
 }
 
-/// Takes the steps of a request from `next` on, as long as each can be taken; returns the index of the first one that
-/// could not, and `None` if it holds them all.
+/// Takes the steps of a request from `next` on, as long as each can be taken. Returns the index of the first step
+/// that could not be taken, or `None` if the request holds them all.
 #[inline]
 pub(crate) fn walk(mut next: usize, steps: usize, mut take: impl FnMut(usize) -> Taken) -> Option<usize> {
     while next < steps {
@@ -42,7 +47,8 @@ pub(crate) fn walk(mut next: usize, steps: usize, mut take: impl FnMut(usize) ->
     None
 }
 
-/// The movers of one node, in the order in which they were let on (rule 3). Each has a number, which rises.
+/// The movers of one node, in the order in which they were let on (rule 3). Each has a number; later ones have higher
+/// numbers.
 #[derive(Debug)]
 pub(crate) struct Movers<W> {
     waiting: VecDeque<(u64, W)>,
@@ -62,14 +68,14 @@ impl<W> Movers<W> {
         self.waiting.push_back((number, mover));
     }
 
-    /// The number of the last one: whoever goes on behind it goes on behind all.
+    /// The number of the last mover: a request that goes on behind it goes on behind all.
     pub(crate) fn last(&self) -> Option<u64> {
         self.waiting.back().map(|&(number, _)| number).or(self.walking)
     }
 
     /// The next one to be walked on, if it is among those up to `until`.
     pub(crate) fn next(&mut self, until: u64) -> Option<W> {
-        // Another thread may have the turn of those that came later.
+        // Movers that came later are left to another thread's turn.
         self.waiting.front().filter(|&&(number, _)| number <= until)?;
         debug_assert!(self.walking.is_none(), "one at a time");
         let (number, mover) = self.waiting.pop_front()?;
@@ -77,13 +83,13 @@ impl<W> Movers<W> {
         Some(mover)
     }
 
-    /// The one that `next` returned has got where it could.
+    /// The mover that `next` returned has gone as far as it can.
     pub(crate) fn arrived(&mut self) {
         debug_assert!(self.walking.is_some(), "it was walked on");
         self.walking = None;
     }
 
-    /// Whether those up to `until` have all gone on.
+    /// Whether all movers up to `until` have gone on.
     pub(crate) fn have_gone(&self, until: u64) -> bool {
         self.walking.is_none_or(|number| number > until)
             && self.waiting.front().is_none_or(|&(number, _)| number > until)
