@@ -1,4 +1,5 @@
-//! The one file that names primitives: `parking_lot`, `crossbeam`, `std`, or those of a model checker.
+//! The only file that names synchronization primitives: those of `parking_lot`, `crossbeam` and `std`, or of a model
+//! checker.
 //!
 //! Everything that blocks, is shared between threads or knows which thread it runs on goes through here, so
 //! that the shipped lock itself is what the models run. The condition variable takes its guard by value and
@@ -20,7 +21,7 @@ use std::time::SystemTime;
 
 pub(crate) use imp::*;
 
-/// A moment, to the tick of the system's clock: some milliseconds. It costs a fifth of an exact one.
+/// A moment, exact to a tick of the system's clock (some milliseconds). It costs a fifth of an exact one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment(coarsetime::Instant);
 
@@ -59,7 +60,8 @@ impl Present {
 /// What the lock knows of a thread.
 #[derive(Debug)]
 pub(crate) struct ThreadInfo {
-    /// Unique for the life of the process; never reused, so that a guard forgotten by a dead thread has no heir.
+    /// Unique for the life of the process; never reused, so that no later thread inherits a guard that a dead thread
+    /// forgot.
     pub(crate) id: u64,
     pub(crate) name: String,
 }
@@ -80,7 +82,7 @@ fn next_thread(next: &std::sync::atomic::AtomicU64) -> u64 {
     next.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A number for an owner that is no thread, from the same numbers as those of the threads.
+/// A number for an explicit owner, from the same sequence as those of the threads.
 pub(crate) fn new_owner_id() -> u64 {
     next_thread(imp::next())
 }
@@ -107,23 +109,24 @@ mod imp {
     /// The biased nodes that a shard can have.
     pub(crate) const SLOTS: usize = 8;
 
-    /// A node takes the place of another's bias after so many weak grants without one.
+    /// After this many weak grants without a bias, a node takes the place of another's bias.
     pub(crate) const EVICT: u32 = 4096;
 
     /// The weak grants of a node after which it may be biased.
     pub(crate) const WARM: u32 = 8;
 
-    /// The registers of the ledger: as many threads have one of their own.
+    /// The registers of the ledger: this many threads have one of their own.
     pub(crate) const REGISTERS: usize = 64;
 
-    /// The nodes that a register can own: sets of so many.
+    /// The nodes that a register can own: this many sets, with this many nodes each.
     pub(crate) const OWNED_SETS: usize = 8;
     pub(crate) const OWNED_WAYS: usize = 4;
 
     /// The nodes of a shard that can be owned.
     pub(crate) const OWNERS: usize = 4;
 
-    /// The releases in a row after which a register owns a node, and the most, where that was taken back often.
+    /// The releases in a row after which a register owns a node, and the most that it takes for a node that was often
+    /// disowned.
     pub(crate) const TO_OWN: u16 = 4;
     pub(crate) const MOST_TO_OWN: u16 = 64;
 
@@ -234,7 +237,7 @@ mod imp {
     #[cfg(feature = "process")]
     pub(crate) fn keep_spare<T: Any>(spare: T) {
         let mut spare = Some(spare);
-        // Whatever is not kept is dropped after the cell is let go, since its drop might come back here.
+        // An object that is not kept is dropped after the cell is released, since its drop might come back here.
         let _ = SPARES_BY_TYPE.try_with(|shelves| {
             let mut shelves = shelves.borrow_mut();
             match shelves.iter_mut().find_map(|shelf| shelf.downcast_mut::<Vec<T>>()) {
@@ -245,7 +248,7 @@ mod imp {
         });
     }
 
-    /// Tries for some microseconds, which is less than to park and to be woken.
+    /// Tries for some microseconds, which is less than it takes to park and to be woken.
     #[inline]
     pub(crate) fn spin(mut done: impl FnMut() -> bool) -> bool {
         let backoff = Backoff::new();
@@ -285,10 +288,10 @@ mod imp {
 
     pub(crate) const EVICT: u32 = 2;
 
-    /// At once, or a model would never see a bias.
+    /// At once; otherwise a model would never see a bias.
     pub(crate) const WARM: u32 = 1;
 
-    /// One for each of three threads, or a register orders what the tags have to.
+    /// One for each of three threads; otherwise a shared register would order what the tags have to order.
     pub(crate) const REGISTERS: usize = 3;
 
     pub(crate) const OWNED_SETS: usize = 1;
@@ -297,7 +300,8 @@ mod imp {
 
     pub(crate) const OWNERS: usize = 2;
 
-    /// Not after one release, or every thread of a model would own what it takes once; and as soon again.
+    /// Not after one release; otherwise every thread of a model would own what it takes once. No later for a node
+    /// that was disowned.
     pub(crate) const TO_OWN: u16 = 2;
 
     pub(crate) const MOST_TO_OWN: u16 = 2;
@@ -352,7 +356,7 @@ mod imp {
     const UNPOISONED: &str = "nothing panics under an internal lock";
 
     world::lazy_static! {
-        /// Counts the threads of one iteration: which register a thread uses must not depend on those before.
+        /// Counts the threads of one iteration: which register a thread uses must not depend on earlier iterations.
         static ref NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
     }
 

@@ -1,21 +1,24 @@
 //! How a request is granted, and how it waits.
 //!
-//! A request is planned first (`plan.rs`, user code and all), unless the last one of its register asked for the same root. If
-//! all nodes above its roots are biased (`bias.rs`) and its register owns the roots (`own.rs`), it is granted at once, under
-//! the mutex of that register alone. If the register does not own its one root, the shard of that is locked first. Else:
+//! A request is planned first (`plan.rs`; this runs user code), unless the last request of its register asked for the
+//! same root. If all nodes above its roots are biased (`bias.rs`) and its register owns the roots (`own.rs`), it is
+//! granted at once, under the mutex of that register alone. If it has one root, which the register does not own, the
+//! root's shard is locked first. Otherwise:
 //!
-//! - A `try_lock` is decided at one moment: it locks the shards of all its nodes, in order, and takes all steps or none. So
-//!   it never holds anything for a while that others could be refused for (G4).
-//! - Every other request enters the ledger and takes its steps one after the other (`core/walk.rs`). Where it has to wait
-//!   it queues, is marked in the ledger and parks; whoever lets it on walks it on, and wakes it when it holds everything.
-//!   It may also give up: when its deadline passes, or it finds itself in a deadlock. Then it gives back what it has taken.
+//! - A `try_lock` is decided at one moment: it locks the shards of all its nodes, in order, and takes all steps or
+//!   none. So no other request is refused because of something that a `try_lock` holds for a while (G4).
+//! - Every other request enters the ledger and takes its steps one after the other (`core/walk.rs`). Where it has to
+//!   wait it queues, is marked in the ledger and parks; the thread that lets it on walks it on, and wakes it when it
+//!   holds everything. It may also give up: when its deadline passes, or it finds itself in a deadlock. Then it gives
+//!   back what it has taken.
 //!
-//! A release goes the same way back, the last node first, so that whoever is let in at an ancestor finds nothing left
-//! below it. A thread that changes a node walks on those that it lets on there before it does anything else
-//! ([`TreeLock::move_on`]), and wakes those that hold everything when it has let go of all internal locks.
+//! A release goes the same way back, the last node first, so that a request that is let in at an ancestor finds
+//! nothing left below it. A thread that changes a node first walks on the requests that it lets on there
+//! ([`TreeLock::move_on`]). It wakes those that hold everything when it has released all internal locks.
 //!
-//! Lock order: whose turn it is to look; the turn of one node's movers; shards of the table in order; a register of the
-//! ledger, or all in order; a waiter. No user code runs under any of these, and nobody is woken under one.
+//! Lock order: the turn to look for a deadlock; the turn of one node's movers; shards of the table in order; a
+//! register of the ledger, or all in order; a waiter. No user code runs under any of these, and nobody is woken under
+//! one.
 
 use crate::core::deadlock::Temper;
 use crate::core::mode::{Mode, ModeCounts};
@@ -43,7 +46,8 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Whose turn it is to look: nobody's while somebody does, and for so many times as long afterwards.
+/// The turn to look for a deadlock: no thread gets it while another one looks, and for `REST` times as long
+/// afterwards.
 #[derive(Debug, Default)]
 pub(crate) struct Looks(Mutex<Option<Instant>>);
 
@@ -56,7 +60,7 @@ struct Turn<'a> {
 }
 
 impl Looks {
-    /// In a model it is always one's turn: there is no time in it that could pass.
+    /// In a model a thread always gets the turn, since no time passes there.
     fn turn(&self) -> Option<Turn<'_>> {
         let rested = if cfg!(feature = "model") { self.0.lock() } else { self.0.try_lock()? };
         let began = Instant::now();
@@ -71,29 +75,29 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Gives each request that begins to wait its place in the order of all that wait. Only these write it.
+/// Gives each request that begins to wait its place in the order of all waiters. Only such requests write it.
 #[derive(Debug, Default)]
 pub(crate) struct Stamps(AtomicU64);
 
 impl Stamps {
     fn next(&self) -> Stamp {
-        // Relaxed: a stamp is taken under the mutex of the shard where the request queues first, which orders those that
-        // meet there.
+        // Relaxed: a stamp is taken under the mutex of the shard where the request queues first, which orders the
+        // requests that meet there.
         Stamp(self.0.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// What a guard has: the request's entry in the ledger, and how its release is to be tried first. One word, since it is
-/// handed on often.
+/// What a guard consists of: the place of its entry in the ledger, and how to try its release first. One word, since
+/// it is passed on often.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry(u64);
 
 /// Under which mutexes a request was granted, and so how its release is tried first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum GrantedBy {
-    /// That of its register alone.
+    /// The mutex of its register alone.
     Register,
-    /// Those of shards too; its last step is in that one.
+    /// Those of shards too; the last step is in this shard.
     Shards(Place),
 }
 
@@ -132,11 +136,11 @@ enum Refusal<P: TreePath + ?Sized> {
 
 /// What became of the attempt to take a request out of its queue.
 enum Cancelled {
-    /// It is out of it, and holds so many of its steps.
+    /// It is out of the queue, and holds this many of its steps.
     Out(usize),
-    /// It has been let on there, as the mover of that number.
+    /// It has been let on at this node, as the mover of this number.
     LetOn(NodeId, u64),
-    /// It waits where it is not to give up.
+    /// It waits at a step where it is not to give up.
     Not,
     Granted,
 }
@@ -171,7 +175,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             request
         };
         let request = match request.plan.steps() {
-            // The usual case: all but the last step can be published. The coldest of them tells.
+            // The usual case: all but the last step can be published. A look at the deepest of these, which is biased
+            // last, is enough to try.
             &[ref above @ .., last] if above.last().is_none_or(|step| biased(step.node)) => {
                 let place = Place::of(last.node);
                 let mut shard = self.table.lock(place);
@@ -199,7 +204,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         loop {
             let steps = &request.plan.steps()[above..];
             let mut shards = self.table.lock_all(steps.iter().map(|step| step.node));
-            // Those that were let on before it came go on first.
+            // The movers that were let on before this request came go on first.
             let mut ahead = Due::default();
             let mut taken = 0;
             for (index, &step) in steps.iter().enumerate() {
@@ -232,7 +237,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 return Err(LockError::WouldBlock);
             }
             if may_go {
-                // A bias was revoked since: its node counts.
+                // A bias was revoked meanwhile: its node has to count the step.
                 above = 0;
             }
             has_let_go_ahead = true;
@@ -295,7 +300,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Ok(Entry::new(key, GrantedBy::Shards(last_place(request))))
     }
 
-    /// Parks until the request holds everything; or gives up, with the number of steps that it has taken.
+    /// Parks until the request holds everything; or gives up, and returns the number of steps that it has taken.
     #[cold]
     fn wait(
         &self,
@@ -303,7 +308,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         waiter: &Waiter,
         deadline: Option<Instant>,
     ) -> Result<(), (Refusal<P>, usize)> {
-        // Every cycle has a nested request in it, and only such a one is ever reported.
+        // Every cycle has a nested request in it, and only a nested one gets the report.
         let mut look = self.ledger.is_nested(request).then_some(FIRST_LOOK);
         loop {
             match waiter.wait(look, deadline) {
@@ -312,7 +317,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     match self.cancel(waiter.key, |_| true) {
                         Cancelled::Out(taken) => return Err((Refusal::TimedOut, taken)),
                         Cancelled::Granted => return Ok(()),
-                        // Each time it stands further on, and in the end it waits, or holds everything.
+                        // Each time round it has come further; in the end it waits in a queue, or holds everything.
                         Cancelled::LetOn(node, number) => self.move_on(&mut Due::of_move(node, number)),
                         Cancelled::Not => unreachable!("it gives up wherever it waits"),
                     }
@@ -322,7 +327,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), waiter.key));
                     drop(turn);
                     if let Some(cycle) = cycle {
-                        // Not where it has come to since: another one of the cycle has given up then.
+                        // Only where the look found it: if it has come further, another one of the cycle has given
+                        // up.
                         if let Cancelled::Out(taken) = self.cancel(waiter.key, Waiting::is_reported) {
                             return Err((Refusal::Deadlock(cycle), taken));
                         }
@@ -355,7 +361,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Walks on all that a change has let on, and those that are brought to another node's movers by that.
+    /// Walks on all requests that a change has let on, and those that become movers of another node by that.
     fn move_on(&self, due: &mut Due) {
         while let Some((node, until)) = due.moves.pop() {
             let Some(turn) = self.table.turn(node, until) else { continue };
@@ -372,8 +378,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let Some((request, Waiting { step: at, .. })) = self.ledger.waiting(waiter.key) else {
             unreachable!("a mover waits until it is walked on")
         };
-        // Copies: as soon as it is granted, or queues, its thread may be through with it, and the last one who has a request
-        // drops its paths. That is user code, and this is somebody's turn.
+        // Copies: as soon as the request is granted, or queues, its thread may be done with it, and whoever drops it
+        // last drops its paths. That is user code, which must not run during a turn.
         let (steps, owner) = (request.plan.steps().to_vec(), request.owner_id());
         drop(request);
         let stopped = walk(at + 1, steps.len(), |index| {
@@ -404,7 +410,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Publishes a step with those behind it, as many as are biased; returns how many.
+    /// Publishes a step and as many of those after it as may be published; returns how many.
     fn publish(&self, key: Key, index: usize, step: Step) -> usize {
         match self.table.seems_published(self.ledger.register(key), &step) {
             true => self.ledger.publish(key, index, |node| self.table.is_biased(node)),
@@ -437,7 +443,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.release_counted(entry);
     }
 
-    /// Releases what is not published any longer, or was not from the beginning.
+    /// Releases a request that is not published any longer, or never was as a whole.
     fn release_counted(&self, entry: Entry) {
         let key = entry.key();
         let place = match entry.granted_by() {
@@ -470,7 +476,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Releases the first steps of a request, the last of them first, and takes out its entry.
+    /// Releases the first steps of a request, the last of them first, and removes its entry.
     fn give_back(&self, key: Key, leaving: Leaving<P>, taken: usize) {
         let mut due = Due::default();
         let mut left = taken;
@@ -478,7 +484,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             if leaving.may_have_published(left) {
                 left = self.ledger.unpublish_last(key, left);
             }
-            // This one its node counts, or has begun to.
+            // The node counts this step, or has begun to meanwhile.
             if let Some(step) = left.checked_sub(1).map(|last| leaving.request.plan.steps()[last]) {
                 let mut shard = self.table.lock(Place::of(step.node));
                 shard.release(&step, self.ledger.register(key), &self.ledger, &mut due);
@@ -492,36 +498,37 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         self.recycle(key, Some(self.ledger.remove(key)));
     }
 
-    /// What a guard has, as reports tell it.
+    /// What a guard holds, for reports.
     pub(crate) fn found(&self, entry: Entry) -> Found<P> {
         self.ledger.found(entry.key())
     }
 
-    /// Gives back a part of what a guard holds: `keep` says which of its roots stay, and in which mode, given the index and
-    /// the mode of each.
+    /// Gives back a part of what a guard holds: `keep` gets the index and the mode of each root, and returns the mode
+    /// in which the root stays, if it does.
     pub(crate) fn weaken(&self, entry: &mut Entry, keep: impl FnMut(usize, Mode) -> Option<Mode>) {
         let key = entry.key();
-        // User code, so first and without any internal lock: paths are cloned.
+        // This clones paths, which is user code, so it comes first and without any internal lock.
         let old = self.ledger.request(key);
         let weaker = old.of_some(keep);
         if weaker.plan.steps() == old.plan.steps() {
-            // What goes is covered by what stays: no node changes, but it is no root any longer.
+            // What stays covers what goes: no node changes, only the list of roots.
             if weaker.roots.len() < old.roots.len() {
                 drop(self.ledger.weaken(key, weaker));
             }
             return;
         }
-        // Nodes change one by one, the last first, as in a release; so they have to count what was published.
+        // Nodes change one by one, the last first, as in a release; so they must count what was published.
         for (index, step) in old.plan.steps().iter().enumerate().rev() {
             self.table.count(*step, &self.ledger, || self.ledger.unpublish_step(key, index));
         }
-        // What lies in a root that goes, which has covered it so far: nodes that have no step yet, and those where it only
-        // intended to write below and is to read. Nobody else can have them, and biases are revoked there.
+        // A root that stays may lie in one that goes, which has covered it so far. So it takes its nodes first: those
+        // that have no step yet, and those where the guard only intended to write below and is to read. No other
+        // owner can hold them, and biases are revoked there.
         let is_new = |step: &&Step| !old.plan.mode_of(step).is_some_and(|mode| mode.covers(step.mode));
         for step in weaker.plan.steps().iter().filter(is_new) {
             let mut shard = self.table.lock(Place::of(step.node));
             let held = || match (old.owner_id(), old.plan.mode_of(step)) {
-                // Nobody's guard, but it does not exclude itself.
+                // The guard has no owner, but it does not exclude itself.
                 (None, Some(mode)) => ModeCounts::of(mode),
                 (owner, _) => self.ledger.held(owner, step.node),
             };
@@ -529,7 +536,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             debug_assert!(!matches!(taken, Grant::Refused(_)), "it was covered");
         }
         let old = self.ledger.weaken(key, SharedRequest::clone(&weaker));
-        // Now, since the old paths are dropped at the end: that is user code.
+        // This comes before the old paths are dropped, which is user code.
         *entry = Entry::new(key, GrantedBy::Shards(last_place(&weaker)));
         let mut due = Due::default();
         for step in old.plan.steps().iter().rev() {
@@ -592,7 +599,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         (self.table.len(), self.ledger.lock().entries().count())
     }
 
-    /// Plays the clock for all that wait now: their deadlines pass, or else they look for a deadlock.
+    /// Plays the clock for all requests that wait now: their deadlines pass, or they look for a deadlock.
     #[cfg(feature = "model")]
     #[doc(hidden)]
     pub fn strike(&self, deadline: bool) {
@@ -610,12 +617,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 }
 
-/// Where the last step of a request is.
+/// The shard of the last step of a request.
 fn last_place<P: TreePath + ?Sized>(request: &Request<P>) -> Place {
     request.plan.steps().last().map_or(Place::default(), |last| Place::of(last.node))
 }
 
-/// The one root that is asked for, if it is text that can be compared with what was asked for before.
+/// The root of a request for one root, if it is text that can be compared with that of the request before.
 #[inline]
 fn only_text<'q, P, R, W>(reads: &'q [R], writes: &'q [W]) -> Option<(&'q [u8], Mode)>
 where

@@ -1,34 +1,36 @@
-//! Which nodes are *biased*: an intention on such a node is published by the request that holds it, in its own
-//! thread's register of the ledger, and the node does not count it. So threads below a hot ancestor write nothing that
-//! another one reads or writes; and one publication serves all ancestors of a request (G5).
+//! Which nodes are *biased*: a request that holds an intention on such a node publishes it in its thread's register
+//! of the ledger, and the node does not count it. So threads below a hot ancestor write nothing that another one
+//! reads or writes; and one publication serves all ancestors of a request (G5).
 //!
-//! Intentions never exclude each other, so nobody need see them but who asks for S, SIX or X. Such a *strong* request
+//! Intentions never exclude each other, so only a request for S, SIX or X needs to see them. Such a *strong* request
 //! first *revokes* the bias: it takes back the node's tag, then goes through the registers, one after the other, and
 //! turns what is published on the node there into counts.
 //!
 //! Invariants:
 //!
-//! 1. A step is published only while the node's tag stands: whoever publishes looks at the tag under the mutex of
-//!    its register, and who revokes takes the tag back before it locks that. So of the two, who comes later at that
-//!    mutex sees the other, and no publication is missed.
+//! 1. A step is published only while the node's tag stands: a thread that publishes looks at the tag under the mutex
+//!    of its register, and a thread that revokes takes the tag back before it locks that register. So the one that
+//!    comes later to that mutex sees the other, and no publication is missed.
 //! 2. All tags of a shard are changed under the shard's mutex. While a tag stands, nobody holds or awaits the node in a
 //!    strong mode, and no register owns it (`own.rs`).
-//! 3. Who sets a tag has the shard's mutex, and so comes after all who held the node in a strong mode; who publishes
-//!    reads the tag with *acquire*, and so comes after them too, though the two may have no mutex in common.
-//! 4. What was turned into a count stays one until it is released.
-//! 5. A node and all others of its tag are in one shard and are revoked together: tags are a part of the id.
+//! 3. A thread that sets a tag has the shard's mutex, and so comes after all that held the node in a strong mode. A
+//!    thread that publishes reads the tag with *acquire*, and so comes after them too, though it may have no mutex in
+//!    common with them.
+//! 4. An intention that was turned into a count stays one until it is released.
+//! 5. All nodes of one tag are in one shard and are revoked together: the tag is a part of the id.
 //!
-//! A register remembers below which nodes all were biased, and is made to forget by every revocation: invariant 5 of `own.rs`.
+//! A register remembers for which of its nodes all ancestors were biased; every revocation makes it forget: invariant
+//! 5 of `own.rs`.
 //!
-//! A node gets a bias when it has been granted in weak modes often enough; the more the last revocation in this lock had to
-//! look through, the more often. So a revocation is paid for by the grants before it.
+//! A node gets a bias when it has been granted in weak modes often enough: the more the last revocation in this lock
+//! had to look through, the more grants it takes. So the grants before a revocation pay for it.
 //!
 //! The idea: Dice and Kogan 2019, "BRAVO: Biased Locking for Reader-Writer Locks"; PostgreSQL's fast-path locks.
 
 use crate::core::node_id::NodeId;
 use crate::sync::{AtomicU32, AtomicU64, EVICT, Ordering, SHARDS, SLOTS, WARM};
 
-/// Stands where no node is biased. A node whose tag this is never is.
+/// The tag of an empty slot. A node that has this tag is never biased.
 const NONE: u64 = 0;
 
 /// The shard of a node. The hash map in it uses the outer bits of the same word.
@@ -37,13 +39,13 @@ pub(crate) fn shard(node: NodeId) -> usize {
     (node.bits() >> 24) as usize % SHARDS
 }
 
-/// What marks it as biased.
+/// The tag that marks the node as biased.
 #[inline]
 pub(crate) fn tag(node: NodeId) -> u64 {
     node.bits()
 }
 
-/// The two slots of its shard that it may have, so that two hot nodes seldom dispute one.
+/// The slots of its shard that the node may have: two, so that hot nodes seldom compete for one.
 #[inline]
 #[allow(clippy::modulo_one, reason = "a model has two slots")]
 fn slots(node: NodeId) -> [usize; 2] {
@@ -52,11 +54,12 @@ fn slots(node: NodeId) -> [usize; 2] {
     [first, (first + other) % SLOTS]
 }
 
-/// Marks the biased nodes. Read by all, written seldom, so that every core keeps a copy of its own.
+/// Marks the biased nodes. All threads read it and seldom write it, so that every core keeps a copy of its own.
 #[derive(Debug)]
 pub(crate) struct Tags {
     tags: Box<[AtomicU64]>,
-    /// The grants that pay for a revocation as dear as the last one. An estimate: it orders nothing, in models neither.
+    /// The number of grants that pay for a revocation as costly as the last one. An estimate: it orders nothing, not
+    /// even in a model.
     price: AtomicU32,
 }
 
@@ -72,15 +75,15 @@ impl Tags {
         Tags { tags: (0..SHARDS * SLOTS).map(|_| AtomicU64::new(NONE)).collect(), price: AtomicU32::new(WARM) }
     }
 
-    /// Whether intentions on the node are to be published. The answer stands while the caller has a mutex: its register,
-    /// in order to publish there, or the shard of the node.
+    /// Whether intentions on the node are to be published. The answer holds while the caller has a mutex: that of its
+    /// register, in order to publish there, or that of the node's shard.
     #[inline]
     pub(crate) fn is_set(&self, node: NodeId) -> bool {
         self.slot_of(node).is_some()
     }
 
-    /// Counts a weak grant of a node without a bias, whose shard the caller has; it gets one, if it is hot and there is
-    /// room. See [`Tags::in_the_way`] for the case that there is none.
+    /// Counts a weak grant of a node without a bias. The node gets one if it is hot and there is room; see
+    /// [`Tags::in_the_way`] for the case that there is none. The caller has the node's shard.
     pub(crate) fn warm(&self, node: NodeId, heats: &mut Heats) {
         if let Some(slot) = heats.warm(node, self.price.load(Ordering::Relaxed)) {
             let place = self.place(node, slot);
@@ -106,12 +109,13 @@ impl Tags {
         }
     }
 
-    /// Takes it back.
+    /// Takes back the tag that is in the way.
     pub(crate) fn clear(&self, node: NodeId, in_the_way: InTheWay) {
         self.place(node, in_the_way.slot).store(NONE, Ordering::Relaxed);
     }
 
-    /// After the revocation, which had so much to look through: the more, the longer all go without the next bias.
+    /// Called after the revocation, which had `looked` entries to look through: the more, the longer it takes until
+    /// the next bias.
     pub(crate) fn cool(&self, node: NodeId, in_the_way: InTheWay, looked: usize, heats: &mut Heats) {
         let price = u32::try_from(looked / 8).unwrap_or(u32::MAX).saturating_add(WARM);
         self.price.store(price, Ordering::Relaxed);
@@ -151,14 +155,14 @@ impl Heats {
         slots(node).into_iter().find(|&slot| self.0[slot].tag == tag(node))
     }
 
-    /// Counts a weak grant of the node, and returns where, if it has or gets a place.
+    /// Counts a weak grant of the node; returns its slot, if it has or gets one.
     fn warm(&mut self, node: NodeId, price: u32) -> Option<usize> {
         if let Some(slot) = self.slot_of(node) {
             self.0[slot].grants = self.0[slot].grants.saturating_add(1);
             return Some(slot);
         }
         let mine = slots(node);
-        // Of those that dispute a slot the most frequent one stays.
+        // Of the nodes that compete for a slot, the most frequent one stays.
         let Some(slot) = mine.into_iter().find(|&slot| self.0[slot].grants == 0) else {
             mine.into_iter().for_each(|slot| self.0[slot].grants -= 1);
             return None;

@@ -1,10 +1,10 @@
-//! What is granted and what waits, by request: the lock's memory of who.
+//! The ledger: all granted and waiting requests of a lock.
 //!
-//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts. What no node counts is
-//! *published* here: intentions on biased nodes (`bias.rs`) and roots that a register owns (`own.rs`). It answers three
-//! questions, none of them on the fast path: what does this owner hold at that node (re-entrancy), who waits for whom
-//! (`parties.rs`), and who holds what (`report.rs`). It is cut into registers, by owner, each under a mutex of its own, so
-//! that a thread writes where no other does.
+//! Nodes only count ([`node.rs`](crate::core::node)); the ledger knows the requests behind the counts. What no node
+//! counts is *published* here: intentions on biased nodes (`bias.rs`) and roots that a register owns (`own.rs`). It
+//! answers three questions, none of them on the fast path: what does this owner hold at that node (re-entrancy), who
+//! waits for whom (`parties.rs`), and who holds what (`report.rs`). It is split by owner into registers, each under a
+//! mutex of its own, so that a thread writes where no other does.
 //!
 //! ```text
 //!            ┌────────────────────────── granted without waiting ─────────────────────────┐
@@ -20,14 +20,17 @@
 //!    taken out (or weakened) before the first is released, or both happen under the mutex of that step's shard. So two
 //!    entries that are granted never conflict.
 //! 2. An entry that waits is queued at its step exactly while it is marked so: both change under the mutex of that
-//!    node's shard. Whoever has locked the whole ledger sees what waits where at one moment.
-//! 3. A register's index, where there is one, counts exactly the granted entries of owners in it.
+//!    node's shard. A thread that has locked the whole ledger sees which requests wait where at one moment.
+//! 3. The index of a register, if it has one, counts exactly its granted entries that have an owner.
 //! 4. An empty register is of constant size.
-//! 5. All registers are of one frame, and so are all requests in them whose paths have one. It changes while the whole
-//!    ledger is locked and has no such request; so a request that enters compares its own with that of its register alone.
-//! 6. A bit of `published` is set while its request is on its way in; it is taken back under the mutexes of the node's shard
-//!    and of the register (`bias.rs`, `own.rs`), or under the mutex of the register, by whoever drops the guard.
-//! 7. A register keeps a few spent requests. Nobody else has them, and roots that are still in them are text.
+//! 5. All registers have the same frame, which is that of all requests in them whose paths have one. It changes only
+//!    while the whole ledger is locked and has no such request; so a request that enters compares its frame only with
+//!    that of its register.
+//! 6. A bit of `published` is set while its request is on its way in; it is taken back under the mutexes of the
+//!    node's shard and of the register (`bias.rs`, `own.rs`), or under the mutex of the register alone, by the thread
+//!    that drops the guard.
+//! 7. A register keeps a few spent requests. Nothing else refers to them, and the roots that are still in them are
+//!    text.
 //!
 //! Lock order: shards of the table; registers in the order of their numbers; a waiter.
 
@@ -51,10 +54,10 @@ pub(crate) struct Ledger<P: TreePath + ?Sized> {
     registers: Box<[CachePadded<Mutex<Register<P>>>]>,
 }
 
-/// By owner and node.
+/// What each owner holds at each node.
 type Held = HashMap<(OwnerId, NodeId), ModeCounts, foldhash::fast::RandomState>;
 
-/// Where an entry stands.
+/// The place of an entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Key {
     register: usize,
@@ -86,13 +89,13 @@ pub(crate) struct Register<P: TreePath + ?Sized> {
     /// What each owner holds at each node. Made when a request first meets a conflict that may
     /// be its own doing; most registers never have one.
     held: Option<Held>,
-    /// How often it has changed since it was asked last. What nobody asks is not worth its upkeep.
+    /// How many requests were entered since `held` was last asked. An index that nobody asks is not worth its upkeep.
     unasked: usize,
     /// Invariant 5.
     frame: Frame,
     /// The nodes that its threads take without a shard (`own.rs`).
     owned: Owned,
-    /// How many revocations have been here.
+    /// How many revocations have gone through this register.
     revocations: u64,
     /// Spent requests, the latest at the end (`request.rs`).
     spent: Vec<SharedRequest<P>>,
@@ -108,7 +111,7 @@ pub(crate) struct Entry<P: TreePath + ?Sized> {
     pub(crate) since: Moment,
 }
 
-/// The request of an entry; none only while the place of the entry is vacant.
+/// The request of an entry; `None` only while the place of the entry is vacant.
 pub(crate) struct Entered<P: TreePath + ?Sized>(Option<SharedRequest<P>>);
 
 impl<P: TreePath + ?Sized> Deref for Entered<P> {
@@ -122,7 +125,7 @@ impl<P: TreePath + ?Sized> Deref for Entered<P> {
 
 #[derive(Debug)]
 pub(crate) enum State {
-    /// Its own thread walks it, in or out: it holds some of its steps.
+    /// Its own thread takes its steps, or gives them back: it holds some of them.
     Walking,
     /// Its thread waits.
     Waiting(Waiting),
@@ -133,11 +136,11 @@ pub(crate) enum State {
 /// Where a request waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Waiting {
-    /// The steps before it are held.
+    /// The steps before this one are held.
     pub(crate) step: usize,
     pub(crate) standing: Standing,
     pub(crate) waiter: Arc<Waiter>,
-    /// Whether it has found itself in a deadlock, and is about to give up: nobody else need report that.
+    /// Whether it has found itself in a deadlock, and is about to give up: no other request needs to report that.
     reported: bool,
 }
 
@@ -151,7 +154,7 @@ pub(crate) enum Standing {
 }
 
 impl Waiting {
-    /// Its place in the queue, if it cannot go on by itself.
+    /// Its place in the queue, unless it has been let on, or is about to give up.
     pub(crate) fn blocked(&self) -> Option<Ticket> {
         match self.standing {
             Standing::Queued(ticket) if !self.reported => Some(ticket),
@@ -174,7 +177,7 @@ pub(crate) enum LetOn {
     Moves(u64),
 }
 
-/// A request that is on its way out.
+/// A request that gives back its steps one by one.
 pub(crate) struct Leaving<P: TreePath + ?Sized> {
     pub(crate) request: SharedRequest<P>,
     published: u64,
@@ -191,7 +194,7 @@ impl<P: TreePath + ?Sized> Leaving<P> {
     }
 }
 
-/// A step that was published has become a count.
+/// A step is not published any longer: its node counts it.
 pub(crate) struct StillCounted;
 
 /// The steps of a request that may be published.
@@ -214,7 +217,7 @@ fn may_publish(step: &Step, owned: &Owned, biased: impl Fn(NodeId) -> bool) -> b
     }
 }
 
-/// So many ones, from the lowest bit on.
+/// A word with the lowest `count` bits set.
 #[inline]
 fn first_bits(count: usize) -> u64 {
     u32::try_from(count).ok().and_then(|count| 1u64.checked_shl(count)).map_or(u64::MAX, |bit| bit - 1)
@@ -228,19 +231,19 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ledger { registers: (0..REGISTERS).map(|_| CachePadded::new(Mutex::new(Register::default()))).collect() }
     }
 
-    /// A spent request of the register, if it keeps one.
+    /// Takes a spent request from the register, if it keeps one.
     pub(crate) fn spent(&self, register: usize) -> Option<SharedRequest<P>> {
         self.registers[register].lock().spent.pop()
     }
 
     /// Keeps a spent request.
     pub(crate) fn keep(&self, register: usize, request: SharedRequest<P>) {
-        // What is not kept is dropped after the register is let go.
+        // A request that is not kept is dropped after the register is unlocked.
         let _dropped = self.registers[register].lock().keep(request);
     }
 
-    /// Enters the register's last request again, as [`enter_owned`](Ledger::enter_owned) does, if it asked for that root
-    /// alone. Else nothing has happened, and the caller gets it for its buffers.
+    /// Enters the register's last request again, as [`enter_owned`](Ledger::enter_owned) does, if it asked for that
+    /// root alone. Otherwise nothing has happened, and the caller gets that request for its buffers.
     #[inline]
     pub(crate) fn enter_again(
         &self,
@@ -270,8 +273,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
     }
 
-    /// Enters a request of the calling thread as granted, if all of it can be published: intentions on biased nodes, S or X
-    /// on nodes that its register owns and nobody holds. Else it is given back, and nothing has happened.
+    /// Enters a request of the calling thread as granted, if all of it can be published: intentions on biased nodes,
+    /// S or X on nodes that its register owns and nobody holds. Otherwise nothing has happened, and the request is
+    /// returned.
     #[inline]
     pub(crate) fn enter_owned(
         &self,
@@ -289,8 +293,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
     }
 
-    /// Takes out a granted request of which all steps are still published; whether it was one. Then it is spent, and given
-    /// back unless it is kept.
+    /// Removes a granted request if all its steps are still published. It is spent then, and returned unless the
+    /// register keeps it.
     #[inline]
     pub(crate) fn leave_owned(&self, key: Key) -> Result<Option<SharedRequest<P>>, StillCounted> {
         let mut guard = self.registers[key.register].lock();
@@ -307,13 +311,14 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Ok(if request.may_stay { register.keep(request) } else { Some(request) })
     }
 
-    /// How many of a request's first steps may be published, at a look without any mutex.
+    /// How many of a request's first steps may be published, judged without any mutex.
     pub(crate) fn publishable(&self, request: &Request<P>, biased: impl Fn(NodeId) -> bool) -> usize {
         publishable(&request.plan, 0, biased)
     }
 
-    /// Enters a request of the calling thread as granted: its last step by `grant`, all above by publishing them, if
-    /// they are biased. Else it is given back, and nothing has happened. The caller has the shard of the last step.
+    /// Enters a request of the calling thread as granted: its last step by `grant`, all steps above by publishing
+    /// them, if they are biased. Otherwise nothing has happened, and the request is returned. The caller has the
+    /// shard of the last step.
     #[inline]
     pub(crate) fn enter_granted(
         &self,
@@ -365,9 +370,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         count
     }
 
-    /// Takes out a granted request of one root of which all steps but the last are still published; returns it, unless it is
-    /// kept, with the last step, as the caller, who has its shard, has to release it. Else the request is on its way out
-    /// from now on.
+    /// Removes a granted request of one root if all its steps but the last are still published. Returns it, unless
+    /// the register keeps it, with the last step; the caller has the shard of that step, and must release it there.
+    /// Otherwise the request gives back its steps one by one from now on.
     #[inline]
     pub(crate) fn leave(&self, key: Key) -> Result<(Option<SharedRequest<P>>, Step), Leaving<P>> {
         let mut guard = self.registers[key.register].lock();
@@ -403,13 +408,13 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         Leaving::of(&self.registers[key.register].lock().entries[key.index])
     }
 
-    /// Takes out an entry that is not granted.
+    /// Removes an entry that is not granted.
     pub(crate) fn remove(&self, key: Key) -> SharedRequest<P> {
         self.registers[key.register].lock().remove(key.index)
     }
 
-    /// Takes back all that is published on nodes of that tag, each told to `count`, under the mutex of their shard;
-    /// returns how much there was to look through.
+    /// Takes back all intentions that are published on nodes of that tag, and calls `count` for each. The caller has
+    /// their shard. Returns how much there was to look through.
     pub(crate) fn unpublish(&self, tag: u64, mut count: impl FnMut(NodeId, Mode)) -> usize {
         let mut looked = 0;
         for register in &self.registers {
@@ -428,8 +433,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         looked
     }
 
-    /// Takes the nodes of that tag from the register that owns them; what an entry holds of them is told to `count`, and is
-    /// no longer published. The caller has their shard.
+    /// Takes the nodes of that tag from the register that owns them. If an entry holds one, that is no longer
+    /// published, and `count` is called for it. The caller has their shard.
     pub(crate) fn disown(&self, register: usize, tag: u64, mut count: impl FnMut(NodeId, Mode)) {
         let mut guard = self.registers[register].lock();
         let Register { owned, entries, .. } = &mut *guard;
@@ -443,12 +448,14 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         });
     }
 
-    /// A register owns the node from now on, if there is room. The caller has its shard, where nobody holds or awaits it.
+    /// Lets a register own the node from now on, if there is room. The caller has the node's shard, and nobody holds
+    /// or awaits the node.
     pub(crate) fn own(&self, register: usize, node: NodeId) -> bool {
         self.registers[register].lock().owned.add(node)
     }
 
-    /// Takes back the last of the first `left` steps of a request, as far as they are published; returns how many are left.
+    /// From the first `left` steps of a request, takes back the last ones, as far as they are published; returns how
+    /// many are left.
     pub(crate) fn unpublish_last(&self, key: Key, left: usize) -> usize {
         let mut guard = self.registers[key.register].lock();
         let Register { owned, entries, .. } = &mut *guard;
@@ -461,7 +468,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         still
     }
 
-    /// Takes back an intention of a request, whose shard the caller has; whether it was published until now.
+    /// Takes back an intention of a request, and returns whether it was published until now. The caller has its
+    /// shard.
     pub(crate) fn unpublish_step(&self, key: Key, index: usize) -> bool {
         index < MOST_PUBLISHED && self.registers[key.register].lock().entries[key.index].take_back(index)
     }
@@ -485,7 +493,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
             State::Waiting(waiting) => {
                 waiting.step = step;
                 waiting.standing = standing;
-                // What it was a part of is over.
+                // The cycle that it was in is over.
                 waiting.reported = false;
             }
             State::Granted => debug_assert!(false, "a grant is final"),
@@ -512,8 +520,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
     }
 
-    /// Marks an entry as granted whose first `above` steps are to be published, if they are biased still; `false`, and
-    /// nothing has happened, if not. The caller has the shards of the other steps.
+    /// Marks an entry as granted and publishes its first `above` steps, if they are still biased; otherwise does
+    /// nothing and returns `false`. The caller has the shards of the other steps.
     pub(crate) fn grant_below(&self, key: Key, above: usize, biased: impl Fn(NodeId) -> bool) -> bool {
         let mut register = self.registers[key.register].lock();
         let entry = &mut register.entries[key.index];
@@ -540,9 +548,9 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         }
     }
 
-    /// Takes back the mark of one that waits. The caller has the shard of its step.
+    /// Marks an entry as no longer waiting. The caller has the shard of its step.
     pub(crate) fn stop_waiting(&self, key: Key) {
-        // The waiter of the old state goes with it: nobody else's code runs in its drop.
+        // This drops the waiter of the old state, which runs no user code.
         self.registers[key.register].lock().entries[key.index].state = State::Walking;
     }
 
@@ -556,8 +564,8 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         SharedRequest::clone(&self.registers[key.register].lock().entries[key.index].request)
     }
 
-    /// Puts a weaker request in the place of a granted one, of which no step is published, or one with the same steps; returns
-    /// that.
+    /// Replaces a granted request by a weaker one, and returns the old one. Either no step of the old one is
+    /// published, or both have the same steps.
     pub(crate) fn weaken(&self, key: Key, weaker: SharedRequest<P>) -> SharedRequest<P> {
         let mut register = self.registers[key.register].lock();
         register.index(key.index, ModeCounts::remove);
@@ -580,19 +588,19 @@ impl<P: TreePath + ?Sized> Ledger<P> {
     /// Whether a thread that waits for a request pins guards, so that it can be a part of a deadlock: plain ones of its
     /// own, or those of the request's owner.
     pub(crate) fn is_nested(&self, request: &Request<P>) -> bool {
-        // Whatever a guard holds, it holds the root of the tree.
+        // Every guard holds the root of the tree in some mode.
         let Some(root) = request.plan.steps().first() else { return false };
         let has_guards = |owner| self.ask_index(owner, |held| held.get(&(owner, root.node)).copied()).is_some();
         let thread = request.thread.id;
         has_guards(thread) || request.owner_id().is_some_and(|owner| owner != thread && has_guards(owner))
     }
 
-    /// Asks the index of an owner's register, which is made for that if it must.
+    /// Asks the index of an owner's register, which is built if there is none.
     fn ask_index<R>(&self, owner: OwnerId, ask: impl FnOnce(&Held) -> Option<R>) -> Option<R> {
         let mut guard = self.registers[self.register_of(owner)].lock();
         let register = &mut *guard;
         if register.entries.len() == 1 && register.entries.iter().all(|(_, entry)| !entry.is_granted()) {
-            // It is the one that asks.
+            // The one entry is the request that asks.
             return None;
         }
         let held = register.held.get_or_insert_with(|| {
@@ -604,7 +612,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         ask(held)
     }
 
-    /// Locks the whole ledger: nothing is entered, marked or taken out meanwhile.
+    /// Locks the whole ledger: nothing is entered, marked or removed meanwhile.
     pub(crate) fn lock(&self) -> LockedLedger<'_, P> {
         LockedLedger(self.registers.iter().map(|register| register.lock()).collect())
     }
@@ -614,7 +622,7 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         self.registers.iter().map(|register| register.try_lock()).collect::<Option<_>>().map(LockedLedger)
     }
 
-    /// Where an owner's requests are entered; those of nobody with those of their thread.
+    /// The register of an owner's requests; a request without an owner is entered in that of its thread.
     #[inline]
     pub(crate) fn register_of(&self, owner: OwnerId) -> usize {
         owner as usize % REGISTERS
@@ -673,7 +681,7 @@ impl<P: TreePath + ?Sized> Register<P> {
         let entry = &mut self.entries[index];
         debug_assert!(!entry.is_granted(), "a grant is final");
         entry.since = Moment::now();
-        // The waiter of the old state goes with it: nobody else's code runs in its drop.
+        // This drops the waiter of the old state, which runs no user code.
         entry.state = State::Granted;
         self.index(index, ModeCounts::add);
     }
@@ -716,7 +724,7 @@ impl<P: TreePath + ?Sized> Register<P> {
         }
     }
 
-    /// Enters a request: as granted, with what it has published, or else on its way.
+    /// Enters a request: as granted, with the bits of its published steps, or else as walking.
     #[inline]
     fn insert(&mut self, request: SharedRequest<P>, granted: Option<u64>, since: Moment) -> usize {
         if self.held.is_some() {
@@ -746,7 +754,7 @@ impl<P: TreePath + ?Sized> Register<P> {
         request
     }
 
-    /// Gives back what is no longer needed (invariant 4).
+    /// Frees what is no longer needed (invariant 4).
     #[inline]
     fn trim(&mut self) {
         if self.entries.is_empty() && (self.held.is_some() || self.entries.capacity() > REGISTER_CAPACITY) {
@@ -764,7 +772,7 @@ impl<P: TreePath + ?Sized> Register<P> {
 }
 
 impl<P: TreePath + ?Sized> Entry<P> {
-    /// Whether the step was published; it is not any longer.
+    /// Takes back a step; returns whether it was published until now.
     #[inline]
     fn take_back(&mut self, index: usize) -> bool {
         let bit = 1 << index;
@@ -773,7 +781,7 @@ impl<P: TreePath + ?Sized> Entry<P> {
         was
     }
 
-    /// Whose guard it is, or will be.
+    /// The owner of the guard that it has, or will have.
     pub(crate) fn owner(&self) -> Option<OwnerId> {
         self.request.owner_id()
     }
@@ -795,7 +803,7 @@ impl<P: TreePath + ?Sized> Entry<P> {
     }
 }
 
-/// A copy of an entry, to be spelled out after the ledger is let go: that calls user code.
+/// A copy of an entry, to be spelled out after the ledger is unlocked, since that calls user code.
 pub(crate) struct Found<P: TreePath + ?Sized> {
     pub(crate) request: SharedRequest<P>,
     pub(crate) since: Moment,
@@ -836,7 +844,7 @@ impl<P: TreePath + ?Sized> LockedLedger<'_, P> {
         true
     }
 
-    /// Notes that one that waits is about to give up, for a deadlock that it reports.
+    /// Notes that a waiting request is about to give up, because of a deadlock that it reports.
     pub(crate) fn report(&mut self, key: Key) {
         if let State::Waiting(waiting) = &mut self.0[key.register].entries[key.index].state {
             waiting.reported = true;

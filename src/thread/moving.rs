@@ -1,9 +1,10 @@
-//! The movers of the nodes of one shard: those that were let on from a node, and have not gone on yet (`core/walk.rs`).
+//! The movers of the nodes of one shard: requests that were let on from a node, and have not gone on yet
+//! (`core/walk.rs`).
 //!
-//! A change lets waiters on under the mutex of the node's shard, and there they become movers. Afterwards the thread that
-//! made the change walks them on, without that mutex. So that they go on in their order although several threads do this,
-//! each node with movers has a *turn*: a mutex that a thread has from before it takes the first mover until the last one
-//! that it is responsible for has got where it could.
+//! A change lets waiters on under the mutex of the node's shard, and there they become movers. Afterwards the thread
+//! that made the change walks them on, without that mutex. Several threads may do this at once. So that the movers
+//! still go on in their order, each node with movers has a *turn*: a mutex that a thread holds from before it takes
+//! the first mover until the last one that it is responsible for has gone as far as it can.
 //!
 //! | a thread that | is responsible for |
 //! |---|---|
@@ -13,12 +14,13 @@
 //!
 //! Invariants:
 //!
-//! 1. A node is in the list exactly while it has movers. It gets no bias meanwhile, so whoever comes finds them.
+//! 1. A node is in the list exactly while it has movers. It gets no bias meanwhile, so every request that comes finds
+//!    them.
 //! 2. A mover holds the step at the node, and is in no queue.
 //! 3. Numbers rise for as long as the shard lives. So a thread that asks for the movers up to a number does nothing to
 //!    those that came to the same node later, after the list was empty for a while.
-//! 4. A thread has one turn at most, and no other internal lock when it takes it; whatever it needs to walk on a request it
-//!    locks and lets go below it.
+//! 4. A thread has at most one turn, and no other internal lock when it takes it. All that it locks to walk a request
+//!    on comes after the turn in the lock order, and is unlocked before the turn ends.
 
 use crate::core::node_id::NodeId;
 use crate::core::walk::Movers;
@@ -33,7 +35,7 @@ pub(crate) type Turn = Arc<Mutex<()>>;
 #[derive(Debug, Default)]
 pub(crate) struct Moving {
     nodes: Vec<AtNode>,
-    /// The number of movers there ever were.
+    /// The number of movers so far.
     numbers: u64,
 }
 
@@ -76,13 +78,13 @@ impl Moving {
         self.at(node)?.movers.next(until)
     }
 
-    /// The mover that `next` returned has got where it could.
+    /// The mover that `next` returned has gone as far as it can.
     pub(crate) fn arrived(&mut self, node: NodeId) {
         if let Some(index) = self.nodes.iter().position(|at| at.node == node) {
             self.nodes[index].movers.arrived();
             if self.nodes[index].movers.is_empty() {
                 self.nodes.swap_remove(index);
-                // A shard that many waited in keeps no room for them (G6).
+                // A shard keeps no room for movers that have gone (G6).
                 if self.nodes.is_empty() {
                     self.nodes = Vec::new();
                 }

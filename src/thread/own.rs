@@ -1,11 +1,11 @@
 //! Which nodes a register of the ledger *owns*: a thread that takes the same sub-trees again and again takes them under
 //! the mutex of its register alone, without a shard and without a node in the table.
 //!
-//! A bias (`bias.rs`) does this for the intentions of a request, ownership for its roots. A step in S or X on an owned
-//! node is *published*, like the intentions above it: a bit of the request's entry says so, and no node counts it. An owned
-//! node is free, or held by exactly one entry of its register. For everything else the node is *disowned* first, under
-//! the mutex of its shard, which turns what is published there into a count: a request of another register, a second
-//! request of this one, an intention on the node by a request that goes below it.
+//! A bias (`bias.rs`) does this for the intentions of a request, ownership for its roots. A step in S or X on an
+//! owned node is *published*, like the intentions above it: a bit of the request's entry says so, and no node counts
+//! it. An owned node is free, or held by exactly one entry of its register. Anything else *disowns* the node first,
+//! under the mutex of its shard, which turns what is published there into a count: a request of another register, a
+//! second request of this one, or an intention on the node by a request for a node below it.
 //!
 //! ```text
 //!              released by one register several times in a row
@@ -17,8 +17,8 @@
 //!
 //! Invariants:
 //!
-//! 1. What a register owns is in its [`Owned`], which changes under the register's mutex. A node gets in under the mutex of
-//!    its shard too, when nobody holds or awaits it.
+//! 1. What a register owns is in its [`Owned`], which changes under the register's mutex. A node is added under the
+//!    mutex of its shard too, while nobody holds or awaits it.
 //! 2. While a node is owned, the table has no node for it and no tag stands for it. So a request that comes to its shard
 //!    disowns it before anything else.
 //! 3. The [`Owners`] of a shard name the register of each owned node of that shard. They may also name a register that has
@@ -30,11 +30,12 @@
 //!    to the register before the revocation, which then finds what it has published.
 //! 6. All nodes of one tag are in one shard and are disowned together, as they are revoked together (`bias.rs`).
 //!
-//! A register comes to own a node when it has released the node so often in a row and left nobody there. Each time
-//! the node is disowned that takes twice as often, so nodes that several threads take in turn are soon left alone.
+//! A register comes to own a node when it has released the node a number of times in a row and left nobody there.
+//! Each time the node is disowned, that number doubles, up to a limit; so nodes that several threads take in turn are
+//! soon left alone.
 //!
-//! The number of nodes that a register owns, and of those that are owned in a shard, is bounded (G6). Where there is no
-//! room, those that are in use stay.
+//! The number of nodes that a register owns is bounded, and so is the number of owned nodes in a shard (G6). Where
+//! there is no room, the nodes that are in use stay.
 
 use crate::core::node_id::NodeId;
 use crate::sync::{AtomicU32, MOST_TO_OWN, OWNED_SETS, OWNED_WAYS, OWNERS, Ordering, SHARDS, TO_OWN};
@@ -48,18 +49,18 @@ pub(crate) struct Owned(Vec<[Slot; OWNED_WAYS]>);
 struct Slot {
     node: NodeId,
     state: State,
-    /// Whether it was taken since another node wanted its slot.
+    /// Whether it was taken since another node last wanted its slot.
     used: bool,
-    /// The register had seen so many revocations when all nodes above were found biased (invariant 5).
+    /// How many revocations the register had seen when all nodes above were last found biased (invariant 5).
     checked: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// There is no node.
+    /// The slot has no node.
     Vacant,
     Free,
-    /// By the entry at that place.
+    /// Held by the entry at that place.
     Held(usize),
 }
 
@@ -70,8 +71,8 @@ impl Owned {
         self.slot(node).is_some_and(|slot| slot.state == State::Free)
     }
 
-    /// The entry at that place holds the node, if it is owned and free, and all nodes above it are biased: `above` tells,
-    /// unless it has told after so many revocations before.
+    /// Lets the entry at that place hold the node, if the node is owned and free, and all nodes above it are biased.
+    /// `above` says whether they are; once they were, it is not called again before the next revocation.
     #[inline]
     pub(crate) fn try_hold_below(
         &mut self,
@@ -91,12 +92,12 @@ impl Owned {
         true
     }
 
-    /// The entry at that place holds the node, which is free.
+    /// Lets the entry at that place hold the node, which is free.
     pub(crate) fn hold(&mut self, node: NodeId, entry: usize) {
         self.slot_mut(node).expect("it is owned").hold(entry);
     }
 
-    /// Nobody holds it any longer.
+    /// Frees a node that an entry held.
     #[inline]
     pub(crate) fn let_go(&mut self, node: NodeId) {
         let slot = self.slot_mut(node).expect("an entry holds what its register owns (invariant 4)");
@@ -125,7 +126,7 @@ impl Owned {
         }
     }
 
-    /// Gives up all nodes of that tag; tells `held` those that an entry holds.
+    /// Gives up all nodes of that tag; calls `held` for those that an entry holds.
     pub(crate) fn remove(&mut self, tag: u64, mut held: impl FnMut(NodeId, usize)) {
         for slot in self.0.iter_mut().flatten().filter(|slot| bias::tag(slot.node) == tag) {
             if let State::Held(entry) = slot.state {
@@ -160,19 +161,19 @@ impl Slot {
     }
 }
 
-/// Where in a register a node may be.
+/// The set of a register that a node may be in.
 #[inline]
 #[allow(clippy::modulo_one, reason = "a model has one set")]
 fn set(node: NodeId) -> usize {
     (node.bits() >> 46) as usize % OWNED_SETS
 }
 
-/// Who owns nodes of one shard, or may come to; under its mutex.
+/// The registers that own nodes of one shard, or may come to own them; under the shard's mutex.
 #[derive(Debug)]
 pub(crate) struct Owners {
     tags: [u64; OWNERS],
     owners: [Owner; OWNERS],
-    /// So many of them own their node.
+    /// How many of them own their node.
     owning: usize,
 }
 
@@ -182,7 +183,7 @@ struct Owner {
     owns: bool,
     /// How often in a row the register has released the node and left it free.
     run: u16,
-    /// How often it must.
+    /// How often it must do so to own the node.
     enough: u16,
 }
 
@@ -212,7 +213,7 @@ impl Owners {
         self.owning > 0 && self.place(node).is_some_and(|place| self.owners[place].owns)
     }
 
-    /// Nobody owns the node any longer; who may until now.
+    /// Nobody owns the node from now on; returns the register that may have owned it until now.
     #[inline]
     pub(crate) fn remove(&mut self, node: NodeId) -> Option<Former> {
         if self.owning == 0 {
@@ -228,8 +229,8 @@ impl Owners {
         })
     }
 
-    /// Before a root is granted: if the node has no place here, the one that is taken least often is in its way; it loses its
-    /// place when that has happened often enough, and then this one has it.
+    /// Called before a root is granted. If the node has no place here, it competes with the node that is taken least
+    /// often; that one loses its place to this one when this has happened often enough.
     #[inline]
     pub(crate) fn contest(&mut self, node: NodeId) -> Option<Former> {
         if self.place(node).is_some() {
@@ -254,13 +255,14 @@ impl Owners {
         owned.then_some(former)
     }
 
-    /// Counts a release that left the node free, if it has its place here; whether the register is to own the node.
+    /// Counts a release that left the node free, if the node has its place here; returns whether the register is to
+    /// own the node.
     #[inline]
     pub(crate) fn is_left_free(&mut self, node: NodeId, register: usize) -> bool {
         let Some(place) = self.place(node) else { return false };
         let owner = &mut self.owners[place];
         if owner.owns {
-            // Another node of this tag.
+            // It owns another node of this tag.
             return false;
         }
         if usize::from(owner.register) != register {
@@ -270,7 +272,7 @@ impl Owners {
         owner.run >= owner.enough
     }
 
-    /// Somebody else is there: it is no longer in a row.
+    /// Ends the row of releases: another request is there.
     #[inline]
     pub(crate) fn is_left_busy(&mut self, node: NodeId) {
         if let Some(place) = self.place(node) {
@@ -278,13 +280,13 @@ impl Owners {
         }
     }
 
-    /// Names the register of the last count, which owns the node now, or has no room for it.
+    /// Notes that the register of the last count owns the node now, or has no room for it.
     pub(crate) fn add(&mut self, node: NodeId, owns: bool, hints: &Hints) {
         let Some(place) = self.place(node) else { return };
         let owner = &mut self.owners[place];
         owner.owns = owns;
         self.owning += usize::from(owns);
-        // So often others must want its place here.
+        // Other nodes must want its place this often.
         owner.run = if owns { MOST_TO_OWN } else { 0 };
         if owns {
             hints.at(node, place).store(mark(owner.register.into(), node), Ordering::Relaxed);
@@ -292,8 +294,8 @@ impl Owners {
     }
 }
 
-/// Who owns which node, for a look before anything is locked: it decides which way to try first and nothing else, so it may
-/// be wrong, and orders nothing.
+/// Which register owns which node, for a look before anything is locked. This only decides which way to try first, so
+/// it may be wrong, and orders nothing.
 #[derive(Debug)]
 pub(crate) struct Hints(Box<[[AtomicU32; OWNERS]]>);
 
@@ -308,7 +310,7 @@ impl Hints {
         self.0[bias::shard(node)].iter().any(|hint| hint.load(Ordering::Relaxed) == mark)
     }
 
-    /// Nobody owns any longer what had that place, in the shard of the node.
+    /// Clears the hint of a former owner, in the shard of the node.
     pub(crate) fn clear(&self, node: NodeId, former: &Former) {
         self.at(node, former.place).store(0, Ordering::Relaxed);
     }
@@ -332,7 +334,7 @@ mod tests {
     fn nodes(count: usize) -> Vec<NodeId> {
         let (seeds, mut ids) = (Seeds::new(|| 7), Vec::new());
         (0..count).for_each(|name| Segments::of(&*format!("{name}"), &seeds, &mut ids, None).unwrap());
-        // The root is told with each.
+        // The root comes with each.
         ids.into_iter().skip(1).step_by(2).collect()
     }
 
@@ -396,7 +398,7 @@ mod tests {
         assert_eq!(hold(1, true), (true, 1));
     }
 
-    /// Nodes that several registers take in turn are left alone the sooner the oftener they were owned in vain.
+    /// The more often a node was owned in vain, the more releases in a row it takes to own it again.
     #[test]
     fn ownership_that_is_taken_back_gets_dearer() {
         let (mut owners, hints, node) = (Owners::default(), Hints::new(), nodes(1)[0]);
@@ -413,7 +415,7 @@ mod tests {
             assert!(!hints.owns(1, node) && owners.remove(node).is_none());
             enough = (enough * 2).min(MOST_TO_OWN);
         }
-        // In a row: neither another register nor somebody who waits in between.
+        // In a row means that neither another register nor a waiter comes in between.
         (1..enough).for_each(|_| assert!(!owners.is_left_free(node, 1)));
         assert_eq!(owners.is_left_free(node, 2), enough == 1);
         owners.is_left_busy(node);
@@ -421,7 +423,7 @@ mod tests {
         assert!(owners.is_left_free(node, 2));
     }
 
-    /// A node that is used now gets the place of one that no longer is, and not of one that is.
+    /// A node that is used now gets the place of one that is no longer used, and not of one that is.
     #[test]
     fn place_goes_to_who_wants_it_most_often() {
         let (mut owners, hints) = (Owners::default(), Hints::new());

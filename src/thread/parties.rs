@@ -8,15 +8,15 @@ use crate::core::path::TreePath;
 use crate::thread::ledger::{Entry, Found, Key, LockedLedger, State};
 use std::collections::{HashMap, HashSet};
 
-/// One in a cycle: the request it waits with, and the granted ones by which it holds up the one before.
+/// A party of a cycle: the request that it waits with, and its granted requests that hold up the party before.
 pub(crate) struct Member<P: TreePath + ?Sized> {
     pub(crate) waits: Found<P>,
     pub(crate) holds: Vec<Found<P>>,
-    /// The mode by which the steps that its request has taken do the same.
+    /// The mode of a step that its request has taken and that holds up the party before, if there is one.
     pub(crate) taken: Option<Mode>,
 }
 
-/// The cycle that the entry waits in. It is marked, so that nobody else reports the same one.
+/// Finds the cycle that the entry waits in, and marks the entry, so that no other request reports the same cycle.
 pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Option<Vec<Member<P>>> {
     let mut parties = Vec::new();
     let mut keys = Vec::new();
@@ -25,7 +25,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
     for (key, entry) in ledger.entries() {
         let State::Waiting(waiting) = &entry.state else { continue };
         let Some(ticket) = waiting.blocked() else { continue };
-        // Its thread is blocked, and its owner is borrowed: neither lets go of anything meanwhile.
+        // Its thread is blocked, and its owner is borrowed: neither releases anything meanwhile.
         pinned_by.insert(entry.request.thread.id, parties.len());
         owners.push(entry.owner());
         pinned_by.extend(entry.owner().map(|owner| (owner, parties.len())));
@@ -77,7 +77,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
 
 #[cfg(all(test, not(feature = "model")))]
 mod tests {
-    /// G2, by a look at a real ledger: plain guards are their thread's, and `Arc` guards are nobody's.
+    /// G2, in a real ledger: plain guards belong to their thread, and `Arc` guards to no thread.
     #[test]
     fn wait_for_an_own_plain_guard_is_reported_and_for_an_own_arc_guard_is_not() {
         use crate::{LockError, TreeLock};

@@ -1,15 +1,15 @@
 //! Values that stay where they are, each at an index, until its place is vacated; then the place is used again.
 //!
-//! As the crate `slab`, but for one thing: values are changed in their places and never moved. What has just been put
-//! together from parts is slow to move as a whole, since the processor must wait until all parts are written; the fast path
-//! would wait for that twice.
+//! Like the crate `slab`, except that values are changed in their places and never moved. A value that has just been
+//! written in parts is slow to move as a whole, since the processor must wait until all parts are written; the fast
+//! path would wait for that twice.
 
 use std::ops::{Index, IndexMut};
 
 #[derive(Debug)]
 pub(crate) struct Places<T> {
     places: Vec<Place<T>>,
-    /// The next place to be taken: a vacant one, or the first that is not there yet.
+    /// The next place to be taken: a vacant one, or a new one at the end.
     next: usize,
     taken: usize,
 }

@@ -85,7 +85,7 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Spelled {
     let mut seen: HashSet<NodeId> = HashSet::new();
     for root in &found.request.roots {
         let (mut ids, mut names) = (Vec::new(), Names::default());
-        // It was usable when it was asked for; a path that no longer is, is left out.
+        // The path was usable when it was asked for; if it no longer is, it is left out.
         if Segments::of::<P>(root.borrow(), seeds, &mut ids, Some(&mut names)).is_err() {
             continue;
         }
@@ -99,7 +99,7 @@ fn spell<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Spelled {
             Some((index, plan.steps()[index].mode))
         };
         let last = ids.len() - 1;
-        // What lies in another root is not in the plan, or as an intention.
+        // A root that lies in another one is not in the plan, or only as an intention.
         let Some((index, mine)) = mode(last).filter(|(_, mine)| mine.covers(Mode::Shared)) else { continue };
         if seen.insert(ids[last]) {
             let root = Root { segments: names, mode: mine };

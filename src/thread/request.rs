@@ -1,11 +1,10 @@
 //! One request: who asked for what, and where in the source.
 //!
-//! A request is told completely, user code and all, before anything is locked; it does not change afterwards, so
-//! that reports can share it and spell it out after every internal lock is let go. A guard that is weakened gets another
-//! request. A register of the ledger keeps a few
-//! spent ones, for their buffers. Roots that are text stay in them: a thread that asks for the same ones again need not
-//! tell them again, and for others no more of them than is new. Other paths may own something, and are dropped or emptied
-//! with the guard.
+//! A request is built completely, with all user code, before anything is locked. It does not change afterwards, so
+//! reports can share it and spell it out when every internal lock is released. A guard that is weakened gets another
+//! request. A register of the ledger keeps a few spent requests, for their buffers. Roots that are text stay in them:
+//! if a thread asks for the same roots again, their plan is there; if it asks for others, only the parts that differ
+//! are planned anew. Other paths may own something, and are dropped or emptied with the guard.
 
 use crate::core::mode::Mode;
 use crate::core::node_id::Seeds;
@@ -20,20 +19,20 @@ use std::sync::Arc;
 /// A request with room for more roots is not kept for the next one.
 const MOST_ROOTS: usize = 16;
 
-/// A request as its guard's entry, reports and snapshots have it.
+/// A request as its entry, reports and snapshots share it.
 pub(crate) type SharedRequest<P> = triomphe::Arc<Request<P>>;
 
 pub(crate) struct Request<P: TreePath + ?Sized> {
     pub(crate) plan: Plan,
     pub(crate) owner: Owner,
-    /// That of its paths, if one of them has one.
+    /// The frame of its paths, if one of them has one.
     pub(crate) frame: Option<Frame>,
-    /// The thread that asked. A plain guard stays there; a blocked request of either kind does.
+    /// The thread that asked. A plain guard stays in it, and so does every request while it is blocked.
     pub(crate) thread: Arc<ThreadInfo>,
     pub(crate) location: &'static Location<'static>,
     /// The roots as they were given, reads first.
     pub(crate) roots: Vec<P::Owned>,
-    /// So many of them are reads.
+    /// How many of them are reads.
     reads: usize,
     /// Whether it may be kept as it is: all roots are text, and small.
     pub(crate) may_stay: bool,
@@ -51,7 +50,7 @@ pub(crate) struct Asker {
 }
 
 impl<P: TreePath + ?Sized> Request<P> {
-    /// Tells a request, in the buffers of a spent one.
+    /// Builds a request, in the buffers of a spent one.
     #[inline]
     pub(crate) fn new<R: AsRef<P>, W: AsRef<P>>(
         spent: Option<SharedRequest<P>>,
@@ -86,7 +85,7 @@ impl<P: TreePath + ?Sized> Request<P> {
         })
     }
 
-    /// The same roots are asked for again.
+    /// Lets this asker ask for the roots that the request has.
     #[inline]
     pub(crate) fn ask(&mut self, asker: Asker) {
         if self.thread.id != asker.thread {
@@ -119,7 +118,7 @@ impl<P: TreePath + ?Sized> Request<P> {
         let mut roots = self.plan.begin();
         let mut known: Option<&[u8]> = None;
         let mut bytes = 0;
-        // Each is asked for its path once: what is told and what is kept must be one.
+        // `as_ref` is called once for each: the path that is planned and the one that is kept must be the same.
         let paths = reads.iter().map(|path| (path.as_ref(), Mode::Shared));
         let paths = paths.chain(writes.iter().map(|path| (path.as_ref(), Mode::Exclusive)));
         for (index, (path, mode)) in paths.enumerate() {
@@ -152,13 +151,14 @@ impl<P: TreePath + ?Sized> Request<P> {
         Ok(())
     }
 
-    /// Whose guard it is, or will be.
+    /// The owner of the guard that it has, or will have.
     #[inline]
     pub(crate) fn owner_id(&self) -> Option<OwnerId> {
         self.owner.id(self.thread.id)
     }
 
-    /// The same request for some of its roots, each in the mode that `keep` says: given the index and the mode of each.
+    /// The same request for some of its roots: `keep` gets the index and the mode of each root, and returns the mode
+    /// to keep it in, if any.
     pub(crate) fn of_some(&self, mut keep: impl FnMut(usize, Mode) -> Option<Mode>) -> SharedRequest<P> {
         let mut roots = Vec::new();
         let plan = self.plan.of_some(|index, mode| {
@@ -172,7 +172,8 @@ impl<P: TreePath + ?Sized> Request<P> {
         SharedRequest::new(Request { plan, owner, frame, thread, location, roots, reads, may_stay, emptied })
     }
 
-    /// Empties a spent request that is nobody else's, to be kept for its buffers; `None` if it is not to be kept.
+    /// Empties a spent request that nothing else refers to, to be kept for its buffers; `None` if it is not to be
+    /// kept.
     pub(crate) fn recycle(mut this: SharedRequest<P>) -> Option<SharedRequest<P>> {
         let request = SharedRequest::get_mut(&mut this)?;
         if !request.may_stay {
@@ -209,7 +210,7 @@ mod tests {
         prop::collection::vec(text, 0..4)
     }
 
-    /// Whether requests that are made of each other, one after the other, have the plans of new ones.
+    /// Checks that requests that are built in each other's buffers have the plans of new ones.
     fn check<P: TreePath + ?Sized + AsRef<P>>(requests: &[(Vec<&P>, Vec<&P>)]) {
         let seeds = Seeds::new(|| 7);
         let mut spent = None;
@@ -250,7 +251,7 @@ mod tests {
         }
     }
 
-    /// G6: what is large, or owns something, goes with its guard.
+    /// G6: a path that is large, or owns something, goes with its guard.
     #[test]
     fn spent_request_keeps_small_texts_alone() {
         fn kept<P: TreePath + ?Sized + AsRef<P>>(path: &P) -> usize {

@@ -1,15 +1,16 @@
 //! The live nodes of a lock: made when they are first asked for, dropped when they are idle (G6).
 //!
-//! A hash map from node id to [`Node`], cut into shards by the id, each under a mutex of its own that is held for
-//! one decision of one node, or for one of several nodes where a request must be decided at one moment. Registers of the
-//! ledger are locked under it, where a bias is revoked, or where an entry changes together with its node.
+//! A hash map from node id to [`Node`], split by id into shards, each under a mutex of its own. The mutex is held for
+//! one decision about one node, or about several nodes where a request must be decided at one moment. Registers of
+//! the ledger are locked under it where a bias is revoked, or where an entry changes together with its node.
 //!
 //! Invariants:
 //!
-//! 1. A node is in its shard exactly while it counts a grant or somebody waits for it; what is only published is in the
-//!    ledger (`bias.rs`, `own.rs`). All changes of it happen under the shard's mutex, so none is dropped while somebody looks.
-//! 2. A request that a change lets on is marked in the ledger under that mutex: as granted, to be woken; or as a mover, to
-//!    be walked on. The caller gets both in a [`Due`], and does it after the mutex is let go.
+//! 1. A node is in its shard exactly while it counts a grant or somebody waits for it; what is only published is in
+//!    the ledger (`bias.rs`, `own.rs`). A node changes only under the shard's mutex, so none is dropped while a
+//!    thread looks at it.
+//! 2. A request that a change lets on is marked in the ledger under that mutex: as granted, to be woken; or as a
+//!    mover, to be walked on. The caller gets both in a [`Due`], and does this after it has released the mutex.
 //! 3. A shard's capacity is at most a few times the most that it needs now, and a constant when it is empty.
 //!
 //! Lock order: shards in the order of their numbers, and more than one only in [`Table::lock_all`]; then registers, one after
@@ -68,13 +69,13 @@ impl Place {
 /// The capacity that a shard always keeps.
 const SHARD_CAPACITY: usize = 28;
 
-/// What is left to be done after a change, outside of the mutex of any shard.
+/// What is left to be done after a change, outside the mutex of any shard.
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Due {
-    /// Those that hold everything are woken when this is dropped, outside of any internal lock.
+    /// The waiters that hold everything. They are woken when this is dropped, outside any internal lock.
     pub(crate) granted: Vec<Arc<Waiter>>,
-    /// Those that hold the node are to be walked on, with all movers of it before them.
+    /// The movers to be walked on, by node and number, with all movers of the node before them.
     pub(crate) moves: Vec<(NodeId, u64)>,
 }
 
@@ -101,7 +102,7 @@ pub(crate) enum Grant {
     Granted,
     /// It is granted, and there are movers at the node, up to this number.
     Behind(u64),
-    /// It is not, and the owner holds so much there.
+    /// It is not granted; the owner holds this there.
     Refused(ModeCounts),
 }
 
@@ -150,12 +151,13 @@ impl Table {
         self.shard(node).lock().moving.next(node, until)
     }
 
-    /// The mover that `next_mover` returned has got where it could.
+    /// The mover that `next_mover` returned has gone as far as it can.
     pub(crate) fn arrived(&self, node: NodeId) {
         self.shard(node).lock().moving.arrived(node);
     }
 
-    /// Turns what a request has published on a node into a count of it, if it still is. `unpublish` takes back an intention.
+    /// Turns what a request has published on a node into a count, if it is still published. `unpublish` takes back an
+    /// intention.
     pub(crate) fn count<P>(&self, step: Step, ledger: &Ledger<P>, unpublish: impl FnOnce() -> bool)
     where
         P: TreePath + ?Sized,
@@ -185,7 +187,7 @@ impl Table {
         self.tags.in_the_way(step.node, !step.mode.is_intention(), &shard.heats)
     }
 
-    /// Turns what registers publish on the node into counts, as far as that could be in the way of the step.
+    /// Turns what registers publish on the node into counts, where that could be in the way of the step.
     fn revoke_for<P: TreePath + ?Sized>(&self, step: Step, shard: &mut Shard, ledger: &Ledger<P>) {
         if !step.mode.is_intention() {
             self.contest(step.node, shard, ledger);
@@ -198,7 +200,7 @@ impl Table {
         self.tags.cool(step.node, in_the_way, looked, &mut shard.heats);
     }
 
-    /// A node that is in the way of this one among the owned, and is taken less often, loses its place.
+    /// If this node has no place among the owned ones, one that is taken less often may lose its place to it.
     #[inline]
     fn contest<P: TreePath + ?Sized>(&self, node: NodeId, shard: &mut Shard, ledger: &Ledger<P>) {
         if let Some(former) = shard.owners.contest(node) {
@@ -214,7 +216,7 @@ impl Table {
         }
     }
 
-    /// Takes what a register owned, in the shard of the node.
+    /// Takes back what a register owned, in the shard of the node.
     #[cold]
     fn revoke_ownership<P>(&self, node: NodeId, former: &Former, shard: &mut Shard, ledger: &Ledger<P>)
     where
@@ -237,7 +239,8 @@ pub(crate) struct LockedShard<'a> {
 }
 
 impl LockedShard<'_> {
-    /// Grants the step to an owner that holds nothing there; not if a bias or another owner is in the way.
+    /// Grants the step to an owner that holds nothing there, unless a bias, an owning register or another request is
+    /// in the way.
     #[inline]
     pub(crate) fn try_grant(&mut self, step: Step) -> bool {
         !self.shard.owners.is_owned(step.node)
@@ -245,7 +248,7 @@ impl LockedShard<'_> {
             && self.grant(step, |node| node.try_grant(step.mode, &ModeCounts::NONE))
     }
 
-    /// Before a root is granted by a caller that has no register: see [`Owners::contest`].
+    /// For a caller that has locked no register, before it is granted a root: see [`Owners::contest`].
     #[inline]
     pub(crate) fn contest<P: TreePath + ?Sized>(&mut self, node: NodeId, ledger: &Ledger<P>) {
         self.table.contest(node, &mut self.shard, ledger);
@@ -278,7 +281,7 @@ impl LockedShard<'_> {
         }
     }
 
-    /// Lets a request queue that was refused; others may be let on by that.
+    /// Queues a request that was refused; this may let others on.
     pub(crate) fn enqueue<P>(
         &mut self,
         step: Step,
@@ -302,7 +305,8 @@ impl LockedShard<'_> {
         self.shard.moving.push(step.node, Arc::clone(waiter))
     }
 
-    /// Releases a step of a request of that register, which owns the node from then on, if it was a root and that pays.
+    /// Releases a step of a request of that register. If the step was a root and it pays, the register owns the node
+    /// from then on.
     #[inline]
     pub(crate) fn release<P>(&mut self, step: &Step, register: usize, ledger: &Ledger<P>, due: &mut Due)
     where
@@ -320,7 +324,7 @@ impl LockedShard<'_> {
         }
     }
 
-    /// Takes a grant back; whether nobody holds or awaits the node now.
+    /// Takes a grant back; returns whether nobody holds or awaits the node now.
     #[inline]
     pub(crate) fn take_back<P>(&mut self, step: &Step, ledger: &Ledger<P>, due: &mut Due) -> bool
     where
@@ -339,8 +343,8 @@ impl LockedShard<'_> {
         self.change(node, ledger, due, |node, let_on| node.downgrade(from, to, let_on));
     }
 
-    /// Takes a waiter out of its queue; `false` if it had been let on before. The ledger knows of that before it knows of
-    /// those who are let on by that, so that nobody is seen to have overtaken it.
+    /// Takes a waiter out of its queue; `false` if it had been let on before. The ledger notes this before it notes
+    /// the requests that this lets on, so that none of them is seen to have overtaken it.
     pub(crate) fn cancel<P>(
         &mut self,
         key: Key,
@@ -368,7 +372,7 @@ impl LockedShard<'_> {
         let granted = take(node);
         let tags = &self.table.tags;
         if granted && step.mode.is_intention() && node.has_intentions_only() && !tags.is_set(step.node) {
-            // Or whoever publishes would pass the movers (invariant 1 of `moving.rs`).
+            // Otherwise a request that publishes would pass the movers (invariant 1 of `moving.rs`).
             if moving.last(step.node).is_none() {
                 tags.warm(step.node, heats);
             }
@@ -376,7 +380,7 @@ impl LockedShard<'_> {
         granted
     }
 
-    /// The one place where somebody lets go of a node.
+    /// The only place where a node loses a grant, a part of one, or a waiter that gives up.
     #[inline]
     fn change<P, R>(
         &mut self,
@@ -407,7 +411,7 @@ impl LockedShard<'_> {
 pub(crate) struct LockedShards<'a>(Vec<(usize, LockedShard<'a>)>);
 
 impl<'a> LockedShards<'a> {
-    /// The one of a node.
+    /// The shard of a node.
     pub(crate) fn of(&mut self, node: NodeId) -> &mut LockedShard<'a> {
         let shard = bias::shard(node);
         let index = self.0.binary_search_by_key(&shard, |(place, _)| *place);
@@ -416,7 +420,7 @@ impl<'a> LockedShards<'a> {
 }
 
 impl Shard {
-    /// Marks those that a node has let on (invariant 2).
+    /// Marks the requests that a node has let on (invariant 2).
     #[inline]
     fn let_on<P>(&mut self, node: NodeId, let_on: Vec<Arc<Waiter>>, ledger: &Ledger<P>, due: &mut Due)
     where
@@ -434,7 +438,7 @@ impl Shard {
         }
     }
 
-    /// Gives back what it no longer needs; the cost is paid by the insertions that made it grow.
+    /// Frees what it no longer needs; the insertions that made it grow pay for the cost.
     #[inline]
     fn trim(&mut self) {
         let nodes = &mut self.nodes;

@@ -1,11 +1,13 @@
 //! One request that waits: a thread parked on a condition variable of its own, from when it first has to wait until the
 //! request holds everything or is refused (G9).
 //!
-//! Whoever grants the last step calls [`Waiter::grant`], after the ledger has the request as granted; and
-//! [`Waiter::wake`] after all internal locks are let go, once. A waiter serves one request and is not used again.
+//! The thread that grants the last step calls [`Waiter::grant`] after the ledger has the request as granted, and
+//! [`Waiter::wake`], once, after it has released all internal locks. A waiter serves one request and is not used
+//! again.
 //!
-//! Time is the clock's in an ordinary build. In a model there is none, since waits with a deadline never end there:
-//! a thread of the model plays the clock by [`Waiter::strike`], and so both outcomes of every race are explored.
+//! An ordinary build takes the time from the clock. A model has no clock, and a wait with a deadline would never end
+//! there. So a thread of the model plays the clock by [`Waiter::strike`], and both outcomes of every race are
+//! explored.
 //!
 //! Lock order: the waiter's mutex is the last one; nothing else is locked under it.
 
@@ -21,7 +23,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Waiter {
     /// The request's entry in the ledger.
     pub(crate) key: Key,
-    /// Its place in the order of all that wait.
+    /// Its place in the order of all waiters.
     pub(crate) stamp: Stamp,
     pub(crate) temper: Temper,
     state: Mutex<State>,
@@ -41,11 +43,11 @@ struct State {
 pub(crate) enum Woken {
     /// It holds everything.
     Granted,
-    /// It does not, and it is time for something else.
+    /// It does not hold everything, and it is time for something else.
     At(Time),
 }
 
-/// What a waiter can be late for.
+/// What it can be time for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Time {
     /// To look whether it is in a deadlock.
@@ -64,7 +66,7 @@ impl Waiter {
         self.state.lock().granted = true;
     }
 
-    /// Unparks it. Comes after `grant`, once.
+    /// Unparks the thread. Called once, after `grant`.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
     }
@@ -119,7 +121,8 @@ impl Waiter {
     pub(crate) fn strike(&self, time: Time) {
         let mut state = self.state.lock();
         state.struck.push(time);
-        // Under the mutex: or it might see what has struck before this wakes it, for nothing then.
+        // Under the mutex; otherwise the waiter might see what has struck before this wakes it, and the wake-up would
+        // be in vain.
         self.wake.notify_one();
     }
 }
@@ -129,7 +132,7 @@ mod tests {
     use super::*;
     use std::thread;
 
-    /// No model makes a spurious wake-up, so here is one, and many.
+    /// No model makes spurious wake-ups, so this test makes some.
     #[test]
     fn wake_up_without_a_grant_ends_no_wait() {
         let waiter = Waiter::new(Key::default(), Stamp(1), Temper::Endless);
