@@ -1,4 +1,5 @@
-//! The steps at which a process may die. In tests it kills itself at the step that the environment names (`deaths.rs`).
+//! The steps at which a process may die. In tests, a process kills itself at the step that the environment names
+//! (`deaths.rs`).
 //!
 //! Each change of anything that other processes see is a step, and so is each half of a write. Shipped code has no steps.
 

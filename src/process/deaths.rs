@@ -1,9 +1,9 @@
-//! A test kills a process at each step of all that it changes, and looks each time whether the others, or the next process,
-//! find everything in order (P1).
+//! Tests that kill a process at each step of all that it changes, and check each time that the other processes, or
+//! the next one, find everything in order (P1).
 //!
-//! The victim is this test program once more, with the number of the step in its environment (`crash.rs`). It does everything
-//! that writes: it makes the first table, joins, is granted requests, waits, is moved, gives up, buries others, writes
-//! new tables, and leaves.
+//! The victim is a second run of this test program, with the number of the step in its environment (`crash.rs`). It
+//! does everything that writes: it makes the first table, joins, is granted requests, waits, is moved, gives up,
+//! buries others, writes new tables, and leaves.
 
 use super::{ProcessTreeLock, crash};
 use std::os::unix::process::ExitStatusExt;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const DIRECTORY: &str = "TREELOCK_VICTIM_DIRECTORY";
 
-/// What the process that looks on holds all the time.
+/// The sub-tree that the test process itself holds all the time.
 const HELD: &str = "held by the witness";
 
 /// A directory for one test, removed at the end.
@@ -51,13 +51,13 @@ fn victim() {
         drop(second);
         let _ = queued.join().unwrap();
     });
-    // So many that the table is rewritten some times.
+    // Enough requests that the table is rewritten some times.
     for turn in 0..20 {
         let outer = lock.read(format!("e/{turn}")).unwrap();
         let inner = lock.write(format!("e/{turn}/x")).unwrap();
         drop((outer, inner));
     }
-    // A dead member is buried: another one of this process, whose lifeline ends.
+    // It buries a dead member: another one of this process, whose lifeline ends.
     let mut dead = ProcessTreeLock::open(&directory).unwrap();
     std::mem::forget(dead.write("f").unwrap());
     Arc::get_mut(&mut dead.member).unwrap().cut_lifeline();
@@ -66,7 +66,7 @@ fn victim() {
     let _all = lock.lock(&["a", "b", "c", "d"], &["e"]).unwrap();
 }
 
-/// Puts a table back that somebody has removed.
+/// Puts back a table that was removed.
 #[test]
 #[ignore = "a part of the other tests"]
 fn victim_without_table() {
@@ -115,7 +115,7 @@ fn files(directory: &Path) -> Vec<String> {
     names
 }
 
-/// P1, where others have the lock open: one holds, and one waits for the victim.
+/// P1, while others have the lock open: one holds a sub-tree, and one waits for the victim.
 #[test]
 fn whoever_dies_at_any_step_lets_the_others_go_on() {
     let scratch = Scratch::new("deaths");
@@ -129,7 +129,8 @@ fn whoever_dies_at_any_step_lets_the_others_go_on() {
         longest.set(longest.get().max(start.elapsed()));
         let snapshot = lock.snapshot().unwrap();
         assert!(snapshot.holders.len() == 1 && snapshot.waiters.is_empty(), "step {step}: {snapshot}");
-        // A victim that had nothing is in nobody's way. The next process that comes buries it, and removes its files.
+        // A victim that had nothing is in nobody's way. The next process that opens the lock buries it, and removes
+        // its files.
         drop(ProcessTreeLock::open(&scratch.0).unwrap());
         let mut left = files(&scratch.0);
         left.retain(|name| name != "table" && name != "table.new" && name.split('.').next() != Some("m0"));
@@ -141,7 +142,7 @@ fn whoever_dies_at_any_step_lets_the_others_go_on() {
     assert!(longest < Duration::from_secs(1), "the others waited {longest:?}");
 }
 
-/// P1 and P4, where the victim was about to put back a table that was removed.
+/// P1 and P4, if the victim was about to put back a table that was removed.
 #[test]
 fn whoever_dies_while_there_is_no_table_lets_the_others_go_on() {
     let scratch = Scratch::new("deaths-without-table");
@@ -154,7 +155,7 @@ fn whoever_dies_while_there_is_no_table_lets_the_others_go_on() {
     assert!(steps > 20, "only {steps} steps: the victim does not do what it should");
 }
 
-/// P1, alone: the next one begins anew, whatever there is.
+/// P1, if the victim was alone: the next process begins anew, whatever it finds.
 #[test]
 fn whoever_dies_alone_leaves_nothing_that_matters() {
     let scratch = Scratch::new("deaths-alone");
@@ -171,7 +172,8 @@ fn whoever_dies_alone_leaves_nothing_that_matters() {
     assert!(steps > 150, "only {steps} steps: the victim does not do what it should");
 }
 
-/// P2: a member lives as long as its lifeline, even if that is all that a child has kept of what it inherited.
+/// P2: a member lives as long as its lifeline, even if the lifeline is all that a child has kept of what it
+/// inherited.
 #[test]
 fn lifeline_alone_keeps_what_is_held() {
     let scratch = Scratch::new("lifeline");

@@ -1,4 +1,4 @@
-//! The directory of a lock, and what the kernel keeps in it: which members live, and how waiters are woken.
+//! The directory of a lock, and what the kernel keeps there: which members live, and how waiters are woken.
 //!
 //! | | | |
 //! |---|---|---|
@@ -8,22 +8,22 @@
 //! | `m7` | a FIFO that member 7 keeps open for writing | its end of file is the end of the member: *lifeline* |
 //! | `m7.2` | a FIFO that a waiter of member 7 reads | a byte in it wakes the waiter: *channel* |
 //!
-//! So the kernel says which members live (P2). It closes what a process had open, however the process ended; a child that
-//! inherits the lifeline keeps its parent's member alive. A FIFO can be polled, so a waiter need not look again and again.
-//! All this works between users, and between containers that share the directory. Process numbers are shown to people
-//! only.
+//! So the kernel says which members live (P2). It closes what a process had open, however the process ended; a child
+//! that inherits the lifeline keeps its parent's member alive. A FIFO can be polled, so a waiter need not look again
+//! and again. All this works between users, and between containers that share the directory. Process ids are only
+//! shown to people.
 //!
-//! A process that finds no table in a directory where members live must not make one: two processes could hold one
-//! sub-tree in two files. The `flock` on the inode of the directory tells whether members live, whatever happens to the
-//! files.
+//! A process that finds no table in a directory where members live must not make one: otherwise two processes could
+//! hold one sub-tree in two files. The `flock` on the inode of the directory tells whether members live, whatever
+//! happens to the files.
 //!
-//! Nor may a member believe an older copy of the table that was written over it, as when a backup is restored: all that
-//! stands there is right, and what came later is missing. So each member keeps a read lock on bytes of the directory, from
-//! the first up to a number that tells what it knew of the journal when it last wrote, or was granted something. A directory
-//! has no bytes, and these locks exclude nobody. They are notes: no file holds them, others read them in one call, and
-//! the kernel removes them with the member.
+//! Nor may a member believe an older copy of the table that was written over it, as when a backup is restored: all
+//! that such a copy says was true, but what came later is missing. So each member keeps a read lock on bytes of the
+//! directory, from the first byte up to a number that tells what the member knew of the journal when it last wrote,
+//! or was granted something. A directory has no bytes, and these locks exclude nobody. They are notes: no file holds
+//! them, others read them in one call, and the kernel removes them with the member.
 //!
-//! Not here: what stands in the table (`journal/`), and when a member is buried (`member/watch.rs`).
+//! Not here: the contents of the table (`journal/`), and when a member is buried (`member/watch.rs`).
 
 use super::crash;
 use super::error::{FileError, FileProblem};
@@ -42,11 +42,12 @@ use std::time::{Duration, Instant};
 pub(super) struct Directory {
     path: PathBuf,
     fd: OwnedFd,
-    /// The rights that files in it get: those of the directory.
+    /// The permissions of files in it: those of the directory.
     rights: Mode,
 }
 
-/// How long an exclusive `flock` on the directory is waited for. A process that begins keeps it for a moment.
+/// How long to wait while another process has an exclusive `flock` on the directory. One that makes the first table
+/// has it for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The file systems that another host may use too. (`man 2 statfs`)
@@ -68,7 +69,7 @@ const NETWORK_FILE_SYSTEMS: [(u32, &str); 14] = [
 ];
 
 impl Directory {
-    /// Opens a directory that is there, to look at it, without becoming a member.
+    /// Opens an existing directory, to look at it without becoming a member.
     pub(super) fn look(path: &Path) -> Result<Self, FileError> {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -79,14 +80,15 @@ impl Directory {
         Ok(Directory { path, fd, rights })
     }
 
-    /// Opens it once more, to look at it as others do: the kernel tells nobody of its own locks.
+    /// Opens it once more, to look at it as others do: the kernel does not show the locks of an open file to that
+    /// file itself.
     pub(super) fn as_others(&self) -> Result<Self, FileError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = fs::openat(&self.fd, ".", flags, Mode::empty()).map_err(|errno| io(&self.path, "open", errno))?;
         Ok(Directory { path: self.path.clone(), fd, rights: self.rights })
     }
 
-    /// Opens a directory, which is made if it is not there. Runs `begin` if nobody else has it open.
+    /// Opens a directory, and creates it if it does not exist. Runs `begin` if nobody else has it open.
     pub(super) fn open(
         path: &Path,
         insist: bool,
@@ -109,7 +111,8 @@ impl Directory {
         if directory.flock(FlockOperation::NonBlockingLockExclusive)? && !directory.has_living()? {
             begin(&directory)?;
         }
-        // A process that begins keeps the others waiting for a moment. Between its two locks another may begin once more.
+        // A process that runs `begin` keeps the others waiting for a moment. Between its two locks another may run it
+        // once more.
         let late = Instant::now() + PATIENCE;
         let late = deadline.map_or(late, |deadline| deadline.min(late));
         while !directory.flock(FlockOperation::NonBlockingLockShared)? {
@@ -129,7 +132,7 @@ impl Directory {
         }
     }
 
-    /// Whether any member lives, as its lifeline tells.
+    /// Whether any member lives, judged by the lifelines.
     pub(super) fn has_living(&self) -> Result<bool, FileError> {
         for (member, _) in self.fifos()?.into_iter().filter(|(_, channel)| channel.is_none()) {
             if self.open_lifeline(member)?.is_some_and(|(lifeline, _)| is_alive(&lifeline)) {
@@ -149,9 +152,9 @@ impl Directory {
 
     /// Opens a file for reading, or for reading and writing; `None` if there is none.
     pub(super) fn open_file(&self, name: &str, access: OFlags) -> Result<Option<OwnedFd>, FileError> {
-        // A FIFO or a device in its place must not hold us up.
+        // If a FIFO or a device is in its place, opening must not block.
         let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        // The time of the last read need not be kept; but only the owner of the file may ask for that.
+        // The time of the last read need not be updated, but only the owner of the file may ask for that.
         let opened = match fs::openat(&self.fd, name, flags | OFlags::NOATIME, Mode::empty()) {
             Err(Errno::PERM) => fs::openat(&self.fd, name, flags, Mode::empty()),
             opened => opened,
@@ -163,20 +166,20 @@ impl Directory {
         }
     }
 
-    /// Makes a file, in place of what has that name.
+    /// Makes a file, and replaces the one that has that name.
     pub(super) fn create_file(&self, name: &str) -> Result<OwnedFd, FileError> {
         self.remove(name);
         crash::step();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOATIME;
         let file = fs::openat(&self.fd, name, flags, self.rights);
         let file = file.map_err(|errno| io(&self.path_of(name), "make", errno))?;
-        // The umask took some away.
+        // The umask has removed some permissions.
         fs::fchmod(&file, self.rights).map_err(|errno| io(&self.path_of(name), "set the rights of", errno))?;
         crash::step();
         Ok(file)
     }
 
-    /// Gives a file another name, in place of what has it.
+    /// Gives a file another name, and replaces the file that has it.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
         crash::step();
         fs::renameat(&self.fd, from, &self.fd, to).map_err(|errno| io(&self.path_of(to), "replace", errno))?;
@@ -189,7 +192,7 @@ impl Directory {
         fs::fstat(&self.fd).map(|stat| stat.st_ino).map_err(|errno| io(&self.path, "look at", errno))
     }
 
-    /// Whether the directory was removed, so that it cannot have files.
+    /// Whether the directory was removed, so that it can have no files.
     pub(super) fn is_removed(&self) -> Result<bool, FileError> {
         fs::fstat(&self.fd).map(|stat| stat.st_nlink == 0).map_err(|errno| io(&self.path, "look at", errno))
     }
@@ -203,7 +206,7 @@ impl Directory {
         }
     }
 
-    /// Removes a file that nobody needs. It does no harm if that fails.
+    /// Removes a file that nobody needs. A failure does no harm.
     pub(super) fn remove(&self, name: &str) {
         let _ = fs::unlinkat(&self.fd, name, AtFlags::empty());
     }
@@ -218,7 +221,7 @@ impl Directory {
 
     /// Removes the FIFOs of members that have left, or are buried.
     pub(super) fn remove_fifos(&self, which: impl Fn(MemberId) -> bool) {
-        // It does no harm if they cannot be listed.
+        // A failure to list them does no harm.
         for (member, channel) in self.fifos().unwrap_or_default().into_iter().filter(|&(member, _)| which(member)) {
             crash::step();
             self.remove(&name(member, channel));
@@ -241,8 +244,8 @@ impl Directory {
         Ok(fifos)
     }
 
-    /// Makes a FIFO, in place of one that was left there. Anything else of that name belongs to somebody else, and is an error.
-    /// Both ends of the FIFO are kept open, so that it neither ends nor blocks.
+    /// Makes a FIFO, and replaces one that was left there. Anything else of that name is not the lock's, and is an
+    /// error. Both ends of the FIFO are kept open, so that it neither ends nor blocks.
     fn make_fifo(&self, name: &str) -> Result<OwnedFd, FileError> {
         self.remove_fifo(name);
         crash::step();
@@ -294,7 +297,7 @@ impl Directory {
     /// Wakes a waiter, if its channel is still there.
     pub(super) fn wake(&self, member: MemberId, channel: Channel) {
         let name = name(member, Some(channel));
-        // For reading too: otherwise a waiter that ends in between would bring a SIGPIPE.
+        // For reading too: otherwise a waiter that ends in between would cause a SIGPIPE.
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if let Ok(fifo) = fs::openat(&self.fd, &*name, flags, Mode::empty()) {
             let _ = rustix::io::write(fifo, &[1]);
@@ -304,17 +307,17 @@ impl Directory {
     /// Notes how much of the journal this member knows.
     pub(super) fn note_seen(&self, known: u64) {
         crash::step();
-        // Without memory for it the kernel refuses, and the note of before stays.
+        // If the kernel has no memory for it, it refuses, and the earlier note stays.
         let _ = fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&bytes(libc::F_RDLCK, 0, known)));
     }
 
-    /// A note of another living member that is more than that, if there is one.
+    /// A note of another living member that is beyond `known`, if there is one.
     pub(super) fn seen_beyond(&self, known: u64) -> Result<Option<u64>, FileError> {
         let mut beyond = bytes(libc::F_WRLCK, known, 0);
         let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut beyond));
         asked.map_err(|errno| io(&self.path, "ask for locks of", Errno::from_raw_os_error(errno as i32)))?;
         let is_free = i32::from(beyond.l_type) == libc::F_UNLCK;
-        // A lock without an end is not a note of ours.
+        // A lock without an end is not a note.
         let end = if beyond.l_len == 0 { libc::off_t::MAX } else { beyond.l_start + beyond.l_len };
         Ok((!is_free).then_some(end as u64))
     }
@@ -325,13 +328,13 @@ impl Directory {
         self.flock(FlockOperation::Unlock).expect("it can always be unlocked");
     }
 
-    /// The descriptor that children must inherit, beside the lifeline, so that this member lives on in them.
+    /// The descriptor that children must inherit, besides the lifeline, so that this member lives on in them.
     pub(super) fn as_fd(&self) -> impl AsFd {
         &self.fd
     }
 }
 
-/// A lock of so many bytes, or of all from there on if the length is 0.
+/// A lock of `length` bytes, or of all bytes from the start on if the length is 0.
 fn bytes(kind: i32, start: u64, length: u64) -> libc::flock {
     let place = |place| libc::off_t::try_from(place).unwrap_or(libc::off_t::MAX);
     let (l_start, l_len) = (place(start), place(length));
@@ -343,7 +346,7 @@ fn name(MemberId(member): MemberId, channel: Option<Channel>) -> String {
     channel.map_or(format!("m{member}"), |channel| format!("m{member}.{channel}"))
 }
 
-/// The member and the channel that a name tells, if it is such a name.
+/// The member and the channel in a file's name, if it is such a name.
 fn named(text: &str) -> Option<(MemberId, Option<Channel>)> {
     let numbers = text.strip_prefix('m')?;
     let (member, channel) =
@@ -356,9 +359,9 @@ pub(super) fn lifeline(member: MemberId) -> String {
     name(member, None)
 }
 
-/// Moves a descriptor above those that scripts use by number: a child that inherits it must not close it in passing.
+/// Moves a descriptor above those that scripts use by number: a child that inherits it must not close it by accident.
 fn out_of_the_way(fd: OwnedFd) -> Result<OwnedFd, Errno> {
-    // The kernel calls it invalid where so many must not be open at all.
+    // The kernel says that it is invalid if a process may not have so many descriptors.
     rustix::io::fcntl_dupfd_cloexec(fd, 10).map_err(|errno| if errno == Errno::INVAL { Errno::MFILE } else { errno })
 }
 
@@ -367,14 +370,14 @@ pub(super) fn is_alive(watched: &OwnedFd) -> bool {
     loop {
         match rustix::io::read(watched, &mut [0; 16]) {
             Ok(0) => return false,
-            // No member writes there; what somebody else writes is no sign of life.
+            // No member writes there; a byte that another program writes is no sign of life.
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return true,
         }
     }
 }
 
-/// Takes the wake-ups out of a channel; returns whether there were any.
+/// Reads the wake-ups from a channel; returns whether there were any.
 pub(super) fn drain(channel: &OwnedFd) -> bool {
     let mut any = false;
     loop {
@@ -386,7 +389,7 @@ pub(super) fn drain(channel: &OwnedFd) -> bool {
     }
 }
 
-/// `flock`, whatever signals come.
+/// `flock`, repeated when a signal interrupts it.
 pub(super) fn flock(file: impl AsFd, operation: FlockOperation) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| fs::flock(file.as_fd(), operation))
 }

@@ -1,20 +1,22 @@
-//! What all members of a lock agree on: who they are, who holds what, who waits for what.
+//! The state that all members of a lock agree on: who they are, who holds what, who waits for what.
 //!
-//! Each process has a *replica* of this in its own memory, and changes it by the *events* of the journal, in their order;
-//! so all replicas say the same at the same place of the journal, and whoever writes an event knows what comes of it for
-//! everybody, those included who were waiting. A request walks its plan as it does between threads (`core/walk.rs`), in the
-//! same nodes (`core/node.rs`).
+//! Each process has a *replica* of this in its own memory, and changes it by the *events* of the journal, in their
+//! order. So all replicas are equal at the same place of the journal, and the member that writes an event knows its
+//! effect on all others, including those that wait. A request walks its plan as it does between threads
+//! (`core/walk.rs`), in the same nodes (`core/node.rs`).
 //!
 //! Invariants:
 //!
 //! 1. What an event does depends on the replica and the event alone: no clock, no chance, no order of a hash map.
-//! 2. A request that was tried and withdrawn leaves the replica as it was, but for the next stamp, and of stamps only the
-//!    order counts. So a refused `try` is not written down.
-//! 3. An event tells which processes have others to watch than before, or are granted what they wait for: those are woken.
-//! 4. Whoever can hold up a waiting request holds the node where it waits, or waits there with an earlier stamp. A waiter
-//!    watches those that it finds there when it comes, and is woken when a request with an earlier stamp comes there later.
+//! 2. A request that was tried and withdrawn leaves the replica as it was, except for the next stamp, and only the
+//!    order of stamps matters. So a refused `try_lock` is not written down.
+//! 3. An event returns the waiters that have other members to watch than before, or are granted what they wait for:
+//!    those are woken.
+//! 4. A member that can hold up a waiting request holds the node where that waits, or waits there with an earlier
+//!    stamp. A waiter watches the members that it finds there when it comes, and is woken when a request with an
+//!    earlier stamp comes there later.
 //!
-//! Pure: no files, no clocks. Not here: how events are kept (`journal.rs`), how one waits (`member.rs`).
+//! Pure: no files, no clocks. Not here: how events are kept (`journal/`), how a request waits (`member/`).
 
 use crate::core::deadlock::{Party, Temper, cycle_through};
 use crate::core::mode::{Mode, ModeCounts};
@@ -26,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-/// One who has opened the lock. Never given again in one directory.
+/// A process that has opened the lock. The number is never reused in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) struct MemberId(pub(super) u64);
 
@@ -37,10 +39,10 @@ pub(super) struct RequestId {
     pub(super) number: u64,
 }
 
-/// Where a waiting request is woken: one of the member's channels.
+/// The channel of its member that wakes a waiting request.
 pub(super) type Channel = u32;
 
-/// A process, as it told of itself.
+/// A process, as it described itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct About {
     /// The inode of its lifeline.
@@ -62,7 +64,7 @@ pub(super) struct Ask {
     pub(super) absolute: Option<bool>,
     #[serde(with = "packed")]
     pub(super) steps: Vec<Step>,
-    /// What reports tell of it (`report.rs`): nobody else takes it apart.
+    /// What reports say about it (`report.rs`): no other file reads it.
     #[serde(with = "serde_bytes")]
     pub(super) told: Vec<u8>,
 }
@@ -104,24 +106,24 @@ mod packed {
     }
 }
 
-/// A change of what all agree on.
+/// A change of the state that all agree on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Event {
     Join(About),
-    /// It has closed the lock, or is dead. The time is that of those who are granted by it.
+    /// The member has closed the lock, or is dead. The time is that of the grants that this leads to.
     Leave(MemberId, u64),
     Ask(Ask),
-    /// Releases a request, or gives it up. The time is that of those who are granted by it.
+    /// Releases a request, or gives it up. The time is that of the grants that this leads to.
     Withdraw(RequestId, u64),
-    /// Turns the writes of a granted request into reads. The time is that of those who are granted by it.
+    /// Turns the writes of a granted request into reads. The time is that of the grants that this leads to.
     Downgrade(RequestId, u64),
-    /// All there is, instead of the events that led there.
+    /// The whole state, instead of the events that led to it.
     Begin(Box<Stored>),
     /// The journal goes on in the file of that inode, or here if it is 0; nothing changes.
     Next(u64),
 }
 
-/// A replica at rest.
+/// A replica as it is stored.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Stored {
     absolute: Option<bool>,
@@ -139,9 +141,9 @@ struct Queued {
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Progress {
-    /// So many of its steps it has.
+    /// How many of its steps it has taken.
     pub(super) taken: usize,
-    /// Since when it waits where it is, or has all; milliseconds since 1970.
+    /// When it began to wait where it is, or was granted; milliseconds since 1970.
     pub(super) since: u64,
 }
 
@@ -149,7 +151,7 @@ pub(super) struct Progress {
 pub(super) struct Request {
     pub(super) ask: Ask,
     pub(super) progress: Progress,
-    /// Since it has begun to wait.
+    /// Its place, once it has begun to wait.
     stamp: Option<Stamp>,
     ticket: Option<Ticket>,
 }
@@ -159,7 +161,7 @@ impl Request {
         self.ticket.is_none()
     }
 
-    /// The steps that it has.
+    /// The steps that it has taken.
     pub(super) fn taken(&self) -> &[Step] {
         &self.ask.steps[..self.progress.taken]
     }
@@ -173,30 +175,30 @@ impl Request {
 /// See the header of this file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Replica {
-    /// Whether the paths were, of the last request of which they were either. A request is refused while one of the other kind
-    /// is there, so it is that of all who are there.
+    /// Whether the paths of the last request that had absolute or relative ones were absolute. A request is refused
+    /// while one of the other kind is there, so this holds for all requests that are there.
     absolute: Option<bool>,
     next_member: u64,
     pub(super) members: BTreeMap<MemberId, About>,
-    /// In boxes: else the first of them, and the last, would cost an allocation of some KiB.
+    /// In boxes: otherwise the first request, and the last, would cost an allocation of some KiB.
     pub(super) requests: BTreeMap<RequestId, Box<Request>>,
     nodes: NodeMap<Node<RequestId>>,
-    /// That of the next request that has to wait: later than all that do.
+    /// The stamp of the next request that has to wait: later than those of all waiters.
     next_stamp: Stamp,
-    /// The plain guards, by their threads: member, thread, number of the request.
+    /// The plain guards, by thread: member, thread, number of the request.
     nested: BTreeSet<(MemberId, u64, u64)>,
 }
 
-/// One in a cycle of waiting requests.
+/// A request in a cycle of waiting requests.
 pub(super) struct InCycle {
     pub(super) waits: RequestId,
-    /// By these it holds up the one before.
+    /// The guards by which it holds up the request before.
     pub(super) guards: Vec<RequestId>,
-    /// The mode by which the steps that it has taken do the same.
+    /// The mode of a step that it has taken and that holds up the request before, if there is one.
     pub(super) taken: Option<Mode>,
 }
 
-/// What others are to be told after an event.
+/// What other members must learn after an event.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     pub(super) moved: Vec<(MemberId, Channel)>,
@@ -204,12 +206,12 @@ pub(super) struct Effects {
 }
 
 impl Replica {
-    /// The number of the next one who joins.
+    /// The number of the next member that joins.
     pub(super) fn next_member(&self) -> MemberId {
         MemberId(self.next_member)
     }
 
-    /// The members of whom there are requests whose paths are absolute, or are not.
+    /// The members that have requests with absolute paths, or with relative ones.
     pub(super) fn of_kind(&self, absolute: bool) -> BTreeSet<MemberId> {
         if self.absolute != Some(absolute) {
             return BTreeSet::new();
@@ -228,7 +230,7 @@ impl Replica {
                 let first = RequestId { member, number: 0 };
                 let of_member = |&(id, _): &(&RequestId, _)| id.member == member;
                 let mut ids: Vec<_> = self.requests.range(first..).take_while(of_member).map(|(&id, _)| id).collect();
-                // Who waits counts on what its thread holds.
+                // Waiting requests go first, since a waiter counts on the guards that its thread holds.
                 ids.sort_by_key(|id| self.requests[id].is_granted());
                 ids.into_iter().for_each(|id| drop(self.withdraw(id, now, effects)));
                 effects.moved.retain(|&(moved, _)| moved != member);
@@ -251,8 +253,8 @@ impl Replica {
         }
     }
 
-    /// Takes the steps that are left, one after the other, up to one that has to be waited for; returns those that are let on
-    /// by that.
+    /// Takes the steps that are left, one after the other, up to one where the request has to wait; returns the
+    /// requests that its coming to that queue lets on.
     fn walk(&mut self, id: RequestId, effects: &mut Effects) -> Vec<RequestId> {
         let mut due = Vec::new();
         let Some(request) = self.requests.get(&id) else { return due };
@@ -296,7 +298,7 @@ impl Replica {
         due
     }
 
-    /// Lets go of all that a request has and awaits, and moves on who is due by that.
+    /// Releases all that a request has and awaits, and moves on the requests that this lets on.
     pub(super) fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) -> Option<Ask> {
         let Request { ask, progress, ticket, .. } = *self.requests.remove(&id)?;
         self.nested.remove(&(id.member, ask.thread, id.number));
@@ -322,7 +324,7 @@ impl Replica {
         self.move_on(due, now, effects);
     }
 
-    /// Those who have got the step they waited for take the next ones.
+    /// The requests that have got the step that they waited for take the next ones.
     fn move_on(&mut self, due: Vec<RequestId>, now: u64, effects: &mut Effects) {
         let mut due = VecDeque::from(due);
         while let Some(id) = due.pop_front() {
@@ -338,7 +340,7 @@ impl Replica {
             change(place.get_mut());
             if place.get().is_idle() {
                 place.remove();
-                // What is no longer needed is given back (G6), at the cost of the insertions that made it grow.
+                // Memory that is no longer needed is freed (G6); the insertions that made it grow pay for the cost.
                 if self.nodes.capacity() > 1024 && self.nodes.len() < self.nodes.capacity() / 8 {
                     self.nodes.shrink_to(self.nodes.len() * 2);
                 }
@@ -350,7 +352,7 @@ impl Replica {
         guards_of(&self.nested, member, thread)
     }
 
-    /// The other members who may be in the way of a waiting request (invariant 4).
+    /// The other members that may be in the way of a waiting request (invariant 4).
     pub(super) fn in_the_way(&self, id: RequestId) -> BTreeSet<MemberId> {
         let Some(at) = self.requests.get(&id).and_then(|request| request.waits_at()) else { return BTreeSet::new() };
         let is_there = |request: &&Request| {
@@ -360,7 +362,7 @@ impl Replica {
         self.requests.values().map(Box::as_ref).filter(is_there).map(|request| request.ask.id.member).collect()
     }
 
-    /// Whether the thread that asks has plain guards: only such a one is ever told of a deadlock.
+    /// Whether the thread that asks has plain guards: only such a request ever gets the report of a deadlock.
     pub(super) fn is_nested(&self, id: RequestId) -> bool {
         let Some(Request { ask, .. }) = self.requests.get(&id).map(Box::as_ref) else { return false };
         self.guards_of(id.member, ask.thread).next().is_some()
@@ -452,8 +454,8 @@ impl Replica {
         replica
     }
 
-    /// The requests that a waiting one waits for: those that have what excludes it where it waits or further on its way, and
-    /// those that exclude it and go ahead of it in the queue where it waits (rules 2 and 3 of `node.rs`).
+    /// The requests that a waiting one waits for: those that hold what excludes it where it waits or further on its
+    /// way, and those that exclude it and are ahead of it in the queue where it waits (rules 2 and 3 of `node.rs`).
     pub(super) fn waits_for(&self, id: RequestId) -> Vec<RequestId> {
         let Some(request) = self.requests.get(&id) else { return Vec::new() };
         let Some((at, ticket)) = request.waits_at().zip(request.ticket) else { return Vec::new() };
@@ -512,13 +514,13 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Change {
-        /// By a thread of a member, some reads and writes.
+        /// A thread of a member asks for some reads and writes.
         Ask(u64, u64, Owner, Vec<&'static str>, Vec<&'static str>),
-        /// The one of those that are there.
+        /// Withdraws one of the requests that are there.
         Withdraw(usize),
         Downgrade(usize),
         Leave(u64),
-        /// One of the replicas is stored and restored.
+        /// Stores and restores one of the replicas.
         Rewrite,
     }
 
@@ -557,7 +559,7 @@ mod tests {
         replica.requests.values().map(Box::as_ref).map(seen).collect()
     }
 
-    /// Whether its thread waits for nothing.
+    /// Whether the thread of a request does not wait.
     fn is_of_one_who_runs(replica: &Replica, request: &Request) -> bool {
         let thread = |request: &Request| (request.ask.id.member, request.ask.thread);
         replica.requests.values().map(Box::as_ref).all(|other| other.is_granted() || thread(other) != thread(request))
@@ -590,8 +592,9 @@ mod tests {
     }
 
     proptest! {
-        /// Who reads the events and who reads a new table agree for ever after (invariant 1): on who has what, and on who
-        /// is moved, in which order. And events are what was written.
+        /// A member that reads the events and one that reads a new table agree for ever after (invariant 1): on which
+        /// request has what, and on which are moved, in which order. And the events that are read are those that were
+        /// written.
         #[test]
         fn restored_replica_goes_on_as_the_one_that_was_stored(changes in changes()) {
             let (mut always, mut restored) = (Replica::default(), Replica::default());

@@ -8,11 +8,12 @@
 //!
 //! Invariants:
 //!
-//! 1. The checksum of a change is that of all bytes before it, without the other checksums. So a change is valid behind one
-//!    history only, and a reader that has the checksum of the last change needs nothing else to judge the next one.
-//! 2. A change that is not complete is not valid: what a process leaves that dies while it writes is no change.
-//! 3. A head that is not of this format is never read as one: its magic, its format and its checksum are compared, and
-//!    the id that its key gives to a known path.
+//! 1. The checksum of a change is that of all bytes before it, without the other checksums. So a change is valid
+//!    after one history only, and a reader that has the checksum of the last change needs nothing else to check the
+//!    next one.
+//! 2. An incomplete change is not valid: if a process dies while it writes, what it leaves is no change.
+//! 3. A head of another format is never accepted: the reader compares its magic, its format, its checksum, and the id
+//!    that its key gives to a known path.
 //!
 //! Pure: no files, no clocks. Not here: how the bytes are read and written (`mod.rs`), what the events mean (`replica.rs`).
 
@@ -23,25 +24,25 @@ use crate::process::replica::Event;
 
 const MAGIC: &[u8; 8] = b"treelock";
 
-/// It rises with every change of what stands in a table: of the head, of an event, of the ids of nodes.
+/// Goes up with every change of the contents of a table: of the head, of an event, of the ids of nodes.
 const FORMAT: u32 = 2;
 
-/// Where the checksum of the head stands.
+/// The offset of the head's checksum.
 const SUM: usize = 64;
 
-/// Where the first change stands.
+/// The offset of the first change.
 pub(super) const CHANGES: u64 = 68;
 
-/// What a change takes before its events, for their length.
+/// The bytes of a change before its events: their length.
 pub(super) const LENGTH: usize = 4;
 
-/// What a change takes beside its events.
+/// The bytes of a change besides its events.
 pub(super) const FRAME: usize = 8;
 
-/// A change that is longer is not written, and one that claims to be is not believed.
+/// A longer change is not written, and a change that claims to be longer is not valid.
 pub(super) const LONGEST: usize = 256 << 20;
 
-/// What a table says of itself.
+/// What a table says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) inode: u64,
@@ -58,7 +59,7 @@ impl Head {
         Seeds::specified(self.key)
     }
 
-    /// Differs where two programs name nodes differently.
+    /// Differs between programs that name nodes differently.
     fn probe(&self) -> u64 {
         let mut ids = Vec::new();
         Segments::of("treelock/probe of names", &self.seeds(), &mut ids, None).expect("text is a path");
@@ -77,7 +78,7 @@ impl Head {
 
     pub(super) fn of_bytes(bytes: &[u8]) -> Result<Self, FileProblem> {
         if bytes.iter().all(|&byte| byte == 0) {
-            // A file system may leave zeros after a power failure.
+            // After a power failure a file system may have left zeros.
             return Err(FileProblem::Damaged);
         }
         if bytes.get(..8) != Some(MAGIC) {
@@ -113,7 +114,7 @@ pub(super) fn add(change: &mut Vec<u8>, event: &Event) {
     postcard::to_io(event, change).expect("an event has no part that cannot be written");
 }
 
-/// Completes a change that is to stand behind the checksum `chain`; returns its own checksum.
+/// Completes a change that follows the checksum `chain`; returns its own checksum.
 pub(super) fn seal(chain: u32, change: &mut Vec<u8>) -> u32 {
     let length = (change.len() - LENGTH) as u32;
     change[..LENGTH].copy_from_slice(&length.to_le_bytes());
@@ -129,7 +130,8 @@ fn sum(chain: u32, bytes: &[u8]) -> u32 {
     sum.finalize()
 }
 
-/// The events and the checksum of the change that these bytes begin with, if there is one behind the checksum `chain`.
+/// The events and the checksum of the change that these bytes begin with, if there is one that follows the checksum
+/// `chain`.
 pub(super) fn change(chain: u32, bytes: &[u8]) -> Option<(&[u8], u32)> {
     let (change, rest) = bytes.split_at_checked(length(bytes)?.saturating_add(LENGTH))?;
     let sum = Some(sum(chain, change)).filter(|sum| rest.starts_with(&sum.to_le_bytes()))?;

@@ -1,14 +1,15 @@
-//! How much of the journal a member knows, and whether that is what the others know (invariant 3 of `mod.rs`).
+//! How much of the journal a member knows, and whether the others know the same (invariant 3 of `mod.rs`).
 //!
 //! A member *notes* with the kernel what it knows ([`Directory::note_seen`]): no file holds the note, so nobody can
-//! overwrite it, and the kernel takes it back when the member dies. Before a member decides anything it asks for the
-//! notes of the others and looks whether it has read what they noted.
+//! overwrite it, and the kernel takes it back when the member dies. Before a member decides anything, it asks for the
+//! notes of the others and checks that it has read what they noted.
 //!
 //! Invariants:
 //!
-//! 1. What a member has *agreed* on is a part of what every member knows that has noted more. So a note of fewer changes, or
-//!    as many, need not be compared.
-//! 2. The checksums of all changes since are kept. So a note of more changes can be compared with the change that it is of.
+//! 1. What a member has *agreed* on is known to every member that has noted more. So a note of fewer changes, or as
+//!    many, need not be compared.
+//! 2. The checksums of all later changes are kept. So a note of more changes can be compared with the change that it
+//!    is about.
 //!
 //! Not here: how a note is kept (`files.rs`).
 
@@ -20,7 +21,7 @@ use crate::process::files::Directory;
 pub(super) struct Known(u64);
 
 impl Known {
-    /// The other bits count the changes of years of nothing else.
+    /// The other bits are enough to count the changes of years.
     const SUM_BITS: u32 = 20;
 
     fn new(count: u64, sum: u32) -> Self {
@@ -39,27 +40,27 @@ pub(super) struct History {
     count: u64,
     /// The checksum of the last one.
     chain: u32,
-    /// What was last found to be what the others know.
+    /// The changes on which it last agreed with the others.
     agreed: Known,
-    /// The checksums of the changes that were read since.
+    /// The checksums of the changes that it has read since.
     sums: Vec<u32>,
-    /// What this member has noted: the kernel does not tell it to the member itself.
+    /// What this member has noted: the kernel does not show the member its own note.
     noted: Known,
 }
 
 impl History {
-    /// Before the first change of a file whose head has that checksum.
+    /// The history before the first change of a file whose head has that checksum.
     pub(super) fn new(base: u64, sum: u32) -> Self {
         let (sums, noted) = (Vec::new(), Known::default());
         History { count: base, chain: sum, agreed: Known::new(base, 0), sums, noted }
     }
 
-    /// Goes back to before the first change of a file: all of it is read again.
+    /// Goes back to before the first change of a file, to read all of it again.
     pub(super) fn begin_again(&mut self, base: u64, sum: u32) {
         *self = History { noted: self.noted, ..Self::new(base, sum) };
     }
 
-    /// Takes over what the same member has noted before, in another file.
+    /// Takes over what the same member noted before, about another file.
     pub(super) fn continue_from(&mut self, before: &History) {
         self.noted = before.noted;
     }
@@ -74,25 +75,25 @@ impl History {
         self.chain
     }
 
-    /// One more change was read.
+    /// Adds a change that was read.
     pub(super) fn push(&mut self, sum: u32) {
         (self.count, self.chain) = (self.count + 1, sum);
         self.sums.push(sum);
     }
 
-    /// This member has written a change. It agreed with the others before it did.
+    /// Adds a change that this member has written. It agreed with the others before that.
     pub(super) fn push_own(&mut self, sum: u32) {
         (self.count, self.chain) = (self.count + 1, sum);
         self.agree();
     }
 
-    /// Notes what was read.
+    /// Notes with the kernel what was read.
     pub(super) fn note(&mut self, directory: &Directory) {
         self.noted = self.known();
         directory.note_seen(self.noted.0);
     }
 
-    /// Whether what was read is what the living have noted, or goes on from there.
+    /// Whether this member has read all that the living members have noted, and the same.
     pub(super) fn agrees_with_others(&mut self, directory: &Directory) -> Result<bool, FileError> {
         let mut noted = Some(self.noted);
         let mut most = self.agreed;

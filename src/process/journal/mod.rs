@@ -1,39 +1,42 @@
 //! The file `table`: the events of a lock in their order, and how a member keeps its replica up to date with them.
 //!
-//! A *change* is one or more events that one member writes in one call, behind the last change, with a checksum at the
-//! end. It has happened when its checksum is right. What a process leaves that dies in the middle is no change, and the
-//! next writer overwrites it. So a process may die anywhere (P1): nothing is ever half done, and there is nothing to repair.
+//! A *change* is one or more events that one member writes in one call, after the last change, with a checksum at the
+//! end. It has happened once its checksum is right. If a process dies in the middle, what it leaves is no change, and
+//! the next writer overwrites it. So a process may die at any step (P1): no change is ever half done, and there is
+//! nothing to repair.
 //!
 //! | file | concept |
 //! |---|---|
 //! | `mod.rs` | the open table of a member: read, append, keep room |
 //! | `format.rs` | pure: the bytes of a table |
-//! | `known.rs` | what a member has read, and whether that is what the others know |
+//! | `known.rs` | what a member has read, and whether the others know the same |
 //! | `succession.rs` | which file is the table: locked, replaced, put back |
 //!
 //! Invariants:
 //!
-//! 1. Only the member that has the exclusive `flock` on the last table writes, and decides. The last change of a table tells
-//!    whether there is a next one; and a writer looks now and then whether its file still has the name.
-//! 2. A change never changes, and its checksum covers all that stands before it. So no replica goes on past what somebody
-//!    has written over, nor from anything but what it has read (P4); each read compares what was read last.
-//! 3. No member writes, is granted, is refused or waits where a living member knows more, or something else. A member that
-//!    writes, or finds itself granted, notes with the kernel how many changes it knows; the others ask whether they have
-//!    read them. So changes that were overwritten, or that a copy of the file does not have, or has instead of others, are an
-//!    error, and not what has not happened yet. The count goes on from file to file, each of which begins with all that
-//!    its maker knew.
-//! 4. A table knows its inode and that of its directory. So a copy of it is no table, nor is the table of another lock.
-//!    Before a new table takes the name, the old one names its inode: so a member that is behind knows that its own is old.
-//! 5. For each request and each member there is room to let go: on a full disk, requests fail and releases do not.
+//! 1. Only the member that has the exclusive `flock` on the last table writes, and decides. The last change of a
+//!    table tells whether there is a next table; and a writer looks now and then whether its file still has the name.
+//! 2. A change is never modified, and its checksum covers all that stands before it. So no replica reads past bytes
+//!    that were overwritten, or goes on from anything but what it has read (P4); each read compares the bytes that
+//!    were read last.
+//! 3. No member writes, is granted, is refused or waits if a living member knows more, or something else. A member
+//!    that writes, or finds itself granted, notes with the kernel how many changes it knows; the others check that
+//!    they have read them. So if changes were overwritten, or a copy of the file lacks them or has others instead,
+//!    that is an error, and not taken for changes that have not happened yet. The count goes on from file to file,
+//!    and each file begins with all that its maker knew.
+//! 4. A table contains its inode and that of its directory. So neither a copy of it nor the table of another lock is
+//!    taken for the table. Before a new table takes the name, the old one names the inode of the new one; so a member
+//!    that is behind learns that its table is old.
+//! 5. For each request and each member there is room to release: on a full disk, requests fail and releases do not.
 //!
-//! When the changes are much longer than the state that they led to, a member writes that state to a new table, which takes
-//! the name. A table that somebody has removed comes back in the same way. Cost: a change reads what the others wrote since the
-//! member's last one, and writes some hundred bytes; the rewriting is paid by the changes before it.
+//! When the changes are much longer than the state that they led to, a member writes that state to a new table, which
+//! takes the name. A table that was removed comes back in the same way. Cost: a change reads what the others wrote
+//! since the member's last change, and writes some hundred bytes; the changes before a rewriting pay for it.
 //!
 //! Considered and rejected: a mapped table under a robust mutex (a file that is cut under it kills every process by a
-//! signal, and each of its changes takes many stores, any of which may be the last); byte-range locks (linear in
-//! what is held, no order, no deadlines, no list). The idea: a replicated state machine over one log (Schneider 1990), the
-//! log being a file of one host and its order a `flock`.
+//! signal, and each of its changes takes many stores, any of which may be the last); byte-range locks (linear in what
+//! is held, no order, no deadlines, no list). The idea: a replicated state machine over one log (Schneider 1990).
+//! Here the log is a file of one host, and a `flock` gives the order.
 //!
 //! Lock order: the table's `flock`, under the mutex of the member.
 
@@ -59,22 +62,22 @@ pub(super) use succession::STALL;
 const TABLE: &str = "table";
 const NEXT_TABLE: &str = "table.new";
 
-/// The inode of the next table, where none is named.
+/// Stands for the inode of the next table if none is named.
 const NONE: u64 = 0;
 
-/// The space that is kept ready at a time, and the length of the changes from which a new table may be worth it.
+/// The space that is allocated ahead at a time, and the least length of the changes that may be worth a new table.
 const SPACE: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 
-/// For how long a writer trusts that its table still has the name.
+/// How long a writer trusts that its table still has the name.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// How much is read at first. A member that has been away for longer reads once more.
+/// How many bytes a read takes at first. A member that is further behind reads once more.
 const WINDOW: usize = 1 << 10;
 
 /// The largest buffer for reading that is kept.
 const BUFFER: usize = 64 << 10;
 
-/// The most that a change takes that only lets something go.
+/// The largest size of a change that only releases something.
 const LETTING_GO: u64 = 64;
 
 /// The open table of one member.
@@ -82,26 +85,26 @@ const LETTING_GO: u64 = 64;
 pub(super) struct Journal {
     file: OwnedFd,
     head: Head,
-    /// Up to where the replica has read.
+    /// The offset up to which the replica has read.
     end: u64,
     history: History,
     /// The inode of the next table, if this one has named it.
     next: u64,
-    /// Up to where there is space.
+    /// The offset up to which space is allocated.
     space: u64,
     /// The length from which a new table is worth its cost.
     long: u64,
     /// When it was last seen that the file has its name.
     looked: Instant,
     staged: Staged,
-    /// For what is read. It is kept, since memory that comes and goes costs more than the reading.
+    /// The buffer for reads. It is kept, since to allocate it each time costs more than to read.
     buffer: Vec<u8>,
 }
 
 /// A change that is to be written.
 #[derive(Debug, Default)]
 struct Staged {
-    /// Nothing, or room for the length, and events.
+    /// Empty, or room for the length and then the events.
     bytes: Vec<u8>,
     /// Whether one of the events needs room.
     needs_room: bool,
@@ -136,7 +139,7 @@ impl Journal {
         Ok(Self::new(file, head, stat.st_size as u64))
     }
 
-    /// A table of which nothing has been read.
+    /// A table from which nothing has been read yet.
     fn new(file: OwnedFd, head: Head, space: u64) -> Self {
         Journal {
             file,
@@ -166,17 +169,17 @@ impl Journal {
         self.head.inode
     }
 
-    /// Says that somebody keeps the table for too long.
+    /// The error that another process keeps the table locked for too long.
     pub(super) fn kept(&self, directory: &Directory) -> FileError {
         FileError::new(directory.path_of(TABLE), FileProblem::Flocked)
     }
 
-    /// Says that the table was removed, or replaced by another file.
+    /// The error that the table was removed, or replaced by another file.
     pub(super) fn removed(directory: &Directory) -> FileError {
         FileError::new(directory.path_of(TABLE), FileProblem::Removed)
     }
 
-    /// Says that the table is not what it should be.
+    /// The error that the table is not what it should be.
     fn damaged(&self, directory: &Directory) -> FileError {
         FileError::new(directory.path_of(TABLE), FileProblem::Damaged)
     }
@@ -188,7 +191,7 @@ impl Journal {
         if buffer.capacity() <= BUFFER {
             self.buffer = buffer;
         }
-        // A table begins with all there was when it was made.
+        // The first change of a table is the state when it was made, so there is one.
         caught_up.and_then(|()| if self.end > CHANGES { Ok(()) } else { Err(self.damaged(directory)) })
     }
 
@@ -216,7 +219,7 @@ impl Journal {
             }
             let needed = format::length(rest).map_or(FRAME, |length| length.saturating_add(FRAME));
             let ends = || self.file_length(directory).map(|length| self.end + needed as u64 > length);
-            // What follows is no change, or is all there.
+            // What follows is no change, or was read as a whole.
             if rest.starts_with(&[0; LENGTH]) || needed <= rest.len() || ends()? {
                 return Ok(());
             }
@@ -224,7 +227,7 @@ impl Journal {
         }
     }
 
-    /// Applies what another member has written. That member wakes those whom it concerns.
+    /// Applies a change that another member has written. That member wakes the waiters that it concerns.
     fn apply(&mut self, mut events: &[u8], replica: &mut Replica) -> postcard::Result<()> {
         let length = events.len();
         while !events.is_empty() {
@@ -240,7 +243,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Forgets what was read, since the replica is not what that led to. All is read again with the next lock.
+    /// Forgets what was read, since the replica does not match it. Everything is read again with the next lock.
     fn begin_again(&mut self) {
         (self.end, self.next) = (CHANGES, NONE);
         self.history.begin_again(self.head.base, self.head.sum());
@@ -267,7 +270,7 @@ impl Journal {
         Mark { length: self.staged.bytes.len(), needs_room: self.staged.needs_room }
     }
 
-    /// Goes back to when so much was staged.
+    /// Drops what was staged since that mark.
     pub(super) fn unstage(&mut self, Mark { length, needs_room }: Mark) {
         self.staged.bytes.truncate(length);
         self.staged.needs_room = needs_room;
@@ -289,7 +292,7 @@ impl Journal {
         check_length(directory, &self.staged.bytes)?;
         self.check_seen(directory)?;
         let needed = (self.staged.bytes.len() + FRAME - LENGTH) as u64;
-        // A change that only lets go has its room already (invariant 5).
+        // A change that only releases has its room already (invariant 5).
         let room = self.make_room(directory, needed + room_to_let_go(replica));
         let has_room = !self.staged.needs_room && self.end + needed <= self.space;
         room.or_else(|error| if has_room { Ok(()) } else { Err(error) })?;
@@ -299,7 +302,7 @@ impl Journal {
         self.staged.bytes = change;
         written.inspect_err(|_| self.begin_again())?;
         if self.end > self.long {
-            // If there is no room for a second file, the first goes on.
+            // If there is no room for a second file, the first one stays in use.
             if self.rewrite(directory, replica).is_err() {
                 self.long *= 2;
             }
@@ -321,7 +324,7 @@ impl Journal {
         self.history.note(directory);
     }
 
-    /// Fails unless what was read is what the living members have noted, or goes on from there (invariant 3).
+    /// Fails unless this member has read all that living members have noted, and the same (invariant 3).
     pub(super) fn check_seen(&mut self, directory: &Directory) -> Result<(), FileError> {
         if self.history.agrees_with_others(directory)? { Ok(()) } else { Err(self.damaged(directory)) }
     }
@@ -329,7 +332,7 @@ impl Journal {
     fn make_room(&mut self, directory: &Directory, needed: u64) -> Result<(), FileError> {
         let needed = self.end + needed;
         if needed > self.space {
-            // Another member may have made it.
+            // Another member may have allocated some.
             self.space = self.space.max(self.file_length(directory)?);
         }
         if needed > self.space {
@@ -341,17 +344,19 @@ impl Journal {
     }
 }
 
-/// Whether an event needs room, and does not only let go (invariant 5). A downgrade can wait.
+/// Whether an event needs room: all do but those that only release (invariant 5). A downgrade needs room too, since
+/// it can wait.
 fn needs_room(event: &Event) -> bool {
     matches!(event, Event::Join(_) | Event::Ask(_) | Event::Downgrade(..))
 }
 
-/// The length from which a new table is worth it, if all there is takes so much.
+/// The length from which a new table is worth it, if the whole state takes `all` bytes.
 fn long(all: u64) -> u64 {
     SPACE.max(4 * all)
 }
 
-/// The room for each request and each member to go, to name a next table, and to take that back.
+/// The room that is needed to release each request, to let each member leave, to name a next table, and to take that
+/// back.
 fn room_to_let_go(replica: &Replica) -> u64 {
     LETTING_GO * (replica.requests.len() + replica.members.len() + 2) as u64
 }
@@ -374,7 +379,7 @@ fn allocate(directory: &Directory, file: &OwnedFd, from: u64, length: u64) -> Re
     }
 }
 
-/// The bytes of a table's head, as far as they are there.
+/// The bytes of a table's head, as far as the file has them.
 fn read(directory: &Directory, file: &OwnedFd) -> Result<Vec<u8>, FileError> {
     let mut bytes = vec![0; CHANGES as usize];
     let done = read_into(directory, file, 0, &mut bytes)?;
@@ -382,7 +387,7 @@ fn read(directory: &Directory, file: &OwnedFd) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
-/// Reads what stands there, up to the end of the file; returns how many bytes that are.
+/// Reads from an offset up to the end of the file or of the buffer; returns the number of bytes.
 fn read_into(directory: &Directory, file: &OwnedFd, from: u64, bytes: &mut [u8]) -> Result<usize, FileError> {
     let mut done = 0;
     while done < bytes.len() {
@@ -398,7 +403,7 @@ fn read_into(directory: &Directory, file: &OwnedFd, from: u64, bytes: &mut [u8])
 
 fn write(directory: &Directory, file: &OwnedFd, from: u64, bytes: &[u8]) -> Result<(), FileError> {
     let mut done = 0;
-    // In tests a process dies in the middle too (`crash.rs`).
+    // In tests a process may die in the middle too (`crash.rs`).
     let halves = if cfg!(test) { bytes.len() / 2 } else { bytes.len() };
     while done < bytes.len() {
         crash::step();

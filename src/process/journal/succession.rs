@@ -7,12 +7,12 @@
 //!    └──────────── takes it back ────────────────┘
 //! ```
 //!
-//! This file upholds invariants 1 and 4 of `mod.rs`. A member that waits for the `flock` of a table that is replaced
-//! meanwhile reads there that it has a next one, and opens that. A table that has lost its name by other means is still the
-//! one that members lock, and has all that they agreed on. So they put it back, as a new table. They do not if the old one
-//! names a next one that has had the name: that may say more.
+//! This file upholds invariants 1 and 4 of `mod.rs`. If a table is replaced while a member waits for its `flock`, the
+//! member reads there that there is a next table, and opens that. A table that has lost its name by other means is
+//! still the one that members lock, and has all that they agreed on. So they put it back, as a new table. They do not
+//! if the old one names a next table that has had the name: that one may have more changes.
 //!
-//! Lock order: the old table's `flock`, then the new one's, which nobody else knows yet.
+//! Lock order: the old table's `flock`, then that of the new one, which no other process knows yet.
 
 use super::format::{self, Head};
 use super::{Journal, LOOK, NEXT_TABLE, NONE, SPACE, TABLE, long, room_to_let_go};
@@ -26,17 +26,17 @@ use std::time::{Duration, Instant};
 /// How long a member waits for the table, which others keep for microseconds unless they are stopped.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::process) enum Limit {
-    /// Without end.
+    /// For ever.
     Never,
     At(Instant),
-    /// Until nobody has written for [`STALL`]; not for ever.
+    /// Until nobody has written for [`STALL`], but not for ever.
     Stalled,
 }
 
-/// A member that has the table, and has not written for so long, is taken to be stopped.
+/// A member that has the table, and has not written for this long, is taken to be stopped.
 pub(in crate::process) const STALL: Duration = Duration::from_millis(100);
 
-/// How often the time begins anew because others have written.
+/// How often the time may begin anew because others have written.
 const MOST_STALLS: u32 = 20;
 
 impl From<Option<Instant>> for Limit {
@@ -59,7 +59,7 @@ impl Limit {
 impl Journal {
     /// Makes an empty table, in a directory that nobody else has open.
     pub(in crate::process) fn begin(directory: &Directory, random: impl FnMut() -> u64) -> Result<(), FileError> {
-        // Others may have made it when the directory had other rights.
+        // Others may have made it when the directory had other permissions.
         if let Some(file) = directory.open_file(TABLE, OFlags::RDONLY)? {
             let bytes = super::read(directory, &file)?;
             match Head::of_bytes(&bytes) {
@@ -72,7 +72,8 @@ impl Journal {
         key.fill_with(random);
         create(directory, Head { inode: 0, directory: 0, base: 0, key }, &Replica::default())?;
         directory.rename(NEXT_TABLE, TABLE)?;
-        // Only now: as long as the old table had the name, an observer had to see that its members are dead.
+        // Only now: as long as the old table had the name, an observer needed the FIFOs to see that its members are
+        // dead.
         directory.remove_fifos(|_| true);
         Ok(())
     }
@@ -82,8 +83,8 @@ impl Journal {
         Ok(directory.inode(TABLE)? == Some(inode))
     }
 
-    /// Whether this is the last table, as far as it was read: it names no next one, or its maker died before that took the
-    /// name.
+    /// Whether this is the last table, as far as it was read: it names no next one, or the maker of the next one died
+    /// before it took the name.
     pub(in crate::process) fn is_last(&self, directory: &Directory) -> Result<bool, FileError> {
         Ok(self.next == NONE || (Self::has_name(directory, self.head.inode)? && self.is_next_unnamed(directory)?))
     }
@@ -118,8 +119,9 @@ impl Journal {
         let failed = |errno| io(&directory.path_of(TABLE), "flock", errno);
         match files::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(true),
-            // Another member has it and writes, so there is something to read. Most of it is read now, while nobody has to
-            // wait for that. What stands before the end never changes; an error here shows again under the lock.
+            // Another member has the table and writes, so there is something to read. Most of it is read now, while
+            // nobody has to wait for that. Bytes before the end never change; an error here comes again under the
+            // lock.
             Err(Errno::WOULDBLOCK) => drop(self.catch_up(directory, replica)),
             Err(errno) => return Err(failed(errno)),
         }
@@ -149,19 +151,19 @@ impl Journal {
         unreachable!("it tries without end")
     }
 
-    /// Whether the locked table is the last one; the replica is up to date then. Otherwise the last one is open now, and not
-    /// locked.
+    /// Whether the locked table is the last one; the replica is then up to date. Otherwise the last one is now open,
+    /// but not locked.
     fn check(&mut self, directory: &Directory, replica: &mut Replica) -> Result<bool, FileError> {
         let caught_up = self.catch_up(directory, replica);
         let names_no_next = self.next == NONE;
-        // If the name is gone by other means, nobody else can take it. So it is enough to look now and then.
+        // If the table lost its name by other means, no next table can take it. So it is enough to look now and then.
         if caught_up.is_ok() && names_no_next && self.looked.elapsed() < LOOK {
             return Ok(true);
         }
         if Self::has_name(directory, self.head.inode)? {
             caught_up?;
             if !names_no_next {
-                // Otherwise somebody put this table back in the place of the next one.
+                // Otherwise this table was put back in the place of the next one.
                 if !self.is_next_unnamed(directory)? {
                     return Err(Self::removed(directory));
                 }
@@ -180,7 +182,7 @@ impl Journal {
                 Ok(false)
             }
             Ok(_) => Err(Self::removed(directory)),
-            // It was removed, or something else put in its place. All that was agreed on is still here.
+            // The table was removed, or something else was put in its place. All that was agreed on is still here.
             Err(error) if error.is_of_the_table() && (names_no_next || self.is_next_unnamed(directory)?) => {
                 caught_up?;
                 self.check_seen(directory)?;
@@ -192,19 +194,20 @@ impl Journal {
         }
     }
 
-    /// Whether the next table, which this one names, has not taken the name: its maker died before.
+    /// Whether the next table, which this one names, has not taken the name, because its maker died before that.
     fn is_next_unnamed(&self, directory: &Directory) -> Result<bool, FileError> {
         Ok(directory.inode(NEXT_TABLE)? == Some(self.next))
     }
 
-    /// Writes all that the replica says to a new table, which takes the name and is locked.
+    /// Writes the whole state of the replica to a new table, which takes the name and is locked.
     pub(super) fn rewrite(&mut self, directory: &Directory, replica: &Replica) -> Result<(), FileError> {
         let head = Head { base: self.history.count(), ..self.head };
         let next = create(directory, head, replica)?;
         files::flock(&next.file, FlockOperation::LockExclusive)
             .map_err(|errno| io(&directory.path_of(NEXT_TABLE), "flock", errno))?;
         self.make_room(directory, room_to_let_go(replica))?;
-        // It is named before it has the name, and the naming is taken back if it does not get it.
+        // The old table names the next one before that takes the name, and takes this back if it does not get the
+        // name.
         self.name_next(directory, next.head.inode)?;
         if let Err(error) = directory.rename(NEXT_TABLE, TABLE) {
             self.name_no_next(directory)?;
@@ -216,13 +219,13 @@ impl Journal {
 
     /// Goes on in the next table, and unlocks the old one, for which others wait.
     fn move_to(&mut self, mut next: Journal) {
-        // Closing it would not do: a forked child may have it too.
+        // Closing it would not be enough: a forked child may have it open too.
         self.unlock();
         next.history.continue_from(&self.history);
         *self = next;
     }
 
-    /// Takes back the naming of a next table, if there is one.
+    /// Takes back that this table names a next one, if it does.
     fn name_no_next(&mut self, directory: &Directory) -> Result<(), FileError> {
         if self.next == NONE { Ok(()) } else { self.name_next(directory, NONE) }
     }
@@ -236,7 +239,7 @@ impl Journal {
     }
 }
 
-/// Makes a table of all that the replica says, not yet under its name.
+/// Makes a table of the whole state of the replica, not yet under its name.
 fn create(directory: &Directory, head: Head, replica: &Replica) -> Result<Journal, FileError> {
     let file = directory.create_file(NEXT_TABLE)?;
     let stat = fs::fstat(&file).map_err(|errno| io(&directory.path_of(NEXT_TABLE), "look at", errno))?;
@@ -260,7 +263,7 @@ mod tests {
     use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// Tables are replaced all the time while others wait for the old one.
+    /// Members replace tables all the time while others wait for the old one.
     #[test]
     fn new_tables_lose_nothing() {
         let parent = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };

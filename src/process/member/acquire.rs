@@ -7,10 +7,10 @@
 //!                                     └─ poll ──┘
 //! ```
 //!
-//! Whenever a waiter goes on, for whatever reason, it looks at its request in the table: only that decides. Why it goes on
-//! is listed in `mod.rs`.
+//! Whenever a waiter goes on, for whatever reason, it looks at its request in the table: only the table decides.
+//! `mod.rs` lists the reasons.
 //!
-//! Not here: who is next (`replica.rs`); how the others are watched (`watch.rs`).
+//! Not here: which request is next (`replica.rs`); how the others are watched (`watch.rs`).
 
 use super::change::Change;
 use super::watch::{Other, Polled};
@@ -31,11 +31,11 @@ use std::time::{Duration, Instant};
 /// What became of a request that does not wait yet.
 enum Tried {
     Granted(RequestId),
-    /// It may be granted once the dead among these are buried.
+    /// It may be granted once the dead among these members are buried.
     Refused {
         ask: Ask,
         others: Vec<Other>,
-        /// Fails if the table does not say what others have noted.
+        /// An error if the table does not say what others have noted.
         seen: Result<(), FileError>,
     },
     OddFrame,
@@ -53,7 +53,7 @@ enum Outcome {
 }
 
 impl Member {
-    /// Has a request granted, after a wait if one is needed.
+    /// Gets a request granted, after a wait if one is needed.
     #[track_caller]
     pub(in crate::process) fn acquire<P, R, W>(
         self: &Arc<Self>,
@@ -103,7 +103,7 @@ impl Member {
         waited
     }
 
-    /// Has a request granted if that needs no waiting.
+    /// Gets a request granted if that needs no waiting.
     fn try_acquire(&self, ask: Ask, patience: Patience) -> Result<Tried, ProcessLockError> {
         let limit = match patience {
             Patience::None => Limit::Stalled,
@@ -138,8 +138,8 @@ impl Member {
         }
     }
 
-    /// Gives a request its number and its time; `None` if its paths are not in the frame of those that are held or awaited
-    /// (invariant 2 of `path.rs`).
+    /// Gives a request its number and its time; returns `None` if its paths are not in the frame of those that are
+    /// held or awaited (invariant 2 of `path.rs`).
     fn number(&self, change: &mut Change<'_>, ask: &mut Ask, requests: &mut u64) -> Option<RequestId> {
         let of_other_kind = ask.absolute.map(|absolute| change.replica.of_kind(!absolute)).unwrap_or_default();
         if !of_other_kind.is_empty() {
@@ -180,7 +180,7 @@ impl Member {
         loop {
             let others = match outcome {
                 Outcome::Granted => {
-                    // Nobody could wake it: its channel is no longer the one of that name.
+                    // Nobody could wake it: the file of that name is no longer its channel.
                     *is_lost = !was_woken;
                     return Ok(id);
                 }
@@ -194,7 +194,7 @@ impl Member {
                 if ended.is_empty() { Ok(false) } else { self.bury(&ended, deadline.into()) }
             });
             if let Err(error) = buried {
-                // The members in its way cannot be watched, so nothing would tell their end.
+                // The members in its way cannot be watched, so it would not learn of their end.
                 return self.give_up(id, error.into());
             }
             let now = Instant::now();
@@ -216,7 +216,7 @@ impl Member {
 
     fn outcome(&self, change: &mut Change<'_>, id: RequestId, look: bool) -> Outcome {
         while let Some(cycle) = look.then(|| change.replica.deadlock(id)).flatten() {
-            // The dead wait for nobody; and this waiter watches only members at its own node.
+            // A dead member waits for nobody; and this waiter watches only the members at its own node.
             let dead = self.dead_among(change, cycle.iter().map(|party| party.waits.member));
             if dead.is_empty() {
                 let report = report::deadlock(change.replica, &cycle);
@@ -225,7 +225,7 @@ impl Member {
             }
             change.bury(dead);
         }
-        // A change that is written is checked then.
+        // A change that is written is checked when it is written.
         if change.journal.is_unchanged() {
             if let Err(error) = change.journal.check_seen(&self.directory) {
                 return Outcome::Failed(error);
@@ -263,7 +263,7 @@ impl Member {
             Ok(None) | Err(_) => {
                 self.left_over.lock().push(id);
                 let member = Arc::clone(self);
-                // It is withdrawn as soon as the table can be locked.
+                // The request is withdrawn as soon as the table can be locked.
                 let _ = std::thread::Builder::new().spawn(move || member.change(Limit::Never, |_, _| ()));
                 Err(error)
             }

@@ -1,6 +1,6 @@
-//! What a request says of itself: the steps that it takes, and what reports tell of it.
+//! What a request tells about itself: the steps that it takes, and what reports say about it.
 //!
-//! The paths tell their segments here, while nothing is locked: a panic in a user's path leaves nothing behind (G8).
+//! The paths push their segments here, while nothing is locked: a panic in a user's path leaves nothing behind (G8).
 //!
 //! Not here: how the request is granted (`acquire.rs`).
 

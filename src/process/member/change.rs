@@ -1,9 +1,9 @@
-//! One change of what all members agree on, made while the table is locked.
+//! One change of the state that all members agree on, made while the table is locked.
 //!
 //! A [`Change`] applies events to the replica and stages them in the journal. [`commit`](Change::commit) writes what was
 //! staged; dropping the change unlocks the table, and makes the replica forget what was not written.
 //!
-//! Not here: how the table is locked, and who is woken afterwards (`mod.rs`).
+//! Not here: how the table is locked, and which waiters are woken afterwards (`mod.rs`).
 
 use crate::process::error::FileError;
 use crate::process::files::Directory;
@@ -58,7 +58,7 @@ impl<'a> Change<'a> {
         back.map(|ask| (ask, in_the_way))
     }
 
-    /// Lets go of all that these dead members have, unless somebody has done so before.
+    /// Releases all that these dead members have, unless another member has done so before.
     pub(super) fn bury(&mut self, dead: impl IntoIterator<Item = MemberId>) {
         for member in dead {
             if self.replica.members.contains_key(&member) {

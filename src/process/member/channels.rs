@@ -1,14 +1,14 @@
 //! The channels of a member: FIFOs by which the others wake its waiters.
 //!
-//! A waiter has a channel of its own while it waits. Some channels are kept for the next waiters, since a FIFO takes longer
-//! to make than to use. They are few, since each is an open file (G6). A number is never given again, so a late wake-up can
-//! reach only the channel that it was meant for, whose next waiter then looks once in vain.
+//! A waiter has a channel of its own while it waits. Some channels are kept for the next waiters, since a FIFO takes
+//! longer to make than to use. They are few, since each is an open file (G6). A number is never reused, so a late
+//! wake-up can reach only the channel that it was meant for; the next waiter there then looks once in vain.
 
 use crate::process::replica::Channel;
 use crate::sync::Mutex;
 use rustix::fd::OwnedFd;
 
-/// The most channels that are kept.
+/// How many channels are kept at most.
 const SPARES: usize = 16;
 
 #[derive(Default)]

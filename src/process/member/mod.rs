@@ -1,29 +1,29 @@
-//! A process that has opened a lock: its requests, how they wait, and how it sees that others are dead.
+//! A member: a process that has opened a lock, its requests, how they wait, and how it sees that others are dead.
 //!
-//! All that members agree on is read and changed in a *change*: under the mutex of this member, then the `flock` of the
-//! table, with the replica brought up to date. What comes of it is written, both locks are let go, and then others are
-//! woken. A waiter has no lock while it waits. It polls, without a thread of its own, until one of these:
+//! All that members agree on is read and changed in a *change*: under the mutex of this member, then the `flock` of
+//! the table, with the replica brought up to date. The result is written, both locks are released, and then others
+//! are woken. A waiter has no lock while it waits. It polls, without a thread of its own, until one of these:
 //!
 //! - its channel has a byte: another member has moved it, to its grant or to another queue;
 //! - the lifeline of a member that could be in its way has ended: it *buries* that member, for everybody;
 //! - its deadline has passed, or it is time to look for a deadlock;
-//! - a second has passed, in case a wake-up was lost: with a file that somebody removed, or because the member that owes it
-//!   is stopped, or dead while a child of it lives.
+//! - a second has passed, in case a wake-up was lost: because a file was removed, or because the member that owes it
+//!   is stopped, or is dead while a child of it lives.
 //!
-//! A member that applies an event and dies before it wakes the others was in their way, or had buried a member that was,
-//! and they watch both. So no wake-up is lost with a process (P1).
+//! If a member dies after it has applied an event and before it wakes the others, it was in their way, or had buried
+//! a member that was. They watch both, so no wake-up is lost with a process (P1).
 //!
 //! | file | concept |
 //! |---|---|
 //! | `mod.rs` | the open lock: joins, changes, leaves |
-//! | `ask.rs` | what a request says of itself |
+//! | `ask.rs` | what a request tells about itself |
 //! | `acquire.rs` | the way of a request: tried, queued, waited for, given up |
 //! | `change.rs` | one change, while the table is locked |
 //! | `channels.rs` | the FIFOs by which waiters are woken |
-//! | `watch.rs` | which of the others live; the dead are buried |
+//! | `watch.rs` | which other members live; the dead are buried |
 //!
-//! Lock order: the member's mutex, the table's `flock`, the map of lifelines. The channels, and what is left over, are
-//! locked on their own.
+//! Lock order: the member's mutex, the table's `flock`, the map of lifelines. The channels, and the requests that are
+//! left over, are locked on their own.
 
 mod acquire;
 mod ask;
@@ -52,7 +52,7 @@ use watch::Other;
 /// How long a waiter polls before it looks at its request in any case.
 const LOST_WAKE: Duration = Duration::from_secs(1);
 
-/// How often a process tries to open a directory where nobody lives and nobody begins.
+/// How often a process tries to open a directory where no member lives and none makes the first table.
 const ATTEMPTS: u32 = 10;
 
 /// An open lock.
@@ -61,13 +61,13 @@ pub(super) struct Member {
     id: MemberId,
     process: u32,
     seeds: Seeds,
-    /// What reports tell instead of the place in the source.
+    /// The text that reports give instead of the place in the source.
     location: Option<String>,
     lifeline: OwnedFd,
     shared: Mutex<Shared>,
     watched: Mutex<HashMap<Other, Arc<OwnedFd>>>,
     channels: Channels,
-    /// Requests that could not be withdrawn when they should have been; the next change does it.
+    /// Requests that could not be withdrawn when they should have been; the next change withdraws them.
     left_over: Mutex<Vec<RequestId>>,
 }
 
@@ -88,7 +88,8 @@ impl Member {
             let directory = Directory::open(path, options.network_file_system, deadline, begin)?;
             match Journal::open(&directory) {
                 Ok(journal) => break (directory, journal),
-                // The process that was to begin has died, or looked at the same moment as this one and others.
+                // The process that was to make the table has died, or looked at the same moment as this one and
+                // others.
                 Err(error) if error.is_harm() && attempts < ATTEMPTS && !directory.has_living()? => {
                     drop(directory);
                     std::thread::sleep(Duration::from_millis(1));
@@ -102,7 +103,7 @@ impl Member {
             return Err(journal.kept(&directory));
         }
         let mut change = Change::of(&mut journal, &mut replica);
-        // Otherwise its lifeline could take the place of another's.
+        // Otherwise its lifeline could replace that of another member.
         change.journal.check_seen(&directory)?;
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
@@ -130,7 +131,7 @@ impl Member {
         self.id
     }
 
-    /// Sets whether programs that this process starts keep what is held here.
+    /// Sets whether programs that this process starts inherit what is held here.
     pub(super) fn set_inheritable(&self, inheritable: bool) -> Result<(), FileError> {
         use rustix::io::{FdFlags, fcntl_setfd};
         let flags = if inheritable { FdFlags::empty() } else { FdFlags::CLOEXEC };
@@ -139,7 +140,7 @@ impl Member {
             .map_err(|errno| files::io(self.directory.path(), "hand on", errno))
     }
 
-    /// Ends its life in the eyes of the others.
+    /// Makes this member look dead to the others.
     #[cfg(test)]
     pub(super) fn cut_lifeline(&mut self) {
         self.lifeline = std::fs::File::open("/dev/null").expect("it is always there").into();
@@ -151,8 +152,8 @@ impl Member {
         self.shared.lock().journal.look_again();
     }
 
-    /// Runs `change` on what all members agree on, writes what it did, and wakes those whom it moved; `None` if the limit is
-    /// reached first.
+    /// Runs `change` on the state that all members agree on, writes what it did, and wakes the waiters that it moved;
+    /// returns `None` if the limit is reached first.
     fn change<R>(
         &self,
         limit: Limit,
@@ -194,10 +195,10 @@ impl Member {
         Ok(Some(result))
     }
 
-    /// What all members have and await.
+    /// All that members hold and await.
     pub(super) fn snapshot(&self) -> Result<Snapshot, FileError> {
         match look::look(&self.directory.as_others()?, report::snapshot) {
-            // A change puts a table back, if that can be.
+            // A change puts a table back, if that is possible.
             Err(error) if error.is_of_the_table() => {
                 let changed = self.change(Limit::Stalled, |change, _| {
                     change.journal.check_seen(&self.directory).map(|()| report::snapshot(change.replica))
@@ -208,13 +209,13 @@ impl Member {
         }
     }
 
-    /// What was granted, if nobody in this process is in the midst of a change.
+    /// The roots of a granted request, if no thread of this process is in the midst of a change.
     pub(super) fn roots(&self, id: RequestId) -> Option<Vec<Root>> {
         let shared = self.shared.try_lock()?;
         shared.replica.requests.get(&id).map(|request| report::roots(request))
     }
 
-    /// Releases what was granted.
+    /// Releases a granted request.
     pub(super) fn release(&self, id: RequestId) -> Result<(), FileError> {
         let released = self.change(Limit::Never, |change, _| change.add(Event::Withdraw(id, now())));
         if released.is_err() {
@@ -223,12 +224,13 @@ impl Member {
         released.map(|_| ())
     }
 
-    /// Turns the writes of what was granted into reads.
+    /// Turns the writes of a granted request into reads.
     pub(super) fn downgrade(&self, id: RequestId) -> Result<(), FileError> {
         self.change(Limit::Never, |change, _| change.add(Event::Downgrade(id, now()))).map(|_| ())
     }
 
-    /// Leaves, and releases what it still has. If that cannot be written now, the end of the lifeline tells it.
+    /// Leaves, and releases what it still has. If that cannot be written now, the end of the lifeline tells the
+    /// others.
     fn leave(&self) {
         let _ = self.change(Limit::Stalled, |change, _| change.add(Event::Leave(self.id, now())));
     }
@@ -254,7 +256,7 @@ fn about_this_process(lifeline: u64) -> About {
     About { lifeline, id: std::process::id(), command, user: user() }
 }
 
-/// The user's name, where the system's list of users has it, or the number.
+/// The user's name, if the system's list of users has it, or the number.
 fn user() -> String {
     let number = rustix::process::geteuid().as_raw().to_string();
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -269,7 +271,7 @@ mod tests {
     use crate::process::ProcessTreeLock;
     use crate::process::journal::STALL;
 
-    /// G4: others have the table, one after the other and each for long, as on a machine that has too much to do.
+    /// G4: others have the table, one after the other and each for long, as on an overloaded machine.
     #[test]
     fn try_waits_for_the_table_as_long_as_others_make_progress() {
         let directory = tempfile::tempdir().unwrap();
@@ -283,7 +285,7 @@ mod tests {
                         if turn == 0 {
                             is_kept.wait();
                         }
-                        // Nothing changes, but it is written.
+                        // An event that changes nothing, but is written.
                         change.add(Event::Withdraw(RequestId { member: change.replica.next_member(), number: 0 }, 0));
                         std::thread::sleep(STALL * 2 / 3);
                     };

@@ -1,12 +1,13 @@
-//! Which of the other members live: their lifelines are watched, and the dead are buried.
+//! Which other members live: their lifelines are watched, and the dead are buried.
 //!
-//! To *bury* a member is to write for everybody that it has left: all that it held and awaited is let go. Any member may do
-//! that, as soon as it sees that the lifeline has ended.
+//! To *bury* a member is to write into the journal that it has left: this releases all that it held and awaited. Any
+//! member may do that, as soon as it sees that the lifeline has ended.
 //!
 //! Invariants:
 //!
-//! 1. A member is buried only if its own lifeline has ended: the FIFO of that inode, and not what now has its name.
-//! 2. A lifeline that was removed tells nothing. Its member is taken to live, and a wait for it fails.
+//! 1. A member is buried only if its own lifeline has ended: the FIFO with its inode, not a file that now has its
+//!    name.
+//! 2. A lifeline that was removed tells nothing. Its member is assumed to live, and a wait for it fails.
 //! 3. A lifeline is kept open while its member may be waited for again; those of members that have left are closed.
 //!
 //! Lock order: the map of lifelines is locked last.
@@ -30,7 +31,7 @@ pub(super) struct Other {
     lifeline: u64,
 }
 
-/// Another member, and what tells whether it lives.
+/// Another member, and its lifeline, which tells whether it lives.
 struct Watched {
     member: Other,
     lifeline: Arc<OwnedFd>,
@@ -68,10 +69,10 @@ impl Member {
     ) -> Result<Polled, FileError> {
         let watched = self.watch(others, deadline.into())?;
         if watched.len() < others.len() {
-            // Some have left, and may have died before they could wake this waiter: it looks again.
+            // Some have left, and may have died before they could wake this waiter. So it looks again.
             return Ok(Polled { ended: Vec::new(), woken: true });
         }
-        // `poll` never tells the end of a FIFO that nobody writes any more when it is opened.
+        // `poll` never reports the end of a FIFO that had no writer any more when it was opened.
         let ended = watched.iter().filter(|watched| watched.is_new && !files::is_alive(&watched.lifeline));
         let ended: Vec<Other> = ended.map(|watched| watched.member).collect();
         if !ended.is_empty() {
@@ -89,13 +90,13 @@ impl Member {
         };
         let woken = files::drain(channel);
         let ended = polled[1..].iter().zip(&watched).filter(|(polled, watched)| {
-            // Where nothing happened at all, another thread may have opened this lifeline after its end.
+            // If nothing happened at all, another thread may have opened this lifeline after its end.
             !polled.revents().is_empty() || (events == 0 && !files::is_alive(&watched.lifeline))
         });
         Ok(Polled { ended: ended.map(|(_, watched)| watched.member).collect(), woken })
     }
 
-    /// The lifelines of members, each opened once; without the members that have left meanwhile.
+    /// Opens the lifelines of members, each once; leaves out the members that have left meanwhile.
     fn watch(&self, members: &[Other], limit: Limit) -> Result<Vec<Watched>, FileError> {
         let mut found = Vec::with_capacity(members.len());
         let mut missing = Vec::new();
@@ -112,7 +113,7 @@ impl Member {
         }
         drop(watched);
         if !missing.is_empty() {
-            // A member that leaves says so before its lifeline is removed.
+            // A member that leaves writes so before its lifeline is removed.
             let still = self.change(limit, |change, _| {
                 missing.into_iter().find(|missing| change.replica.members.contains_key(&missing.member))
             })?;
@@ -136,7 +137,8 @@ impl Member {
         Ok(true)
     }
 
-    /// Buries all the dead, in anybody's way or not, and removes the files that they had no time to remove.
+    /// Buries all dead members, whether or not they are in anybody's way, and removes the files that they had no time
+    /// to remove.
     pub(super) fn bury_all(&self, limit: Limit) -> Result<(), FileError> {
         let buried = self.change(limit, |change, _| {
             let members: Vec<MemberId> = change.replica.members.keys().copied().collect();
