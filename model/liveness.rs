@@ -1,28 +1,30 @@
-//! No starvation, no lost place (G3): every state that two nodes and a few owners can reach, and every way they can go on
-//! for ever.
+//! No starvation, no lost place (G3): a search of every state that two nodes and a few owners can reach, and of every
+//! way in which they can go on for ever.
 //!
-//! This models the owners and the walk of their requests. The nodes are the shipped ones (`core/node.rs`), stepped by their
-//! own methods: a *parent* and a *child*. An owner asks for its modes again and again and lets go after a while; some
-//! upgrade in between, some give up. A state is the two nodes with what each owner is doing, and there are finitely many.
+//! This models the owners and the walk of their requests. The nodes are the shipped ones (`core/node.rs`), stepped by
+//! their own methods: a *parent* and a *child*. An owner asks for its modes again and again and releases them after a
+//! while; some upgrade in between, some give up. A state is the two nodes with what each owner is doing, and there
+//! are finitely many.
 //!
-//! *The walk.* A request takes the parent first, then the child. It gets one stamp, when it first begins to wait, and each
-//! queue that it comes to is ordered by stamps. A request that is let on from a queue does not walk by itself: whoever
-//! released it moves it on, together with all others that were let on, in the order of the queue, until each holds
-//! everything or stands in its next queue. A request that comes to the parent meanwhile goes on behind them. Between any
-//! two steps everybody else may act: newcomers, other releases, those who give up.
+//! *The walk.* A request takes the parent first, then the child. It gets one stamp, when it first begins to wait, and
+//! each queue that it comes to is ordered by stamps. A request that is let on from a queue does not walk by itself:
+//! the owner that made the change moves it on, together with all others that were let on, in the order of the queue,
+//! until each holds everything or stands in its next queue. A request that comes to the parent meanwhile goes on
+//! behind them. Between any two steps all other owners may act: newcomers, owners that release, owners that give up.
 //!
-//! *Fairness assumed*: an owner that holds something and need not wait lets go, asks for more or takes its next step at some
-//! time, and so does whoever moves others on. Nothing else is: an owner may stop asking, and may be as quick as it likes.
-//! (That threads which were granted are scheduled at all is the operating system's part.)
+//! *Fairness assumed*: an owner that holds something and need not wait will at some time release it, ask for more or
+//! take its next step, and so will an owner that moves others on. Nothing else is assumed: an owner may stop asking,
+//! and may be as quick as it likes. (It is up to the operating system that threads which were granted are scheduled
+//! at all.)
 //!
-//! *Starvation* is a set of states that can be gone round for ever, in all of which one owner waits, while every other owner
-//! that has to act does so somewhere on the way (`liveness/search.rs`).
+//! *Starvation* is a set of states that can be gone round for ever, in all of which one owner waits, while every
+//! other owner that has to act does so somewhere on the way round (`liveness/search.rs`).
 //!
 //! *Order* is a property of single states: when a request of one root holds everything, no request of one root that
 //! conflicts with it, and that waited already when it asked, still waits. [`Order`] tells the exceptions.
 //!
-//! Two controls show that the search sees: a barging door, where newcomers look at what is granted and overlook who waits,
-//! starves a writer; and a racing walk, where each that is let on walks by itself, breaks the order.
+//! Two controls show that the search sees: a barging door, where newcomers look at what is granted and overlook the
+//! waiters, starves a writer; and a racing walk, where each request that is let on walks by itself, breaks the order.
 
 #[path = "liveness/search.rs"]
 mod search;
@@ -43,12 +45,12 @@ fn parent(mode: Mode) -> Plan {
     [Some(mode), None]
 }
 
-/// A request for the child, or for something below it.
+/// A request for the child, or for a node below it.
 fn child(mode: Mode) -> Plan {
     [Some(mode.intention()), Some(mode)]
 }
 
-/// Whether it is the request of one root.
+/// Whether it is a request of one root.
 fn has_one_root(plan: Plan) -> bool {
     let is_root = |mode| mode != SharedIntentionExclusive;
     match plan {
@@ -65,13 +67,13 @@ fn conflict(one: Plan, other: Plan) -> bool {
 /// What an owner does all its life.
 #[derive(Clone, Copy, Debug)]
 enum Habit {
-    /// It takes the modes and lets go.
+    /// It takes the modes and releases them.
     Takes(Plan),
     /// The same, and it may give up while it waits.
     GivesUp(Plan),
-    /// It takes the first modes, may ask for the second ones on top, and lets go of both.
+    /// It takes the first modes, may ask for the second ones on top, and releases both.
     Upgrades(Plan, Plan),
-    /// It takes the first modes and keeps them for ever, and takes and lets go of the second ones on top.
+    /// It takes the first modes and keeps them for ever, and takes and releases the second ones on top.
     Keeps(Plan, Plan),
 }
 
@@ -91,10 +93,10 @@ enum Door {
     Barging,
 }
 
-/// How those go on that were let on from a queue.
+/// How requests go on that were let on from a queue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Walk {
-    /// Whoever released them moves them on, in the order of the queue.
+    /// The owner that made the change moves them on, in the order of the queue.
     InOrder,
     /// Each walks by itself.
     Racing,
@@ -109,7 +111,7 @@ enum Phase {
     /// It was let on from a queue, and is to be moved on to this node.
     Moving(usize),
     Holding,
-    /// What is left to release, the last of it first.
+    /// What is left to release, the last first.
     Leaving(Vec<(usize, Mode)>),
 }
 
@@ -120,7 +122,7 @@ enum Order {
     Behind,
     /// It has passed the node where the other waits, since they do not conflict there.
     Passed,
-    /// Both wait at one node now, where it was first, and the other has the lower stamp.
+    /// Both now wait at one node, where it came first, and the other has the lower stamp.
     Joined,
 }
 
@@ -142,17 +144,17 @@ struct State<'a> {
     walk: Walk,
     nodes: [Node<usize>; 2],
     owners: Vec<Owner>,
-    /// Those that were let on from the queue of the parent, in that order.
+    /// The requests that were let on from the queue of the parent, in that order.
     movers: Vec<usize>,
     stamps: u64,
-    /// Who was served before whom on the way to this state.
+    /// Which request was served before which on the way to this state.
     overtakes: Vec<Overtake>,
 }
 
-/// The later one, and the earlier one that still waits.
+/// The later request, and the earlier one that still waits.
 type Overtake = (usize, usize, Order);
 
-/// A state without the numbers that grow for ever: who waits is known by rank.
+/// A state without the numbers that grow for ever: a waiter is known by its rank.
 type Key = ([ModeCounts; 2], Vec<(Phase, bool, Vec<Option<Order>>)>, [Vec<usize>; 2], Vec<usize>, Vec<usize>);
 
 impl<'a> State<'a> {
@@ -209,7 +211,7 @@ impl<'a> State<'a> {
         held
     }
 
-    /// The states that the owner's next acts lead to.
+    /// The states to which the owner's next acts lead.
     fn acts(&self, owner: usize) -> Vec<Self> {
         let mut next = self.clone();
         let (plan, more) = self.habits[owner].plans();
@@ -251,7 +253,8 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Takes the first step of a request; not while others are moved on from that node, since it goes on behind them.
+    /// Takes the first step of a request, but not while others are moved on from that node, since it goes on behind
+    /// them.
     fn ask(&self, owner: usize, nested: bool) -> Option<Self> {
         let mut next = self.clone();
         next.owners[owner].nested = nested;
@@ -294,11 +297,11 @@ impl<'a> State<'a> {
                 other.order[owner] = Some(Order::Joined);
             }
         }
-        // Those that it waits for and that others waited for until it came.
+        // The requests that it waits for, and that others waited for until it came.
         self.let_on(due, node);
     }
 
-    /// It has the node, and goes on.
+    /// The request has the node, and goes on.
     fn granted(&mut self, owner: usize, node: usize) {
         let mode = self.plan(owner)[node].expect("it is on the way");
         for other in 0..self.owners.len() {
@@ -329,7 +332,7 @@ impl<'a> State<'a> {
         };
     }
 
-    /// Its place is nobody's.
+    /// Nobody has its place any longer.
     fn no_longer_waits(&mut self, owner: usize) {
         self.owners[owner].order = vec![None; self.owners.len()];
         (self.owners[owner].stamp, self.owners[owner].ticket) = (None, None);
@@ -366,7 +369,7 @@ fn graph(habits: &[Habit]) -> Graph {
     Graph::of(habits, Door::Fair, Walk::InOrder)
 }
 
-/// Every group of so many of the plans; the order in a group does not matter.
+/// Every group of this many of the plans; the order in a group does not matter.
 fn groups(plans: &[Plan], size: usize) -> Vec<Vec<Plan>> {
     match size {
         0 => vec![Vec::new()],
@@ -379,7 +382,7 @@ fn groups(plans: &[Plan], size: usize) -> Vec<Vec<Plan>> {
     }
 }
 
-/// All that one can ask of the two nodes by one root.
+/// All requests for the two nodes by one root.
 fn of_one_root() -> Vec<Plan> {
     let roots = [IntentionShared, IntentionExclusive, Shared, Exclusive];
     [Shared, Exclusive].map(parent).into_iter().chain(roots.map(child)).collect()
@@ -413,7 +416,7 @@ fn nobody_starves_on_the_way_through_two_nodes() {
     println!("{number} groups of three owners, {states} states");
 }
 
-/// Every group of four requests of one root each: two that come one after the other, and two that they wait for.
+/// Every group of four requests of one root each: two that come one after the other, and two for which they wait.
 #[test]
 fn nobody_who_waits_is_overtaken_by_a_later_request_that_conflicts() {
     let (mut number, mut states, mut joined) = (0, 0, false);
@@ -442,7 +445,7 @@ fn racing_walk_breaks_the_order() {
     assert!(racing.overtakes.contains(&(2, 1, Order::Behind)), "the search is blind: {:?}", racing.overtakes);
 }
 
-/// Those who give up let in who waits behind them, and leave no place behind.
+/// Requests that give up let in the waiters behind them, and leave no place behind.
 #[test]
 fn nobody_starves_or_is_overtaken_where_others_give_up() {
     for plans in groups(&of_one_root(), 2) {
@@ -475,7 +478,7 @@ fn writer_gets_in_against_a_stream_of_readers() {
     assert!(!graph.starves_anybody());
 }
 
-/// An upgrade goes ahead of the queue, and still nobody starves, since it has to let go at last.
+/// An upgrade goes ahead of the queue, and still nobody starves, since it has to release in the end.
 #[test]
 fn nobody_starves_behind_an_upgrade() {
     for more in [Exclusive, SharedIntentionExclusive, Shared] {
@@ -487,8 +490,8 @@ fn nobody_starves_behind_an_upgrade() {
     }
 }
 
-/// The same where the upgrade is one of the child, and the others want either node. It may wait for itself then, by way of
-/// both: that is a deadlock, and is reported.
+/// The same for an upgrade of the child, where the others want either node. By way of both nodes it may then wait for
+/// itself: that is a deadlock, and is reported.
 #[test]
 fn nobody_starves_behind_an_upgrade_of_the_child() {
     for others in groups(&of_one_root(), 2) {

@@ -7,16 +7,17 @@
 //! ```
 //!
 //! How it decides: exclusion is checked by loom's own cells, where an access that is not ordered after the one it
-//! conflicts with fails the model; a lost wake-up is a deadlock, which loom reports; what a program leaves is asserted
-//! by [`nothing_is_left`] at its end. A program is the main thread and the threads it spawns, four at the most.
+//! conflicts with fails the model; a lost wake-up is a deadlock, which loom reports; what a program leaves is
+//! asserted by [`nothing_is_left`] at its end. A program is the main thread and the threads that it spawns, four at
+//! most.
 //!
-//! A later wake-up hides a lost one. So where a wake-up is the point, the one who owes it keeps something else until the
-//! other has finished.
+//! A later wake-up hides a lost one. So where a wake-up is the point, the thread that owes it keeps an unrelated
+//! guard until the other thread has finished.
 //!
-//! Time: loom has none. [`TreeLock::strike`] plays the clock for those who wait at that moment, so that a deadline or a
-//! look for deadlocks falls into every place.
+//! Time: loom has none. [`TreeLock::strike`] plays the clock for the requests that wait at that moment, so that a
+//! deadline or a look for deadlocks comes at every possible moment.
 //!
-//! Each scenario prints how many interleavings it had. None may end early and count as passed: loom's limits of
+//! Each scenario prints how many interleavings it had. None may end early and count as passed, so loom's limits of
 //! duration and of permutations are refused.
 #![cfg(feature = "loom")]
 // Loom's cells are not `Sync`, and its threads do not ask for it: they are explored, not run.
@@ -94,14 +95,14 @@ fn model_of<P: TreePath + ?Sized>(bounds: Bounds, program: impl Fn(&Arc<TreeLock
     let _ = writeln!(std::io::stderr(), "{name:52} {count:9} interleavings, {bound}, {seconds:.2} s");
 }
 
-/// The lock is free, and knows of nobody.
+/// The lock is free, and has no entry of any request.
 fn nothing_is_left<P: TreePath + ?Sized>(lock: &TreeLock<P>) {
     let snapshot = lock.snapshot();
     assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "{snapshot}");
     assert_eq!(lock.live(), (0, 0), "a node or a request is left");
 }
 
-/// Returns when so many wait.
+/// Returns when this many requests wait.
 fn until_waiting(lock: &Lock, count: usize) {
     while lock.snapshot().waiters.len() < count {
         thread::yield_now();
@@ -151,7 +152,7 @@ fn reader_of_ancestor_and_writer_below() {
     });
 }
 
-/// G1: who reads `a` and writes `a/b` excludes who reads `a/b` and who writes `a/c`.
+/// G1: a request that reads `a` and writes `a/b` excludes a reader of `a/b` and a writer of `a/c`.
 #[test]
 fn read_with_write_below_against_others() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -177,7 +178,7 @@ fn three_writers() {
     });
 }
 
-/// G1, G9: a release that lets in two.
+/// G1, G9: one release lets in two requests.
 #[test]
 fn writer_and_two_readers() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -233,14 +234,14 @@ fn writer_reader_writer_reader() {
     });
 }
 
-/// Biases the nodes above `path`: what the next requests intend there, they publish. By another leaf, or the register of the
-/// calling thread would own this one.
+/// Biases the nodes above `path`, so that the next requests publish their intentions there. It locks another leaf;
+/// otherwise the register of the calling thread would own this one.
 fn bias_above(lock: &Lock, path: &str) {
     let (folder, _) = path.rsplit_once('/').expect("a leaf in a folder");
     drop(lock.write(format!("{folder}/beside")));
 }
 
-/// G1, G9: what a writer below has published, a reader of an ancestor sees, or the writer sees the reader.
+/// G1, G9: a reader of an ancestor sees what a writer below has published, or the writer sees the reader.
 #[test]
 fn publication_against_revocation() {
     model(Bounds { quick: 4, slow: None }, |lock| {
@@ -250,7 +251,7 @@ fn publication_against_revocation() {
     });
 }
 
-/// G1, G9: the same for two that publish, one of which reads.
+/// G1, G9: the same for two requests that publish, one of which reads.
 #[test]
 fn two_publications_against_revocation() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -260,7 +261,8 @@ fn two_publications_against_revocation() {
     });
 }
 
-/// G1, G9: one who holds what is revoked lets go meanwhile; whoever revoked it is woken, or had not to wait.
+/// G1, G9: the holder of a published intention releases it while a reader revokes it: the reader is woken, or did not
+/// have to wait.
 #[test]
 fn release_against_revocation() {
     model(Bounds { quick: 4, slow: Some(5) }, |lock| {
@@ -274,7 +276,7 @@ fn release_against_revocation() {
     });
 }
 
-/// G1: two that revoke, and a node that is biased again in between.
+/// G1: two requests revoke the bias of a node, which is biased again in between.
 #[test]
 fn revocation_against_bias_and_revocation() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -293,7 +295,7 @@ fn revocation_against_bias_and_revocation() {
     });
 }
 
-/// G1: weak grants beside a reader bias nothing, or a writer would publish past it.
+/// G1: weak grants beside a reader bias nothing; otherwise a writer would publish past it.
 #[test]
 fn publication_beside_a_reader() {
     model(Bounds { quick: 3, slow: None }, |lock| {
@@ -313,8 +315,9 @@ fn publication_beside_a_reader() {
     });
 }
 
-/// G1: who publishes where somebody wrote before sees what that one wrote, though a third one biased the node and they
-/// have no mutex in common. So the names are chosen: the last leaf is in another shard than all other nodes.
+/// G1: a thread that publishes on a node sees what an earlier writer of the node wrote, though a third thread biased
+/// the node and the two have no mutex in common. The names are chosen for that: the last leaf is in another shard
+/// than all other nodes.
 #[test]
 fn publication_after_a_writer_of_the_ancestor() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -325,8 +328,9 @@ fn publication_after_a_writer_of_the_ancestor() {
     });
 }
 
-/// G1: a node loses its bias to a hotter one while somebody publishes there and another asks for all of it. So the names
-/// are chosen: the root, `a` and `f` are in one shard, and the fourth read below `f` takes the place of the root.
+/// G1: a node loses its bias to a hotter one while one thread publishes there and another asks for all of it. The
+/// names are chosen for that: the root, `a` and `f` are in one shard, and the fourth read below `f` takes the place
+/// of the root.
 #[test]
 fn eviction_against_publication() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -354,7 +358,7 @@ fn downgrade_against_revocation() {
     });
 }
 
-/// Exactness: who holds all of `a` finds nothing held below, however late the one before lets go of it.
+/// Exactness: a request that holds all of `a` finds nothing held below, however late the request before releases it.
 #[test]
 fn released_publication_is_gone_before_the_next_is_in() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
@@ -434,7 +438,7 @@ fn deadline_against_grant() {
     assert!(granted.load(Ordering::Relaxed) > 0 && refused.load(Ordering::Relaxed) > 0, "both must be explored");
 }
 
-/// G1, G7: the same while another one queues: the late one must not take it out of the queue.
+/// G1, G7: the same while another request queues: the late one must not take that out of the queue.
 #[test]
 fn deadline_against_grant_and_newcomer() {
     model(Bounds { quick: 2, slow: Some(4) }, |lock| {
@@ -451,7 +455,7 @@ fn deadline_against_grant_and_newcomer() {
     });
 }
 
-/// G7, G9: a writer gives up, and the reader behind it gets in while the reader before it is still there.
+/// G7, G9: a writer gives up, and the reader behind it gets in while the reader ahead of it still holds.
 #[test]
 fn cancelled_writer_lets_in_the_reader_behind_it() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -485,7 +489,7 @@ fn cancelled_request_of_several_roots_gives_all_back() {
     });
 }
 
-/// G7, G9: a refused `try_lock` wakes who waited for what it had taken for a moment.
+/// G7, G9: a refused `try_lock` lets in a request that waited for what it had taken for a moment.
 #[test]
 fn refused_try_wakes_who_waited_behind_it() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
@@ -530,7 +534,7 @@ fn downgrade_against_reader_and_writer_together() {
     });
 }
 
-/// G1, G2: an upgrade goes ahead of the writer that waits, and waits for the other reader.
+/// G1, G2: an upgrade goes ahead of a writer that waits, and itself waits for the other reader.
 #[test]
 fn conversion_against_waiting_writer() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -547,7 +551,7 @@ fn conversion_against_waiting_writer() {
     });
 }
 
-/// Re-entrancy: a read in a read does not hang behind a waiting writer; the outer guard goes first.
+/// Re-entrancy: a read inside a read does not hang behind a waiting writer; the outer guard is dropped first.
 #[test]
 fn nested_read_against_waiting_writer() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
@@ -593,7 +597,7 @@ fn guard_dropped_on_another_thread() {
     });
 }
 
-/// G2: in a deadlock of two one gets the report, and the other goes on.
+/// G2: in a deadlock of two, one gets the report and the other goes on.
 #[test]
 fn deadlock_is_reported_to_one() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -619,7 +623,7 @@ fn deadlock_is_reported_to_one() {
     });
 }
 
-/// G2: a look for deadlocks while the release that ends the wait is on its way reports nothing.
+/// G2: a look for deadlocks reports nothing while the release that ends the wait is on its way.
 #[test]
 fn look_for_deadlock_against_release() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -651,8 +655,8 @@ fn walk_on_against_a_second_release() {
     });
 }
 
-/// G7, G9: a request that was walked on half way gives up: who waits for what it took there gets in, while the guard that
-/// it waited for lasts.
+/// G7, G9: a request that was walked on half way gives up: a request that waits for what it took there gets in, while
+/// the guard that the first one waited for lasts.
 #[test]
 fn request_cancelled_half_way_lets_in_who_waited_behind_it() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -683,7 +687,7 @@ fn unrelated_guard_is_held_until_the_others_finish() {
     });
 }
 
-/// Who was served, in order: noted by each while it holds what it asked for.
+/// The order of service: each thread notes its name while it holds what it asked for.
 #[derive(Clone, Default)]
 struct Served(Arc<std::sync::Mutex<Vec<&'static str>>>);
 
@@ -706,7 +710,7 @@ impl Served {
     }
 }
 
-/// G3, G9: two that one release lets on at `a` are walked on to `a/b` in their order, and woken there.
+/// G3, G9: two requests that one release lets on at `a` are walked on to `a/b` in their order, and woken there.
 #[test]
 fn those_let_on_together_are_served_in_their_order() {
     model(Bounds { quick: 2, slow: Some(4) }, |lock| {
@@ -722,7 +726,7 @@ fn those_let_on_together_are_served_in_their_order() {
     });
 }
 
-/// G3: whoever comes to a node after others were let on there goes on behind them.
+/// G3: a request that comes to a node after others were let on there goes on behind them.
 #[test]
 fn newcomer_goes_on_behind_those_let_on() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
@@ -737,7 +741,7 @@ fn newcomer_goes_on_behind_those_let_on() {
     });
 }
 
-/// G3: a node with movers gets no bias, or the second request of the newcomer would be published past them.
+/// G3: a node with movers gets no bias; otherwise the second request of the newcomer would be published past them.
 #[test]
 fn no_publication_passes_those_let_on() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -790,7 +794,7 @@ fn second_change_walks_on_behind_the_first() {
         let held = lock.write("a");
         let first = served.writer(lock, "first", "a/b");
         until_waiting(lock, 1);
-        // It excludes both writers below, so the second one waits behind it.
+        // It excludes both writers below, so the second writer waits behind it.
         let timed = spawn(lock, |lock| drop(lock.try_lock_for(&["a"], &[], Duration::ZERO)));
         until_waiting(lock, 2);
         let second = served.writer(lock, "second", "a/b");
@@ -816,7 +820,7 @@ fn request_let_on_goes_ahead_of_one_that_began_to_wait_later() {
             })
         };
         until_waiting(lock, 1);
-        // One of the two comes first in every plan; the request waits for that one.
+        // One of the two nodes comes first in every plan; the request waits for that one.
         let at = lock.snapshot().waiters[0].at.segments[0].clone();
         let (near, far, later) = if at == "a" { (a, b, "b") } else { (b, a, "a") };
         let alone = served.writer(lock, "alone", later);
@@ -851,7 +855,7 @@ fn deadline_against_walking_on() {
     assert!(granted.load(Ordering::Relaxed) > 0 && refused.load(Ordering::Relaxed) > 0, "both must be explored");
 }
 
-/// G7: a request that gives up in its second queue lets in whoever waits behind it there.
+/// G7: a request that gives up in its second queue lets in the requests behind it there.
 #[test]
 fn request_cancelled_half_way_lets_in_the_one_behind_it() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -870,7 +874,7 @@ fn request_cancelled_half_way_lets_in_the_one_behind_it() {
     });
 }
 
-/// G1, G9: what is published for a request that is walked on is seen by whoever revokes it, or the other way round.
+/// G1, G9: a thread that revokes sees what is published for a request that is walked on, or the other way round.
 #[test]
 fn walking_on_against_revocation() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -885,7 +889,7 @@ fn walking_on_against_revocation() {
     });
 }
 
-/// G2: a look for deadlocks while the release that ends the wait is walking the request on reports nothing.
+/// G2: a look for deadlocks reports nothing while the release that ends the wait walks the request on.
 #[test]
 fn look_for_deadlock_against_walking_on() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -895,7 +899,7 @@ fn look_for_deadlock_against_walking_on() {
             let _guard = lock.try_lock_for(&[], &["a/x"], Duration::MAX).expect("nobody waits for it");
         });
         until_waiting(lock, 1);
-        // It waits for the one that nests, and is no part of a cycle.
+        // It waits for the request that nests, and is not part of a cycle.
         let waits = spawn(lock, |lock| drop(lock.write("b")));
         let clock = spawn(lock, |lock| lock.strike(false));
         drop(held);
@@ -903,7 +907,7 @@ fn look_for_deadlock_against_walking_on() {
     });
 }
 
-/// G4: a `try_lock` that is refused takes nothing meanwhile, so nobody is refused for it.
+/// G4: a refused `try_lock` takes nothing meanwhile, so no other request is refused because of it.
 #[test]
 fn refused_try_refuses_nobody() {
     model(Bounds { quick: 4, slow: None }, |lock| {
@@ -915,8 +919,8 @@ fn refused_try_refuses_nobody() {
     });
 }
 
-/// G1, G9: a guard gives back one of its roots while one waits for that, another for the rest, and a reader revokes what
-/// is published above.
+/// G1, G9: a guard releases one of its roots while one request waits for that root and another for the rest, and a
+/// reader revokes what is published above.
 #[test]
 fn part_released_against_waiting_writers_and_revocation() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -928,7 +932,7 @@ fn part_released_against_waiting_writers_and_revocation() {
         let above = reader(lock, "c", &right);
         left.write();
         guard.release(&["a/b"]).unwrap();
-        // The other one is held until the first has finished: no later wake-up hides a lost one.
+        // The other root is held until the first request has finished: no later wake-up hides a lost one.
         join_all([first]);
         right.write();
         drop(guard);
@@ -936,7 +940,7 @@ fn part_released_against_waiting_writers_and_revocation() {
     });
 }
 
-/// G2: of two owners in a deadlock one gets the report, and the other goes on.
+/// G2: of two owners in a deadlock, one gets the report and the other goes on.
 #[test]
 fn deadlock_of_owners_is_reported_to_one() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -966,8 +970,8 @@ fn deadlock_of_owners_is_reported_to_one() {
     });
 }
 
-/// G1: a relative and an absolute path are different nodes, so nothing but the ledger's frame keeps them apart. Each comes
-/// while the other may be on its way in or out.
+/// G1: a relative and an absolute path are different nodes, so only the frame of the ledger refuses the second one.
+/// Each comes while the other may be on its way in or out.
 #[test]
 fn two_kinds_of_paths_that_come_together() {
     model_of::<Path>(Bounds { quick: 3, slow: None }, |lock| {
@@ -984,9 +988,9 @@ fn two_kinds_of_paths_that_come_together() {
     });
 }
 
-/// G4, G9: a request that is walked on comes to stand ahead of some that wait there already, and lets in another one by that:
-/// whoever it waits for goes ahead of those behind it (rule 3 of `node.rs`). No later wake-up hides a lost one, since a
-/// guard at that node is held until then.
+/// G4, G9: a request that is walked on comes to stand ahead of waiters at its next node, and so lets another one in:
+/// a request that it waits for goes ahead of those behind it (rule 3 of `node.rs`). No later wake-up hides a lost
+/// one, since a guard at that node is held until then.
 #[test]
 fn walking_on_lets_in_whom_it_waits_for() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -1040,7 +1044,8 @@ impl TreePath for Own {
     }
 }
 
-/// G8: a path is user code, its drop too: it is not dropped by whoever walks a request on, in its turn.
+/// G8: a path is user code, and so is its drop: the thread that walks a request on does not drop the path during its
+/// turn.
 #[test]
 fn whoever_walks_a_request_on_drops_no_path_of_it() {
     model(Bounds { quick: 2, slow: Some(3) }, |_| {
@@ -1053,7 +1058,7 @@ fn whoever_walks_a_request_on_drops_no_path_of_it() {
         while lock.snapshot().waiters.is_empty() {
             thread::yield_now();
         }
-        // Whose deadline passes sees that it is granted before it is woken, and may be gone by then.
+        // A waiter whose deadline passes sees its grant before it is woken, and may be gone by then.
         let clock = {
             let lock = Arc::clone(&lock);
             thread::spawn(move || lock.strike(true))
@@ -1063,8 +1068,8 @@ fn whoever_walks_a_request_on_drops_no_path_of_it() {
     });
 }
 
-/// G2: whoever has found itself in a deadlock, and is let on before it gives up, since another one has given up, is not refused
-/// for that where it waits next.
+/// G2: a request has found itself in a deadlock, but is let on before it gives up, since another one has given up. It
+/// is not refused for that deadlock where it waits next.
 #[test]
 fn report_that_is_over_refuses_nobody_further_on() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -1086,12 +1091,12 @@ fn report_that_is_over_refuses_nobody_further_on() {
     });
 }
 
-/// Lets the register of the calling thread own the node of `path`, and find the nodes above it biased.
+/// Makes the register of the calling thread own the node of `path`, and find the nodes above it biased.
 fn own(lock: &Lock, path: &str) {
     (0..3).for_each(|_| drop(lock.write(path)));
 }
 
-/// G1, G9: who takes a leaf that its register owns, and who comes to its shard, see each other.
+/// G1, G9: a thread that takes a leaf that its register owns, and one that comes to the leaf's shard, see each other.
 #[test]
 fn owned_leaf_against_another_writer() {
     model(Bounds { quick: 4, slow: None }, |lock| {
@@ -1106,7 +1111,7 @@ fn owned_leaf_against_another_writer() {
     });
 }
 
-/// G1, G9: the leaf was found below biased nodes before; a reader revokes one of them.
+/// G1, G9: the nodes above the leaf were found biased before; a reader revokes one of them.
 #[test]
 fn owned_leaf_against_a_reader_of_an_ancestor() {
     model(Bounds { quick: 4, slow: None }, |lock| {
@@ -1121,7 +1126,7 @@ fn owned_leaf_against_a_reader_of_an_ancestor() {
     });
 }
 
-/// G1, G9: who goes below the leaf takes it back too.
+/// G1, G9: a request for a node below the leaf disowns it too.
 #[test]
 fn owned_leaf_against_a_writer_below_it() {
     model(Bounds { quick: 4, slow: None }, |lock| {
@@ -1136,7 +1141,7 @@ fn owned_leaf_against_a_writer_below_it() {
     });
 }
 
-/// G1, G9: it is released while two others take it back, one at the leaf and one above it.
+/// G1, G9: the leaf is released while two other threads take it back, one at the leaf and one above it.
 #[test]
 fn release_of_an_owned_leaf_against_two_that_take_it_back() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -1187,7 +1192,7 @@ fn downgrade_of_an_owned_leaf() {
     });
 }
 
-/// G1: a leaf changes its owner while the one before comes back.
+/// G1: another register comes to own a leaf while the former owner takes it again.
 #[test]
 fn owned_leaf_is_owned_by_another_in_between() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
@@ -1210,8 +1215,8 @@ fn owned_leaf_is_owned_by_another_in_between() {
     });
 }
 
-/// G1, G7: a request of two roots of which its register owns one, be it the first or the last in the plan; nothing of it is
-/// left, whoever takes that back.
+/// G1, G7: a request of two roots, of which its register owns one, the first or the last in the plan. Nothing of it
+/// is left, whichever thread takes that back.
 #[test]
 fn several_roots_of_which_one_is_owned() {
     for owned in ["a/b", "a/c"] {
@@ -1228,7 +1233,7 @@ fn several_roots_of_which_one_is_owned() {
     }
 }
 
-/// G1, G7: the same where it owns both, and the other thread owns one of them meanwhile.
+/// G1, G7: the same if the register owns both, and the other thread owns one of them meanwhile.
 #[test]
 fn several_roots_that_are_owned() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
@@ -1250,7 +1255,8 @@ fn several_roots_that_are_owned() {
     });
 }
 
-/// Re-entrancy: a thread asks again for the leaf that it holds and its register owns, while another one wants it.
+/// Re-entrancy: a thread asks again for a leaf that it holds and that its register owns, while another thread wants
+/// it.
 #[test]
 fn nested_request_for_an_owned_leaf() {
     model(Bounds { quick: 3, slow: Some(5) }, |lock| {
@@ -1266,7 +1272,7 @@ fn nested_request_for_an_owned_leaf() {
     });
 }
 
-/// G2: two owned leaves, each held and wanted by the other thread: the search sees what no node counts.
+/// G2: two owned leaves, each held by one thread and wanted by the other: the search sees what no node counts.
 #[test]
 fn deadlock_over_owned_leaves_is_reported_to_one() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
@@ -1294,8 +1300,9 @@ fn deadlock_over_owned_leaves_is_reported_to_one() {
     });
 }
 
-/// G1, G9: a leaf that is held loses its place among the owned to another one of its shard. So the names are chosen: `a/b`,
-/// `a/e` and `a/g` are in one shard, which has two places, and the second write of `a/g` takes that of `a/b`.
+/// G1, G9: a held leaf loses its place among the owned nodes to another one of its shard. The names are chosen for
+/// that: `a/b`, `a/e` and `a/g` are in one shard, which has two places, and the second write of `a/g` takes that of
+/// `a/b`.
 #[test]
 fn owned_leaf_loses_its_place_while_it_is_held() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {
@@ -1314,7 +1321,7 @@ fn owned_leaf_loses_its_place_while_it_is_held() {
     });
 }
 
-/// G1: a register has given up a leaf for another one, which the shard of the first does not know.
+/// G1: a register has given up a leaf for another one, and the shard of the first leaf does not know that.
 #[test]
 fn owned_leaf_is_given_up_for_another() {
     model(Bounds { quick: 3, slow: None }, |lock| {
@@ -1329,7 +1336,7 @@ fn owned_leaf_is_given_up_for_another() {
     });
 }
 
-/// G3: nobody is ever seen to hold what a waiter ahead of it waits for, also not while that one gives up.
+/// G3: no request is ever seen to hold what a waiter ahead of it waits for, not even while that waiter gives up.
 #[test]
 fn whoever_gives_up_is_not_seen_overtaken() {
     model(Bounds { quick: 3, slow: Some(4) }, |lock| {

@@ -12,18 +12,19 @@
 //!
 //! What is asserted, by the plain overlap of `spec.rs`:
 //!
-//! - G1: at each grant, nobody else's granted request conflicts.
-//! - G3: of two requests of one root each that conflict the one that was seen waiting when the other was asked for is served
-//!   first, with the exception that [`Request::goes_before`] states; unless the other's owner holds something.
-//! - G2: every program ends; a deadlock is reported only to who holds something and waits for somebody who does.
+//! - G1: at each grant, no granted request of another owner conflicts.
+//! - G3: of two conflicting requests of one root each, the one that was seen waiting when the other was asked for is
+//!   served first, unless the other's owner holds something; [`Request::goes_before`] states one more exception.
+//! - G2: every program ends; a deadlock is reported only to an owner that holds something and waits for another that
+//!   does.
 //! - G4: a `try_lock` is refused only if some conflicting request was under way at some time during the call.
-//! - G7, G9: at the end the lock knows nobody and is free.
+//! - G7, G9: at the end the lock is free, and has no entry of any request.
 //!
-//! Requests are told to the oracle as *under way* before they are asked for and until they are released; as *granted* after
-//! they are granted and until they are about to be released. So what the oracle sees granted is granted.
+//! The oracle takes a request as *under way* from before it is asked for until it is released, and as *granted* from
+//! after it is granted until it is about to be released. So what the oracle sees granted is granted.
 //!
-//! Time is played by a thread that strikes again and again while others run. shuttle makes no spurious wake-ups and knows
-//! no weak memory; loom (`loom.rs`) does the latter for small programs.
+//! A thread plays the clock: it strikes again and again while others run. shuttle makes no spurious wake-ups and
+//! knows no weak memory; loom (`loom.rs`) does the latter for small programs.
 #![cfg(all(feature = "shuttle", not(feature = "loom")))]
 
 #[path = "spec.rs"]
@@ -43,18 +44,18 @@ type Lock = TreeLock<str>;
 
 const PATHS: [&str; 9] = ["", "a", "b", "a/a", "a/b", "a/b/c", "a/b/c/d", "b/a", "c"];
 
-/// Schedules that each program is run under.
+/// How many schedules each program runs under.
 const SCHEDULES_PER_PROGRAM: usize = 20;
 
-/// A program ends long before the clock has struck so often.
+/// A program ends long before the clock has struck this often.
 const MOST_STRIKES: usize = 2_000;
 
-/// What an owner holds that no thread has, is released after so many strikes.
+/// After this many strikes, an owner that no thread has releases what it holds.
 const STRIKES_AT_REST: usize = 20;
 
 const THREADS: usize = 6;
 
-/// How often the order of service was judged, and how often there was somebody who had to be served first.
+/// How often the order of service was judged, and how often there was a request that had to be served first.
 static JUDGED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
 #[derive(Clone, Debug)]
@@ -76,7 +77,7 @@ enum Act {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum How {
-    /// `lock` where nothing is held, since it panics on a deadlock; else the next one.
+    /// `lock` if nothing is held, since it panics on a deadlock; otherwise the next one.
     Lock,
     Patient,
     Timed,
@@ -87,7 +88,7 @@ enum How {
 enum Kind {
     Plain,
     Arc,
-    /// By the explicit owner that the thread has.
+    /// Asked by the explicit owner that the thread has.
     Handed,
 }
 
@@ -127,7 +128,7 @@ struct UnderWay {
     id: usize,
     owner: Owner,
     request: Request,
-    /// What of it the lock has granted for certain.
+    /// The part of it that the lock has granted for certain.
     granted: Option<Request>,
     /// For a `try_lock`: whether a conflicting request has been under way meanwhile.
     excused: bool,
@@ -138,14 +139,14 @@ struct UnderWay {
 struct Oracle {
     under_way: Vec<UnderWay>,
     ids: usize,
-    /// The latest request of each thread: if it waits, it is with this.
+    /// The latest request of each thread: if the thread waits, it is with this request.
     latest: [usize; THREADS],
-    /// What went wrong. The main thread panics with it, since it has no guards: shuttle cannot shrink a program in which a
-    /// thread unwinds that others take turns with.
+    /// What went wrong. The main thread panics with it, since it has no guards: shuttle cannot shrink a program in
+    /// which a thread unwinds while others take turns with it.
     failure: Option<String>,
 }
 
-/// Whether the owners of two requests are strangers.
+/// Whether two requests have different owners.
 fn strangers(one: &UnderWay, other: &UnderWay) -> bool {
     one.owner != other.owner || one.owner == Owner::Itself
 }
@@ -195,7 +196,7 @@ impl Oracle {
         &self.under_way[self.index(id)].request
     }
 
-    /// To be called after it has.
+    /// To be called after the lock has released it.
     fn end(&mut self, id: usize) -> UnderWay {
         let index = self.index(id);
         self.under_way.remove(index)
@@ -206,7 +207,7 @@ impl Oracle {
     }
 }
 
-/// Those that wait at one moment, each with the node where it does.
+/// The requests that wait at one moment, each with the node where it waits.
 fn waiting(lock: &Lock, oracle: &Mutex<Oracle>) -> Vec<(usize, Way)> {
     let latest = oracle.lock().unwrap().latest;
     let snapshot = lock.snapshot();
@@ -216,7 +217,7 @@ fn waiting(lock: &Lock, oracle: &Mutex<Oracle>) -> Vec<(usize, Way)> {
         let is_of_it =
             |site: &OnceLock<&Location<'static>>| site.get().is_some_and(|site| site.to_string() == waiter.location);
         let thread = SITES.iter().position(is_of_it).expect("a thread asked there");
-        // A thread that has asked for something else meanwhile waits with we do not know which.
+        // If a thread has asked for something else meanwhile, it is not known with which request it waits.
         if latest[thread] == oracle.latest[thread] {
             let at = waiter.at.segments.iter().map(|segment| segment.clone().into_bytes()).collect();
             waiting.push((latest[thread], Way(at)));
@@ -225,7 +226,7 @@ fn waiting(lock: &Lock, oracle: &Mutex<Oracle>) -> Vec<(usize, Way)> {
     waiting
 }
 
-/// Those who have to be served before a request of an owner that holds nothing (G3).
+/// The requests that must be served before a request of an owner that holds nothing (G3).
 fn ahead(lock: &Lock, oracle: &Mutex<Oracle>, request: &Request) -> Vec<usize> {
     let waiting = waiting(lock, oracle);
     let oracle = oracle.lock().unwrap();
@@ -266,7 +267,8 @@ fn run(program: &[Vec<Act>]) {
         lock.strike(strikes % 2 == 0);
         strikes += 1;
         if strikes % STRIKES_AT_REST == 0 {
-            // Somebody may wait for what nobody has. The mutex is not locked meanwhile, since shuttle does not know it.
+            // A thread may wait for an owner that no thread has. The mutex is not locked meanwhile, since shuttle
+            // does not know it.
             let taken = at_rest.lock().unwrap().take();
             if let Some(mut taken) = taken {
                 taken.release_all(&oracle);
@@ -364,13 +366,13 @@ fn run_thread(
             Act::Ask { reads, writes, how, kind } => {
                 let paths = |indices: &[usize]| indices.iter().map(|&index| PATHS[index]).collect::<Vec<_>>();
                 let (reads, writes) = (paths(reads), paths(writes));
-                // An `Arc` guard may be waited for by its own thread, which nobody can see: drop them first.
+                // A thread may wait for its own `Arc` guard, which no search can see: drop these first.
                 if *kind == Kind::Arc || held.iter().any(|(_, guard)| matches!(guard, Guard::Arc(_))) {
                     while !held.is_empty() {
                         release(&mut held, 0);
                     }
                 }
-                // And so may what the explicit owner holds, unless it is the one who asks.
+                // The same holds for what the explicit owner holds, unless that owner asks.
                 if *kind != Kind::Handed {
                     handed.release_all(oracle);
                 }
@@ -439,8 +441,8 @@ fn weakens(oracle: &Mutex<Oracle>, id: usize, left: impl FnOnce(&Request) -> Req
     oracle.weakens(id, Some(left));
 }
 
-/// Where in the source each thread asks: by that a snapshot tells whose request waits, since all threads of a model have one
-/// name.
+/// Where in the source each thread asks. A snapshot shows by that whose request waits, since all threads of a model
+/// have one name.
 static SITES: [OnceLock<&Location<'static>>; THREADS] = [const { OnceLock::new() }; THREADS];
 
 struct Ask<'a, 'p> {
@@ -459,7 +461,7 @@ impl<'a> Ask<'a, '_> {
         let here = Location::caller();
         assert_eq!(*SITES[number].get_or_init(|| here), here);
         let Ask { lock, reads, writes, how, kind, holds_nothing } = *self;
-        // The model's clock strikes for any deadline there is: a patient request has none.
+        // The model's clock strikes for any deadline, so a patient request has none.
         let timeout = if how == How::Timed { Duration::ZERO } else { Duration::MAX };
         match (kind, how) {
             (Kind::Plain, How::Lock) if holds_nothing => Ok(Guard::Plain(lock.lock(reads, writes))),
@@ -479,7 +481,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let roots = |most| prop::collection::vec(0..PATHS.len(), 0..=most);
     let how = prop_oneof![3 => Just(How::Lock), 2 => Just(How::Patient), 2 => Just(How::Timed), 2 => Just(How::Try)];
     let kind = prop_oneof![4 => Just(Kind::Plain), 1 => Just(Kind::Arc), 2 => Just(Kind::Handed)];
-    // Some roots, or one, which has its place in one order.
+    // Several roots, or one, which has its place in one order.
     let one = (0..PATHS.len(), any::<bool>());
     let one = one.prop_map(|(root, writes)| if writes { (vec![], vec![root]) } else { (vec![root], vec![]) });
     let roots = prop_oneof![(roots(2), roots(2)), one];

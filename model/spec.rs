@@ -1,8 +1,8 @@
-//! The executable specification: which requests conflict, and who may be granted beside whom.
+//! The executable specification: which requests conflict, and which may be granted beside which.
 //!
-//! It owns the meaning of the words, and nothing of how they are met. Conflicts are decided by plain path overlap,
-//! request against request, in O(everything): no modes, no intentions, no nodes, no queues, no hashes. An oracle that
-//! shares the lock's algorithm shares its bugs, so this file imports nothing of the crate, and the crate nothing of it.
+//! It defines what the guarantees mean, not how they are met. Conflicts are decided by plain path overlap, request
+//! against request, in O(everything): no modes, no intentions, no nodes, no queues, no hashes. An oracle that shares
+//! the lock's algorithm shares its bugs, so this file imports nothing of the crate, and the crate nothing of it.
 //!
 //! ```text
 //!  spelling ──> Way ──> Request ──────────> Held
@@ -15,15 +15,16 @@
 //! 3. Requests of one owner never conflict. A thread owns its plain guards; each `Arc` guard owns itself.
 //! 4. A guard protects what *it* asked for until it is dropped; a downgrade makes its writes reads.
 //!
-//! What it leaves open: the order of those who wait, but for requests of one root each ([`Request::goes_before`]). Where a
-//! request conflicts with nobody who holds, but with somebody who waits, [`Verdict::Open`] is the answer: the queues of the
-//! single nodes decide.
+//! What it leaves open: the order of waiters, except for requests of one root each ([`Request::goes_before`]). If a
+//! request conflicts with no holder, but with a waiter, the answer is [`Verdict::Open`]: the queues of the single
+//! nodes decide.
 //!
-//! Not here: spelling of segments beyond `str` and `Path`; deadlocks, but for who is in the way of whom.
+//! Not here: spelling of segments beyond `str` and `Path`; deadlocks, except for which request is in the way of
+//! which.
 //!
 //! Included by `#[path = "../model/spec.rs"] mod spec;`; its own tests are in `tests/specification.rs`.
 
-// Each includes all of it and uses a part.
+// Each user includes all of it and uses a part.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ impl fmt::Debug for Way {
     }
 }
 
-/// What a [`Path`] is told from. Ways told from different places cannot be compared.
+/// What a [`Path`] is relative to. Ways with different origins cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Top,
@@ -53,7 +54,7 @@ pub(crate) enum Origin {
 pub(crate) struct Unusable;
 
 impl Way {
-    /// The way that a `str` names: what stands between separators, where anything does.
+    /// The way that a `str` names: the parts between separators that are not empty.
     pub(crate) fn of_text(text: &str) -> Way {
         let mut way = vec![Vec::new()];
         for byte in text.bytes() {
@@ -66,8 +67,8 @@ impl Way {
         Way(way)
     }
 
-    /// The way that a `Path` names, by `std`'s own reading of it.
-    /// The empty one is the root wherever it is told from: it has no origin.
+    /// The way that a `Path` names, by `std`'s own reading of it. The empty one is the root, whatever it is relative
+    /// to: it has no origin.
     pub(crate) fn of_path(path: &Path) -> Result<(Option<Origin>, Way), Unusable> {
         let mut way = Vec::new();
         let mut origin = Origin::Somewhere;
@@ -86,7 +87,7 @@ impl Way {
         Ok(((!path.as_os_str().is_empty()).then_some(origin), Way(way)))
     }
 
-    /// Whether `other` lies in the sub-tree of `self`: rule 1, one way round.
+    /// Whether `other` lies in the sub-tree of `self`: one direction of rule 1.
     pub(crate) fn contains(&self, other: &Way) -> bool {
         other.0.starts_with(&self.0)
     }
@@ -97,7 +98,7 @@ impl Way {
     }
 }
 
-/// The roots of what somebody reads and writes.
+/// The roots that a request reads and writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) reads: Vec<Way>,
@@ -143,20 +144,22 @@ impl Request {
         Request { reads: self.reads.iter().chain(&self.writes).cloned().collect(), writes: Vec::new() }
     }
 
-    /// G3: whether this request, which waits at the node `at`, must be served before `later`, which is asked for meanwhile by
-    /// somebody who holds nothing. It is for two requests of one root each that conflict, with one exception: a reader may
-    /// pass a writer that waits above both roots.
+    /// G3: whether this request, which waits at the node `at`, must be served before `later`, which an owner that
+    /// holds nothing asks for meanwhile. This is so for two conflicting requests of one root each, with one
+    /// exception: a reader may pass a writer that waits above both roots.
     ///
-    /// This is why that is all. A request has announced itself at each node above `at`, and waits there for its root or to
-    /// announce itself. Where the two conflict one root lies in the other.
+    /// Why this is the only exception: a request has announced itself at each node above `at`, and waits at `at` for
+    /// its root or to announce itself. If the two conflict, one root lies in the other.
     ///
-    /// - If the later root is above `at`, it is announced there what this one writes or reads below: the later one is excluded.
+    /// - If the later root is above `at`, this request has announced there what it writes or reads below: that
+    ///   excludes the later one.
     /// - If `at` is one of the roots, and the later one comes there, one of them asks for the whole sub-tree and the other for
     ///   something in it, one of them to write: they exclude each other, and the later one queues behind.
-    /// - If `at` is above both, each only announces itself there, and that excludes nobody who does so too. What keeps out one
-    ///   that announces a write is held, or awaited since before, for the whole sub-tree; it keeps out the next one too. What
-    ///   keeps out one that announces a read is somebody who writes the whole sub-tree; it keeps out everybody. But one who
-    ///   reads the whole sub-tree keeps out this one, which writes, and not a later one that reads.
+    /// - If `at` is above both, each only announces itself there, and announcements do not exclude each other. A
+    ///   request that announces a write is kept out by one that holds, or awaited earlier, the whole sub-tree; that
+    ///   one keeps out the next request that announces a write too. A request that announces a read is kept out by
+    ///   one that writes the whole sub-tree, which keeps out everybody. But one that reads the whole sub-tree keeps
+    ///   out this request, which writes, and not a later one that reads.
     pub(crate) fn goes_before(&self, at: &Way, later: &Request) -> bool {
         let (Some((root, writes)), Some((later_root, later_writes))) = (self.only_root(), later.only_root()) else {
             return false;
@@ -180,7 +183,7 @@ impl Request {
         Request { reads: left(&self.reads), writes: left(&self.writes) }
     }
 
-    /// The same rights in the fewest roots, sorted: requests that mean the same are equal after this.
+    /// The same rights in the fewest roots, sorted: afterwards, requests that mean the same are equal.
     pub(crate) fn normalized(&self) -> Request {
         let within = |roots: &[Way], inner: &Way| roots.iter().any(|outer| outer != inner && outer.contains(inner));
         let mut writes: Vec<Way> = self.writes.clone();
@@ -195,7 +198,7 @@ impl Request {
     }
 }
 
-/// Whose requests do not conflict (rule 3).
+/// The owner of a request: requests of one owner do not conflict (rule 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     Thread(usize),
@@ -224,15 +227,15 @@ impl Party {
 /// What must become of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It conflicts with nobody, or its owner holds all of it already: granted without waiting (G4).
+    /// It conflicts with no request, or its owner holds all of it already: granted without waiting (G4).
     Granted,
-    /// It conflicts with somebody who holds: not granted (G1).
+    /// It conflicts with a holder: not granted (G1).
     Refused,
-    /// It conflicts only with some who wait: it may have to wait for them (G3).
+    /// It conflicts only with waiters: it may have to wait for them (G3).
     Open,
 }
 
-/// Who holds and who waits for what.
+/// Which requests hold and which wait.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Held {
     pub(crate) holders: BTreeMap<Id, Party>,
@@ -253,7 +256,7 @@ impl Held {
         }
     }
 
-    /// Whether each root lies in one that the owner holds already, with the same right or a stronger one.
+    /// Whether each root lies in a root that the owner holds already, with the same right or a stronger one.
     fn owner_has(&self, owner: Owner, request: &Request) -> bool {
         let own = || self.holders.values().filter(|holder| owner != Owner::Itself && holder.owner == owner);
         let writes = || own().flat_map(|holder| &holder.request.writes);

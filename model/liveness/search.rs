@@ -1,10 +1,10 @@
-//! The graph of all states, and whether somebody can be kept waiting in it for ever: in the graph of the states in which an
-//! owner waits, a strongly connected part that is fair to all.
+//! The graph of all states, and whether an owner can be kept waiting for ever in it: it can if the graph of the
+//! states in which it waits has a strongly connected part that is fair to all.
 
 use super::{Door, Habit, Key, Overtake, Phase, State, Walk};
 use std::collections::{HashMap, HashSet};
 
-/// All states that the owners can reach, with who acts on the way from one to the next.
+/// All states that the owners can reach, and which owner acts on the way from one to the next.
 pub(super) struct Graph {
     pub(super) states: Vec<Vec<Phase>>,
     next: Vec<Vec<(usize, usize)>>,
@@ -38,7 +38,7 @@ impl Graph {
         graph
     }
 
-    /// Whether nobody can act any more.
+    /// Whether no owner can act any more.
     pub(super) fn is_stuck(&self) -> bool {
         self.next.iter().any(Vec::is_empty)
     }
@@ -48,7 +48,8 @@ impl Graph {
         self.is_stuck() || (0..self.states[0].len()).any(|owner| self.starves(owner))
     }
 
-    /// Whether the owner can wait for ever while all others are fair, where what they keep does not exclude it.
+    /// Whether the owner can wait for ever while all others are fair, and what they keep for ever does not exclude
+    /// it.
     pub(super) fn starves(&self, owner: usize) -> bool {
         let asks = |phase: &Phase| matches!(phase, Phase::Walking(_) | Phase::Moving(_) | Phase::Waiting(_));
         let has_to_act = |phase: &Phase| !matches!(phase, Phase::Idle | Phase::Waiting(_));

@@ -1,8 +1,9 @@
 //! Threads that read and write plain data which nothing but the lock protects, for ThreadSanitizer to watch.
 //!
-//! Each node of a small tree has a plain integer. Who is granted a sub-tree for writing writes those of all its nodes;
-//! who is granted it for reading reads them. An access that the lock does not order after the one it conflicts with is a
-//! data race, and ThreadSanitizer reports it: a grant too many, or one that does not publish what came before.
+//! Each node of a small tree has a plain integer. A thread that is granted a sub-tree for writing writes those of all
+//! its nodes; one that is granted it for reading reads them. An access that the lock does not order after the one it
+//! conflicts with is a data race, and ThreadSanitizer reports it: a grant too many, or one that does not publish what
+//! came before.
 //!
 //! | argument | what the threads do | what must be seen |
 //! |---|---|---|
@@ -10,13 +11,14 @@
 //! | `--race` | the same without the lock | a race: the data is plain |
 //! | `--elsewhere` | lock the same below a name of their own | a race: that they all pass the root hides none |
 //!
-//! `--rounds N` makes each thread do as many. Exit code 0 says only that it came to its end: races are for
-//! ThreadSanitizer to tell.
+//! `--rounds N` sets the rounds of each thread. Exit code 0 says only that the program came to its end:
+//! ThreadSanitizer reports the races.
 //!
-//! The standard library is not instrumented, so what it does by fences or by itself is reported in vain. Hence no
-//! channels and no mutex of `std` here; the fence in the last drop of an `Arc` is suppressed by the script.
+//! The standard library is not instrumented, so ThreadSanitizer reports false races for what it does by fences or by
+//! itself. Hence no channels and no mutex of `std` here; the fence in the last drop of an `Arc` is suppressed by the
+//! script.
 //!
-//! Not seen: orders that no run takes; `loom.rs` is for these.
+//! Not seen: orders that no run takes; see `loom.rs` for those.
 
 use parking_lot::Mutex;
 use std::cell::UnsafeCell;
@@ -39,8 +41,8 @@ const NAMES: [&str; NODES] = [
 /// What is protected.
 struct Data([UnsafeCell<u64>; NODES]);
 
-// SAFETY: none of its own. Whoever touches it holds the lock for it; in the controls nobody does, which is what they
-// are for, and they promise nothing.
+// SAFETY: none of its own. A thread that touches it holds the lock for it, except in the controls: their purpose is
+// to race, and they promise nothing.
 unsafe impl Sync for Data {}
 
 static DATA: Data = Data([const { UnsafeCell::new(0) }; NODES]);
@@ -75,7 +77,7 @@ struct Asked {
 /// An `Arc` guard that another thread drops, with what it protects.
 type Parcel = (Asked, ArcTreeLockGuard<str>);
 
-/// One place a worker, so that workers are not ordered by it. Not a channel of `std`, see above.
+/// One place for each worker, so that it does not order workers. Not a channel of `std`, see above.
 static PARCELS: [Mutex<Option<Parcel>>; THREADS] = [const { Mutex::new(None) }; THREADS];
 
 static GRANTED: AtomicU64 = AtomicU64::new(0);
@@ -100,7 +102,7 @@ impl Worker {
     }
 
     fn asked(&mut self) -> Asked {
-        // Mostly below the top, where not everybody is in everybody's way.
+        // Mostly below the top, where not every thread is in every other's way.
         let mut node = || match self.random(16) {
             0 => 0,
             1..4 => 1 + self.random(2),
@@ -140,7 +142,7 @@ impl Worker {
                 let inner = self.asked();
                 if let Some(nested) = self.take(&inner, Nesting::Nested) {
                     inner.touch();
-                    // The outer one first, or the inner one.
+                    // The outer guard first, or the inner one.
                     if self.random(2) == 0 {
                         drop(guard);
                         inner.touch();
@@ -171,7 +173,7 @@ impl Worker {
         answer.ok()
     }
 
-    /// Takes an `Arc` guard for another thread, which touches the same and drops it.
+    /// Takes an `Arc` guard for another thread, which touches the same data and drops it.
     fn hand_over(&mut self, asked: Asked) {
         let (reads, writes) = (self.paths(&asked.reads), self.paths(&asked.writes));
         let Ok(guard) = self.lock.try_lock_arc_for(&reads, &writes, Duration::from_millis(1)) else {
@@ -187,7 +189,7 @@ impl Worker {
     }
 }
 
-/// Drops the guards of others, until there is nobody else.
+/// Drops the guards of other threads, until those have ended.
 fn drop_parcels() {
     while FINISHED.load(Ordering::Relaxed) < THREADS || PARCELS.iter().any(|place| place.lock().is_some()) {
         for place in &PARCELS {
