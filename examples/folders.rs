@@ -4,10 +4,10 @@
 //! cargo run --release --example folders -- [DIRECTORY] [--threads 4] [--seconds 5] [--seed 0] [--no-lock]
 //! ```
 //!
-//! An object store reads, writes, copies and deletes single keys. To rename a folder there is to copy and to delete
-//! its keys one by one, and whoever looks meanwhile sees half of it, here and there. This program copies the files
-//! below DIRECTORY into a store in memory, and never writes to DIRECTORY; any other [`ObjectStore`] would do. Then several
-//! threads work on the folders of that store, each operation ([`Worker`]) under one request to the lock:
+//! An object store reads, writes, copies and deletes single keys. To rename a folder there means to copy and delete
+//! its keys one by one, and a reader meanwhile sees half of it here and half of it there. This program copies the
+//! files below DIRECTORY into a store in memory, and never writes to DIRECTORY; any other [`ObjectStore`] would do.
+//! Then several threads work on the folders of that store, each operation ([`Worker`]) under one request to the lock:
 //!
 //! | operation | reads | writes |
 //! |---|---|---|
@@ -18,25 +18,25 @@
 //!
 //! # What is checked
 //!
-//! The store has a few shelves, and a folder keeps its place below its shelf: `inbox/src/bin` becomes
-//! `work/src/bin`, and all below it comes along. So a key tells what its content has to be and what else has to be
-//! beside it, however often it has moved; and there are sub-trees in sub-trees to meet each other in.
+//! The store has a few shelves, and a folder keeps its place below its shelf: `inbox/src/bin` becomes `work/src/bin`,
+//! and all below it comes along. So a key tells what its content and its neighbours must be, however often it has
+//! moved; and there are sub-trees within sub-trees in which operations meet.
 //!
-//! 1. A listing reads all objects below its folder. Each directory among them is there with all the files that lie
-//!    directly in it, or not at all; each file has its content.
-//! 2. A folder is deleted only if another shelf has all that it has, and what is copied over is the same. So a
-//!    listing of the whole store finds each file at least once; so does the last one, when all is done.
-//! 3. No key vanishes between being listed and being read, copied or deleted.
+//! 1. A listing reads all objects below its folder. Each directory among them has all the files that lie directly in
+//!    it, or is not there at all; each file has its content.
+//! 2. A folder is deleted only if another shelf has all that it has, and a copy overwrites only the same content. So
+//!    a listing of the whole store finds each file at least once; so does the last one, when all is done.
+//! 3. No key vanishes after it is listed and before it is read, copied or deleted.
 //!
-//! What breaks one of these is a *torn observation*. `--no-lock` runs the same without the lock: that shows that the
-//! checks find what they are to find. An operation that comes upon a torn folder stops where it is, the damage
-//! remains, and a run that has lost every file ends early.
+//! An observation that breaks one of these rules is *torn*. `--no-lock` runs the same without the lock, which shows
+//! that the checks find what they should. An operation that comes upon a torn folder stops there and leaves the
+//! damage, and a run that has lost every file ends early.
 //!
 //! # What can be compared
 //!
-//! Rates of two runs say something only if both had the same to do. A run that has torn or lost something has less and
-//! less to do, and is the quicker for it; so its rates are not told. What the lock costs is seen with one thread, which
-//! tears nothing: `--threads 1` and `--threads 1 --no-lock` do the same operations on the same folders.
+//! Rates of two runs can be compared only if both had the same work. A run that has torn or lost something has less
+//! and less to do, and so gets quicker; so its rates are not printed. To see what the lock costs, use one thread,
+//! which tears nothing: `--threads 1` and `--threads 1 --no-lock` do the same operations on the same folders.
 //!
 //! # Exit code
 //!
@@ -71,7 +71,7 @@ const EXAMPLES_SHOWN: usize = 3;
 /// Lists, renames, copies and deletes folders on an object store, from several threads
 #[derive(Parser)]
 struct Arguments {
-    /// Whose files to load; left out are links, files above 1 MiB, all beyond 256 MiB, .git and target
+    /// The directory whose files to load, without links, files above 1 MiB, all beyond 256 MiB, .git and target
     #[arg(default_value = env!("CARGO_MANIFEST_DIR"))]
     directory: PathBuf,
     /// How many threads work on the folders
@@ -105,7 +105,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says whether nothing was torn or lost.
+/// Returns whether nothing was torn or lost.
 fn run(arguments: &Arguments) -> Result<bool, String> {
     let directory = arguments.directory.display();
     let mut originals = Originals::default();
@@ -153,7 +153,7 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     Ok(clean)
 }
 
-/// What was loaded: what the checks go by. Keys are told from the directory, that is from a shelf.
+/// What was loaded, which the checks compare with. Keys are relative to the directory, that is to a shelf.
 #[derive(Default)]
 struct Originals {
     files: BTreeMap<Key, Vec<u8>>,
@@ -208,7 +208,7 @@ struct Store {
     originals: Originals,
 }
 
-/// What an operation cannot go on with.
+/// Why an operation cannot go on.
 enum Fault {
     /// A rule is broken: this is what was seen.
     Torn(String),
@@ -236,7 +236,7 @@ impl From<Fault> for String {
 /// What is below a folder.
 #[derive(Default)]
 struct Survey {
-    /// Told from their shelf.
+    /// Relative to their shelf.
     files: BTreeSet<Key>,
     objects: usize,
     /// What breaks rule 1 or 2.
@@ -258,7 +258,7 @@ impl Store {
         Ok(())
     }
 
-    /// Makes one request. A real store takes a while for it; one in memory does not, so others get their turn here.
+    /// Makes one request. A real store takes a while for it; one in memory does not, so this lets other threads run.
     fn ask<T>(&self, request: impl Future<Output = object_store::Result<T>>) -> Result<T, Fault> {
         thread::yield_now();
         Ok(block_on(request)?)
@@ -318,7 +318,7 @@ impl Store {
     }
 }
 
-/// One thread's operations: each takes all that it needs in one request, and keeps it until it is done.
+/// The operations of one thread: each takes all that it needs in one request, and keeps it until it is done.
 struct Worker<'a> {
     store: &'a Store,
     rng: StdRng,
@@ -371,7 +371,7 @@ impl<'a> Worker<'a> {
         Ok(self.copy_keys(from, to)?.len())
     }
 
-    /// Deletes `folder` if `other` has all that it has, and keeps having it meanwhile.
+    /// Deletes `folder` if `other` has all that it has. The lock keeps `other` as it is meanwhile.
     fn delete(&mut self, folder: &Key, other: &Key) -> Result<usize, Fault> {
         let _guard = self.lock(Operation::Delete, &[other], &[folder]);
         let kept: BTreeSet<_> = self.store.keys_below(other)?.iter().map(below_shelf).collect();
@@ -413,7 +413,7 @@ fn place(shelf: &str, name: &Key) -> Key {
     Key::from(shelf).parts().chain(name.parts()).collect()
 }
 
-/// What a key says without its shelf.
+/// The rest of a key, without its shelf.
 fn below_shelf(key: &Key) -> Key {
     key.parts().skip(1).collect()
 }
@@ -457,7 +457,7 @@ impl Tally {
     }
 }
 
-/// With rates if it is told how long it took.
+/// With rates if the time is given.
 fn table(reports: &[Report], elapsed: Option<Duration>) -> Table {
     let rate = |operations: usize| match elapsed {
         Some(elapsed) => format!("{:.0}", operations as f64 / elapsed.as_secs_f64()),

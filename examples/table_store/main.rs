@@ -5,11 +5,11 @@
 //!     [--rows 64] [--directory DIRECTORY] [--disk-latency 0] [--only none|flock|treelock] [--seed 0]
 //! ```
 //!
-//! Embedded file databases keep a directory for each table, and read and write files in place. When several processes do
-//! so at a time, tables are corrupted; so their users put one `flock` around every operation, and have no concurrency
-//! left. This program works on such a database (`store.rs`) in three ways, one after the other, each with as many
-//! processes and a new database: without a lock, with one `flock` around all, and with locks on what each operation
-//! touches (`worker.rs`):
+//! Embedded file databases keep a directory for each table, and read and write files in place. When several processes
+//! do so at a time, they corrupt tables; so their users put one `flock` around every operation, which leaves no
+//! concurrency. This program works on such a database (`store.rs`) in three ways, one after the other, each with as
+//! many processes and a new database: without a lock, with one `flock` around all, and with locks on what each
+//! operation touches (`worker.rs`):
 //!
 //! | operation | reads | writes |
 //! |---|---|---|
@@ -23,24 +23,25 @@
 //! | reorganise a table | | `tables/NAME` |
 //! | check or back up the database | the root | |
 //!
-//! That the names are those of the files is handy, the lock does not look. Its own files are in `lock`. No operation
-//! asks for more while it has something, so none can be in a deadlock. An id that an operation picks may be without a
-//! row, or not: then it has read that, and is done.
+//! The names are those of the files because that is handy; the lock does not look at the files. Its own files are in
+//! `lock`. No operation asks for more while it has something, so none can be in a deadlock. If the id that an
+//! operation picks does not suit it, because it has a row or has none, the operation has read that, and is done.
 //!
 //! # What is measured
 //!
-//! Operations per second, and what each waited for its lock. What an operation has written is synced (`File::sync_data`)
-//! before it is unlocked, as who promises durability must. These are the waits that sub-tree locks let pass side by side,
-//! so what they gain depends on how long a sync takes, which is printed, and on how many the disk does at a time. On a
-//! file system in memory there is nothing to wait for but the processors, which are busy with one `flock` already, and
-//! the lock costs more than it gains. `--directory` chooses; `--disk-latency` has each operation sleep so much longer when
-//! it syncs, which shows the same for a slower disk. The entries of directories are not synced.
+//! Operations per second, and how long each waited for its lock. What an operation has written is synced
+//! (`File::sync_data`) before it is unlocked, as every database that promises durability must do. Sub-tree locks let
+//! these waits pass side by side, so the gain depends on how long a sync takes, which is printed, and on how many the
+//! disk does at a time. On a file system in memory there is nothing to wait for but the processors, which one `flock`
+//! already keeps busy, and the lock costs more than it gains. `--directory` chooses the file system; `--disk-latency`
+//! makes each operation sleep longer by so much when it syncs, which shows the same for a slower disk. The entries of
+//! directories are not synced.
 //!
 //! # What is checked
 //!
-//! The rules of `store.rs`: by each operation for what it reads, by the check for all, and by this program once more when
-//! the processes have ended. Counted are observations: a file that stays torn is seen again and again. An operation
-//! that comes upon a corruption stops where it is, the damage remains.
+//! The rules of `store.rs`: by each operation for what it reads, by the check for all, and by this program once more
+//! when the processes have ended. Observations are counted: a file that stays torn is seen again and again. An
+//! operation that comes upon a corruption stops there and leaves the damage.
 //!
 //! # Exit code
 //!
@@ -133,7 +134,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says whether nothing was corrupted that should not have been.
+/// Returns whether nothing was corrupted that should not have been.
 fn run(arguments: &Arguments) -> Result<bool, String> {
     let Arguments { processes, tables, rows, directory, .. } = arguments;
     let refused = |error| format!("cannot work in {}: {error}", directory.display());
@@ -152,7 +153,7 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     Ok(conclude(&outcomes))
 }
 
-/// Explains what was seen, and says whether that is as it should be.
+/// Explains what was seen, and returns whether that is as it should be.
 fn conclude(outcomes: &[Outcome]) -> bool {
     for Outcome { way, corruptions, .. } in outcomes {
         for seen in corruptions.examples.iter().flatten() {
@@ -175,7 +176,7 @@ fn conclude(outcomes: &[Outcome]) -> bool {
     outcomes.iter().all(|outcome| outcome.corruptions.sum() == 0 || outcome.way == Way::None && outcomes.len() > 1)
 }
 
-/// What came of one way.
+/// The results of one way.
 struct Outcome {
     way: Way,
     elapsed: Duration,
@@ -206,7 +207,7 @@ impl Outcome {
         self.waits.len() as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// The wait that so many of 100 are not longer than.
+    /// The wait that this many of 100 waits do not exceed.
     fn wait(&self, percent: usize) -> String {
         let place = (self.waits.len() * percent / 100).min(self.waits.len().saturating_sub(1));
         match self.waits.get(place) {
@@ -277,10 +278,10 @@ impl Drop for Processes {
     }
 }
 
-/// What one of the processes does: it says that it is ready, waits for the start, works and reports.
+/// The work of one process: it says that it is ready, waits for the start, works and reports.
 fn work(arguments: &Arguments, way: Way) -> Result<(), String> {
     let store = arguments.store(&arguments.directory);
-    // What it fails with is in its report, for one process to tell.
+    // Its error is in its report, so that one process prints it.
     let worker = Worker::open(store, way, &arguments.directory, arguments.seed);
     let failed = |error: io::Error| format!("cannot talk to the parent: {error}");
     let mut parent = io::stdout();
@@ -298,13 +299,13 @@ fn file_system(path: &Path) -> String {
         let (place, kind) = mount.split_once(" - ")?;
         Some((Path::new(place.split(' ').nth(4)?), kind.split(' ').next()?))
     });
-    // Of those on the same place, the last one is seen.
+    // If several are mounted at the same place, the last one is seen.
     let found =
         mounts.filter(|(place, _)| path.starts_with(place)).max_by_key(|(place, _)| place.components().count());
     found.map_or("unknown file system", |(_, kind)| kind).to_owned()
 }
 
-/// What it usually takes to make one small file durable, while nobody else does.
+/// The usual time to make one small file durable, while nothing else does so.
 fn sync_time(directory: &Path) -> io::Result<Duration> {
     let mut times = [Duration::ZERO; 31];
     for time in &mut times {

@@ -6,14 +6,14 @@
 //! tables/NAME/meta      number of rows, sum of their amounts
 //! ```
 //!
-//! Each file ends with a line that has the sum of what is above. It is written in place, in two parts, and then synced:
-//! whoever reads it meanwhile finds it empty or cut. Nothing in here locks; the methods say what their callers need to
+//! Each file ends with a line that has the sum of what is above. It is written in place, in two parts, and then
+//! synced: a reader meanwhile finds it empty or cut. Nothing in here locks; the methods say what their callers must
 //! hold. What has to agree:
 //!
-//! 1. A file is there as a whole (*torn*).
-//! 2. The index has all rows of its table, with their keys, and no others (*index*).
+//! 1. Each file is complete (else *torn*).
+//! 2. The index has all rows of its table, with their keys, and no others (else *index*).
 //! 3. The meta file has their number and the sum of their amounts; all tables together have the amount with which the
-//!    database was made, since operations only move it (*money*).
+//!    database was made, since operations only move it (else *money*).
 
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -57,7 +57,7 @@ pub(crate) struct Corruption {
     pub(crate) seen: String,
 }
 
-/// What an operation cannot go on with.
+/// Why an operation cannot go on.
 #[derive(Debug)]
 pub(crate) enum Fault {
     Corrupt(Corruption),
@@ -95,7 +95,7 @@ pub(crate) struct Survey {
 }
 
 impl Survey {
-    /// This, if nothing in it is corrupt.
+    /// Returns this, if nothing in it is corrupt.
     pub(crate) fn whole(mut self) -> Result<Self, Fault> {
         match self.corruptions.pop() {
             Some(corruption) => Err(Fault::Corrupt(corruption)),
@@ -145,7 +145,7 @@ pub(crate) fn meta_path(table: u32) -> String {
 pub(crate) struct Store {
     directory: PathBuf,
     tables: u32,
-    /// With how many rows a table begins.
+    /// How many rows a table has at first.
     rows: u32,
     /// How much longer a sync is to take.
     disk_latency: Duration,
@@ -243,7 +243,7 @@ impl Store {
         self.write(&meta_path(table), format!("rows {rows}\namount {amount}\n"))
     }
 
-    /// Rule 2 for one row, by what the index says of it. Needs what was read still locked.
+    /// Rule 2 for one row, from what the index says about it. What was read must still be locked.
     pub(crate) fn compare(&self, table: u32, id: u32, row: Option<&Row>, indexed: Option<u32>) -> Result<(), Fault> {
         let found = row.map(|row| row.key);
         if found == indexed {
@@ -337,7 +337,7 @@ impl Store {
             let synced =
                 OpenOptions::new().write(true).open(self.directory.join(&path)).and_then(|file| file.sync_data());
             match synced {
-                // Without a lock, somebody may have removed it.
+                // Without a lock, another process may have removed it.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("sync", &path, &error)),
                 _ => {}
             }

@@ -47,7 +47,7 @@ enum Operation {
     Check,
 }
 
-/// How often each comes, of 1000. As four of five ids are in use, as many rows are inserted as deleted.
+/// How often each operation comes, of 1000. Since four of five ids are in use, as many rows are inserted as deleted.
 const OPERATIONS: [(Operation, u32); 9] = [
     (Operation::Select, 300),
     (Operation::SelectTable, 10),
@@ -64,7 +64,7 @@ const OPERATIONS: [(Operation, u32); 9] = [
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) elapsed: Duration,
-    /// Of each operation, for its lock.
+    /// How long each operation waited for its lock.
     pub(crate) waits: Vec<Duration>,
     pub(crate) corruptions: Corruptions,
 }
@@ -156,7 +156,7 @@ pub(crate) struct Worker {
     store: Store,
     lock: Lock,
     rng: StdRng,
-    /// Of each operation, for its lock.
+    /// How long each operation waited for its lock.
     waits: RefCell<Vec<Duration>>,
 }
 
