@@ -1,11 +1,11 @@
 //! Which cache lines does one thread write that another one writes or reads too, where their sub-trees have nothing in
 //! common but ancestors?
 //!
-//! Such a line goes to and fro between cores, which is what keeps plain counters from scaling; so this tells for many
-//! cores what `scaling` can only measure for those there are. It is no measurement of time: the program runs once more
-//! under valgrind, whose `lackey` lists every load and store, and the threads lock paths of their own in turn, in the
-//! steady state. The peers are the control: they do share lines. The threads are never at it at the same moment, so
-//! what they write when they meet is not seen.
+//! Such a line moves to and fro between cores, which is what keeps plain counters from scaling. So this tells for
+//! many cores what `scaling` can measure only for the cores that the machine has. It does not measure time: the
+//! program runs once more under valgrind, whose `lackey` lists every load and store, and the threads lock paths of
+//! their own in turn, in the steady state. The peers are the control: they do share lines. Two threads never lock at
+//! the same moment, so what they write when they meet is not seen.
 //!
 //! What each thread did is cut out of the list by its stores to a line that nothing else touches.
 
@@ -24,7 +24,7 @@ use treelock::TreeLock;
 
 const PEERS: [&str; 4] = ["treelock", "plain counters", "mutex + map", "dashmap"];
 
-/// Before the lists begin: every node is hot by then.
+/// The rounds before the lists begin: every node is hot by then.
 const WARM: usize = 200;
 const LISTED: usize = 100;
 
@@ -108,19 +108,20 @@ fn take_turns(peer: &impl Peer<str>, threads: usize) {
                 (turn, ended)
             })
             .collect();
-        // The first round is a rehearsal: all are warm after it.
+        // The first round is a rehearsal: everything is warm after it.
         for _ in 0..2 {
             for (turn, ended) in &turns {
                 turn.send(()).expect("it waits for its turn");
                 ended.recv().expect("it ends its turn");
-                // It has told so and is not yet back at its wait: what it does there belongs to nobody's list.
+                // The thread has said that it is done, and is not back at its wait yet: what it does until then
+                // belongs to no list.
                 thread::sleep(Duration::from_millis(20));
             }
         }
     });
 }
 
-/// Who read a line and who wrote it: a bit for each thread.
+/// Which threads read a line and which wrote it: a bit for each thread.
 #[derive(Clone, Copy, Default)]
 struct Line {
     readers: u64,

@@ -1,10 +1,11 @@
-//! Does a lock cost more where others are held, where others wait, and by how much where the path is deeper (G5)?
+//! Does a lock cost more while other sub-trees are held, or while others wait, and how much more if the path is
+//! deeper (G5)?
 //!
-//! - *held elsewhere*, *held beside*: a write of the path of 9 nodes while so many other leaves are held, in folders
-//!   far away or in its own; goal at 100,000: 1.2 x;
-//! - *queue*: so many threads wait for one node: a request elsewhere, a refused `try` and a wait given up at once on
-//!   that node, and how long the queue takes to be served, per waiter, with their threads' ends;
-//! - *depth*: a write of a path of so many nodes. Maps of prefixes hash each prefix anew, so they lose on deep paths.
+//! - *held elsewhere*, *held beside*: a write of the path of 9 nodes while many other leaves are held, in folders far
+//!   away or in its own; goal at 100,000: 1.2 x;
+//! - *queue*: many threads wait for one node: a request elsewhere, a refused `try_lock` and a wait that is given up
+//!   at once on that node, and how long the queue takes to be served, per waiter, including the end of its thread;
+//! - *depth*: a write of a path of many nodes. Maps of prefixes hash each prefix anew, so they lose on deep paths.
 
 mod common;
 

@@ -1,16 +1,17 @@
-//! What happens where everybody wants the same node: who gets through, how long do they wait, what does a hand-over
+//! What happens if all threads want the same node: which get through, how long do they wait, what does a hand-over
 //! take, how many threads does a release wake?
 //!
-//! Each thread asks for the node again as soon as it has released it, and counts by one inside. A holder works for 0, 0.1,
-//! 1 or 10 µs, as one that needs a lock does; there are 2, 4 or 8 threads. In *90/10* nine of ten requests read, which the
-//! mutexes cannot tell. Throughput is measured without clocks; the waits in a slice of their own, with them:
+//! Each thread asks for the node again as soon as it has released it, and counts by one inside. A holder works for 0,
+//! 0.1, 1 or 10 µs, as a thread that needs a lock does; there are 2, 4 or 8 threads. In *90/10* nine of ten requests
+//! read, which the mutexes cannot tell. Throughput is measured without clocks; the waits in a slice of their own,
+//! with them:
 //!
 //! - wait: from asking to having;
-//! - hand-over: from the moment before a release to the moment when one who waited by then has it;
-//! - switches: how often per request a thread gave up its core of its own accord (`/proc`, Linux): what parks is
-//!   woken, so this counts wake-ups too. One per request is what strict order costs, if nobody spins.
+//! - hand-over: from the moment before a release to the moment when a thread that waited by then has the node;
+//! - switches: how often per request a thread gave up its core of its own accord (`/proc`, Linux): a thread that
+//!   parks is woken, so this counts wake-ups too. Strict order costs one per request, if nobody spins.
 //!
-//! A plain mutex lets in who comes first, which is fast and starves the others: see its longest wait.
+//! A plain mutex lets in the thread that comes first, which is fast and starves the others: see its longest wait.
 
 mod common;
 
@@ -86,14 +87,14 @@ fn main() {
     bench.end();
 }
 
-/// What all threads share. Relaxed everywhere: the lock orders it, or it is measured badly if the lock does not.
+/// What all threads share. Relaxed everywhere: the lock orders it; if it does not, the figures are bad.
 struct Shared {
     clock: Instant,
-    /// For how long a holder works.
+    /// How long a holder works.
     inside: Duration,
     /// When the last holder was about to release.
     released: AtomicU64,
-    /// Counted by who writes, as if alone.
+    /// Counted by writers, as if each were alone.
     entered: AtomicU64,
     /// Counted by each thread for itself, and added at its end.
     writes: AtomicU64,

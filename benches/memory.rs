@@ -1,4 +1,4 @@
-//! What does the lock take of memory, while it is held, while others wait, and afterwards; does a request allocate?
+//! How much memory does the lock take while it is held, while others wait, and afterwards? Does a request allocate?
 //!
 //! Live bytes, and calls, as the allocator counts them. *Kept* is what is left of paths that were locked once, one
 //! after the other; peers that never drop a node keep it for ever. A held lock keeps a copy of its paths, so
@@ -110,7 +110,8 @@ fn hold_flat(paths: &[&'static str]) -> Figures {
     vec![("bytes", (live_bytes() - before) / paths.len() as f64)]
 }
 
-/// Threads that are there before come to wait: what they ask for, and what a thread has for its first request.
+/// Threads that exist already come to wait: this counts what they ask for, and what a thread needs for its first
+/// request.
 fn wait(count: usize) -> Figures {
     let lock = TreeLock::<str>::default();
     let (ready, go) = (Barrier::new(count + 1), Barrier::new(count + 1));
@@ -136,7 +137,7 @@ fn wait(count: usize) -> Figures {
     })
 }
 
-/// What is left when each path was locked and unlocked.
+/// What is left after each path was locked and unlocked.
 fn pass(peer: impl Peer<str>, paths: &[&'static str]) -> Figures {
     let before = live_bytes();
     paths.iter().for_each(|path| peer.with(path, Access::Write, || {}));

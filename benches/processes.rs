@@ -1,4 +1,4 @@
-//! What does the lock between processes cost, alone and in company, and how soon is a waiter in? (P6)
+//! What does the lock between processes cost, for one process and for many, and how soon does a waiter get in? (P6)
 //!
 //! | case | |
 //! |---|---|
@@ -6,8 +6,8 @@
 //! | hand-over | a process holds, another waits: from the moment before the release to having it; goal 200 µs at the median |
 //! | throughput | many processes, each in a sub-tree of its own, or all at one node |
 //!
-//! The peer is `flock(2)` on one file: the name without the tree. Processes are this program once more, which report by
-//! their standard output. The lock's directory is on a file system in memory where there is one.
+//! The peer is `flock(2)` on one file: the name without the tree. The processes are further runs of this program,
+//! which report by their standard output. The lock's directory is on a file system in memory where there is one.
 
 mod common;
 
@@ -21,7 +21,7 @@ use treelock::process::ProcessTreeLock;
 
 const PATH: &str = "srv/data/tenants/acme/projects/alpha/tables/users";
 
-/// Tells a program that it is a child, and what of: way, directory, path.
+/// Tells a program that it is a child, and for which way, directory and path.
 const CHILD: &str = "TREELOCK_BENCH_CHILD";
 
 const WAYS: [&str; 2] = ["treelock", "flock"];
@@ -112,7 +112,7 @@ fn hand_over(bench: &mut Bench, directory: &Path) {
     bench.print("Hand-over to a waiting process", &header, WAYS.into_iter().enumerate().map(row).collect());
 }
 
-/// Holds until a child waits, then lets go; the child tells when it had it.
+/// Holds until a child waits, then releases; the child tells when it had the lock.
 fn one_waits(way: &'static str, directory: &Path) -> Figures {
     let lock = Way::open(way, directory);
     let mut child = start(&format!("wait:{way}"), directory);
@@ -124,7 +124,7 @@ fn one_waits(way: &'static str, directory: &Path) -> Figures {
             lock.with(PATH, || {
                 writeln!(orders, "now").expect("it listens");
                 assert_eq!(told.next().expect("it answers").expect("in text"), "asks");
-                // It has a long way into the queue; nobody can see it arrive by flock.
+                // The child has a long way into the queue; with flock, nobody can see it arrive there.
                 let late = Instant::now() + Duration::from_millis(2);
                 while Instant::now() < late {
                     std::thread::yield_now();

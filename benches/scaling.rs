@@ -1,4 +1,4 @@
-//! Do more threads lock more sub-trees, where the sub-trees have nothing to do with each other but share ancestors?
+//! Do more threads lock more sub-trees, if the sub-trees do not overlap but share ancestors?
 //!
 //! | case | each thread |
 //! |---|---|
@@ -7,8 +7,8 @@
 //! | files 90/10 | reads nine files for one that it writes |
 //! | rare X, rare S | as disjoint, but 1 % of its requests are a write, or a read, of the lowest shared ancestor |
 //!
-//! For the last two the strong requests are timed too, from asking to having. A thread does nothing else but ask:
-//! real ones meet less. Peers: *plain counters* (the floor with threads: an atomic word per node), a `dashmap` of
+//! For the last two the strong requests are timed too, from asking to having. The threads do nothing but ask: real
+//! ones meet less often. Peers: *plain counters* (the floor with threads: an atomic word per node), a `dashmap` of
 //! locks, one mutex with a map.
 
 mod common;
@@ -33,12 +33,12 @@ struct Request {
     timed: bool,
 }
 
-/// Of each script: more than a thread's branch predictor learns.
+/// The length of each script: more than a branch predictor learns.
 const REQUESTS: usize = 4096;
 
 const HOT: &str = "/srv/data/tenants";
 
-/// What is told of the timed requests.
+/// What is printed about the timed requests.
 const STRONG: [&str; 3] = ["median µs", "99 % µs", "longest µs"];
 
 fn main() {
@@ -60,7 +60,7 @@ fn main() {
     compare(&mut bench, &mut rows, &mut waits, "files 90/10", |_, _| file(0.1));
     for (case, access) in [("rare X", Access::Write), ("rare S", Access::Read)] {
         compare(&mut bench, &mut rows, &mut waits, case, |thread, turn| match turn % 100 {
-            // Not all threads at once.
+            // Not in the same turn for all threads.
             at if at == (thread * 37) % 100 => Request { path: HOT, access, timed: true },
             _ => own(thread, turn),
         });
@@ -88,7 +88,7 @@ fn compare(
     let scripts: &[Script] =
         leak((0..most).map(|thread| (0..REQUESTS).map(|turn| request(thread, turn)).collect()).collect::<Vec<_>>());
     let slice = bench.pick(Duration::from_millis(3), Duration::from_millis(8));
-    // One lock for all thread counts: it has seen all its nodes.
+    // One lock for all numbers of threads: it has seen all its nodes.
     let peers = (TreeLock::<str>::default(), <Floor>::new(1 << 17), MapOfLocks::default(), GlobalMutex::default());
     let mut arms = vec![];
     for &count in &counts {

@@ -1,4 +1,4 @@
-//! What does it cost one thread to lock a sub-tree that nobody else wants, and to unlock it?
+//! What does it cost one thread to lock and unlock a sub-tree that no other thread wants?
 //!
 //! By nodes from the root to the path, for `str` and `Path`, write and read. *Warm* is one path again and again.
 //! *Cold* is any of 20,000 paths of 9 nodes which share 5 of them; peers never drop a node, so they know them all
@@ -102,7 +102,7 @@ fn arm<P: ?Sized + Name, const ROOTS: usize>(
     Arm::new(name, nodes, bench.per_call(lock))
 }
 
-/// The package where this work began, in rounds with ours.
+/// The Python package that this work began with, in rounds with this one.
 fn python(bench: &mut Bench) {
     let path = leak(path_of(9, "")).as_str();
     let mut child = match python_peer(path) {
@@ -129,7 +129,7 @@ fn python(bench: &mut Bench) {
     let _ = child.wait();
 }
 
-/// Starts it, installed below `target/` the first time.
+/// Starts it; the first time it is installed below `target/`.
 fn python_peer(path: &str) -> Result<Child, String> {
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
     let run = |program: &Path, arguments: &[&str]| match Command::new(program).args(arguments).output() {

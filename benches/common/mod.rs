@@ -1,9 +1,9 @@
 //! What the benches share: their options, rounds in turns, tables, raw data.
 //!
-//! Why not criterion or divan: both measure one candidate after the other, minutes apart, and on a machine that
-//! others use too the noise between two of them is larger than what is asked here. This takes all candidates (*arms*)
-//! of a case in turns, a slice of some milliseconds each, for many rounds. A ratio is taken *within* each round,
-//! where both sides had the same machine, and the median over the rounds is told.
+//! Why not criterion or divan: both measure one candidate after the other, minutes apart, and on a shared machine the
+//! noise between two of them is larger than the differences that matter here. This takes all candidates (*arms*) of a
+//! case in turns, a slice of some milliseconds each, for many rounds. A ratio is taken *within* each round, where
+//! both sides had the same conditions, and the median over the rounds is printed.
 //!
 //! The raw data goes to `target/bench-data/NAME.csv`: a line `# ...` about the run, a header, and a line per figure:
 //! `case,peer,x,unit,round,value`, where `x` is what the case varies (nodes, threads, locks held).
@@ -50,7 +50,7 @@ pub(crate) type Figures = Vec<(&'static str, f64)>;
 /// One candidate of a case.
 pub(crate) struct Arm<'a> {
     pub(crate) peer: &'static str,
-    /// What the case varies, where arms differ in it.
+    /// What the case varies, if the arms differ in it.
     pub(crate) x: usize,
     pub(crate) run: Box<dyn FnMut() -> Figures + 'a>,
 }
@@ -70,7 +70,8 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// `None` unless `cargo bench` runs it: `cargo test --benches` is to build the benches, not to wait for them.
+    /// `None` unless `cargo bench` runs it: `cargo test --benches` only builds the benches, and does not wait for
+    /// them.
     pub(crate) fn start(name: &str, question: &str) -> Option<Bench> {
         if !std::env::args().any(|argument| argument == "--bench") {
             println!("{name}: run it by `cargo bench`");
@@ -125,7 +126,7 @@ impl Bench {
         }
     }
 
-    /// Runs the arms in turns, each round beginning with another; `None` if the case is not asked for.
+    /// Runs the arms in turns, each round beginning with another one; `None` if the case was not asked for.
     pub(crate) fn compare(&mut self, case: &str, rounds: usize, mut arms: Vec<Arm<'_>>) -> Option<Outcome> {
         if self.options.filter.as_ref().is_some_and(|filter| !case.contains(filter)) {
             return None;
@@ -143,7 +144,7 @@ impl Bench {
                 let before = SLICES[1].load(Ordering::Relaxed);
                 let found = (arms[at].run)();
                 if SLICES[1].load(Ordering::Relaxed) > before {
-                    // Not in peace, so it tells nothing.
+                    // The slice was disturbed, so it tells nothing.
                     figures[at].extend((round > 0).then(Vec::new));
                 } else if round > 0 {
                     for (unit, value) in &found {
@@ -169,8 +170,8 @@ impl Bench {
     }
 }
 
-/// Runs `work` on so many threads, all in one window. Where others took the cores meanwhile it is done again,
-/// some times; if that is in vain, `compare` leaves it out.
+/// Runs `work` on a number of threads, all in one window. If others took the cores meanwhile, it is repeated a few
+/// times; if that is in vain, `compare` leaves it out.
 pub(crate) fn together<T: Send>(count: usize, slice: Duration, work: impl Fn(usize, Window) -> T + Sync) -> Vec<T> {
     for _ in 0..4 {
         let (results, disturbed): (Vec<T>, Vec<Duration>) = once(count, slice, &work).into_iter().unzip();
@@ -184,16 +185,16 @@ pub(crate) fn together<T: Send>(count: usize, slice: Duration, work: impl Fn(usi
     once(count, slice, &work).into_iter().map(|(result, _)| result).collect()
 }
 
-/// How many windows were taken in peace, and how many were not to be had so.
+/// How many windows were undisturbed, and how many could not be had undisturbed.
 static SLICES: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 
-/// With the time that each was kept from its core.
+/// The results, with the time for which each thread was kept from its core.
 fn once<T: Send>(count: usize, slice: Duration, work: &(impl Fn(usize, Window) -> T + Sync)) -> Vec<(T, Duration)> {
     let (missing, start) = (AtomicUsize::new(count), OnceLock::new());
     let run = |number| {
         let before = waited_for_core();
-        // They spin, and this thread is one of them, so that the kernel puts each on a core of its own, if there is
-        // one. Relaxed: it publishes nothing.
+        // They spin, and this thread is one of them, so that the kernel puts each on a core of its own, if there are
+        // enough. Relaxed: it publishes nothing.
         missing.fetch_sub(1, Ordering::Relaxed);
         while missing.load(Ordering::Relaxed) > 0 {
             thread::yield_now();
@@ -218,14 +219,14 @@ fn waited_for_core() -> Duration {
     Duration::from_nanos(waited).saturating_sub(Duration::from_micros(2 * switches().unwrap_or(0)))
 }
 
-/// How often this thread has given up its core of its own accord, where that is told.
+/// How often this thread has given up its core of its own accord, where the system tells it.
 pub(crate) fn switches() -> Option<u64> {
     let status = fs::read_to_string("/proc/thread-self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
     line.split_whitespace().next_back()?.parse().ok()
 }
 
-/// The time in which threads do what is counted, the same for all, after a quarter of it to warm up.
+/// The time in which threads do what is counted: the same for all, after a quarter of it as a warm-up.
 pub(crate) struct Window {
     begins: Instant,
     ends: Instant,
@@ -235,7 +236,7 @@ pub(crate) struct Window {
 #[derive(PartialEq)]
 pub(crate) enum Moment {
     Inside,
-    /// From here on it counts.
+    /// The time from which on it counts.
     Begins,
     Ends,
 }
@@ -253,7 +254,8 @@ impl Window {
         }
     }
 
-    /// Millions a second, for one who has done so many. A thread that got no core for a while has done less for it.
+    /// Millions a second, for a thread that has done so many. A thread that got no core for a while has done less for
+    /// that reason.
     pub(crate) fn rate(&self, done: usize) -> f64 {
         done as f64 / self.begins.elapsed().as_nanos() as f64 * 1e3
     }
@@ -265,7 +267,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// By round; none where it was not had in peace, or has no such figure.
+    /// By round; none if the round was disturbed, or has no such figure.
     fn each(&self, arm: usize, unit: &str) -> impl Iterator<Item = Option<f64>> {
         let value = move |figures: &Figures| figures.iter().find(|figure| figure.0 == unit).map(|figure| figure.1);
         self.figures[arm].iter().map(value)
@@ -280,7 +282,7 @@ impl Outcome {
         self.each(arm, unit).flatten().fold(f64::NAN, f64::max)
     }
 
-    /// How many times as much as arm `of` arm `arm` took: the median of each round's ratio.
+    /// How many times as much arm `arm` took as arm `of`: the median of the rounds' ratios.
     pub(crate) fn ratio(&self, arm: usize, of: usize, unit: &str) -> f64 {
         let rounds = self.each(arm, unit).zip(self.each(of, unit));
         median(rounds.filter_map(|(this, that)| Some(this? / that?)).collect())
@@ -308,7 +310,7 @@ pub(crate) fn digits(value: f64) -> String {
     }
 }
 
-/// A ratio, and the figure of the peer that it is to.
+/// A ratio, and the figure of the peer that it refers to.
 pub(crate) fn times(ratio: f64, of: f64) -> String {
     format!("{} × ({})", digits(ratio), digits(of))
 }
@@ -330,7 +332,7 @@ fn commit() -> String {
     }
 }
 
-/// A path of so many nodes, the root among them: the one of 9 is
+/// A path of this many nodes, including the root: the one of 9 is
 /// `/srv/data/tenants/acme/projects/alpha/tables/users`.
 pub(crate) fn path_of(nodes: usize, leaf: &str) -> String {
     const NAMES: [&str; 8] = ["srv", "data", "tenants", "acme", "projects", "alpha", "tables", "users"];
@@ -341,7 +343,7 @@ pub(crate) fn path_of(nodes: usize, leaf: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
-/// Makes it live for ever, as peers that keep names like it.
+/// Makes a path live for ever, as peers that keep names like it.
 pub(crate) fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }

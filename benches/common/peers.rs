@@ -1,8 +1,8 @@
-//! Whom treelock is measured against, each behind [`Peer`].
+//! The peers that treelock is measured against, each behind [`Peer`].
 //!
-//! They get the best of what is in doubt: canonical paths that live for ever, so that none needs to normalize or copy
-//! a name; the fast seeded hash for all maps; nodes that are never dropped. None but treelock queues in order, sees
-//! deadlocks, has deadlines or knows re-entrance.
+//! Where there is a choice, they get the best: canonical paths that live for ever, so that none needs to normalize or
+//! copy a name; the fast seeded hash for all maps; nodes that are never dropped. Only treelock queues in order, finds
+//! deadlocks, has deadlines or allows re-entrance.
 
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
@@ -34,7 +34,7 @@ impl Access {
     }
 }
 
-/// Somebody who locks a sub-tree, or what they take for it.
+/// A peer that locks a sub-tree, or the nearest thing that it has.
 pub(crate) trait Peer<P: ?Sized + Name>: Sync {
     fn with(&self, path: &'static P, access: Access, inside: impl FnOnce());
 
@@ -52,7 +52,7 @@ pub(crate) trait Name: TreePath + AsRef<Self> + Sync {
     const SPELLING: &str;
     fn of(text: &'static str) -> &'static Self;
     fn bytes(&self) -> &[u8];
-    /// As one would split it who thinks nothing of it.
+    /// As a naive user would split it.
     fn split(&self) -> impl Iterator<Item = &[u8]>;
 }
 
@@ -136,9 +136,10 @@ fn admits(word: u64, mode: u64) -> bool {
     } == 0
 }
 
-/// The floor: what naming and counting the nodes costs, and nothing else. Per node it hashes the segment on top of
+/// The floor: the cost of naming and counting the nodes, and nothing else. Per node it hashes the segment on top of
 /// its parent's hash, probes one table, does one CAS, and one decrement to release. Nodes are found by their hash
-/// alone and stay for ever; the table never grows; who must wait spins. With threads it is the *plain counters*.
+/// alone and stay for ever; the table never grows; a request that must wait spins. With threads it is the *plain
+/// counters*.
 pub(crate) struct Floor<const DEEPEST: usize = 64> {
     hash: RandomState,
     slots: Box<[Slot]>,
@@ -152,7 +153,7 @@ struct Slot {
 }
 
 impl<const DEEPEST: usize> Floor<DEEPEST> {
-    /// For so many nodes.
+    /// Makes a table for this many nodes.
     pub(crate) fn new(nodes: usize) -> Self {
         let slots = iter::repeat_with(Slot::default).take((nodes * 2).next_power_of_two().max(1024)).collect();
         Floor { hash: RandomState::default(), slots }
@@ -227,7 +228,7 @@ impl<P: ?Sized + Name, const DEEPEST: usize> Peer<P> for Floor<DEEPEST> {
     }
 }
 
-/// One mutex around a map of prefixes to counts; who must wait does so for any release.
+/// One mutex around a map of prefixes to counts; a request that must wait wakes at any release.
 #[derive(Default)]
 pub(crate) struct GlobalMutex {
     nodes: Mutex<HashMap<Box<[u8]>, u64, RandomState>>,

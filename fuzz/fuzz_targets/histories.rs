@@ -1,4 +1,4 @@
-//! Histories of many owners: each request is answered, and each guard is told of, as the specification says.
+//! Histories of many owners: the answer to each request, and the report of each guard, are as the specification says.
 //!
 //! ```sh
 //! cargo fuzz run -s none histories -- -max_total_time=25 -timeout=60      # stable
@@ -10,7 +10,7 @@
 //! # Input
 //!
 //! Text, so that a case can be read and written by hand; bytes of any kind are well-formed. A first line that begins
-//! with `w` lets requests wait, with any other they never do; with a `*` in it the top of the tree was busy before,
+//! with `w` lets requests wait, with any other they never do; if it has a `*`, the top of the tree was busy before,
 //! so that intentions are published there. Each other line is one operation: a letter, a number of one digit, and for
 //! a request its roots, `r...` to read and `w...` to write, apart by spaces.
 //!
@@ -38,17 +38,18 @@
 //!
 //! # What is checked
 //!
-//! Where requests never wait, all is done by one thread, quickly, and after each operation:
+//! Where requests never wait, one thread does everything, quickly, and after each operation:
 //!
-//! 1. The request is granted if and only if it conflicts with no other owner (G1, G4), re-entrant ones included. What
-//!    blocks is refused in the way it asked for. What would wait for ever is asked by `try_lock` instead, but for the
-//!    first `Arc` guard that waits for plain guards of its own thread alone: that is a deadlock, and told so (G2).
+//! 1. The request is granted if and only if it conflicts with no other owner (G1, G4), re-entrant ones included. A
+//!    request that would block is refused in the way that it asked for. One that would wait for ever is made by
+//!    `try_lock` instead, except for the first `Arc` guard that waits only for plain guards of its own thread: that
+//!    is a deadlock, and is reported (G2).
 //! 2. The snapshot has the same holders as the specification, with their roots and modes, and nobody who waits (G7).
 //! 3. At the end nothing is left, and the whole tree can be written (G7).
 //!
-//! Where they may wait, [`History`] runs it on four threads, and judges it: see `tests/histories.rs`.
+//! Where requests may wait, [`History`] runs them on four threads, and judges them: see `tests/histories.rs`.
 //!
-//! Not here: spelling (`path_sets.rs`), and what happens only if two threads are inside of the lock at one moment.
+//! Not here: spelling (`path_sets.rs`), and what happens only if two threads are inside the lock at one moment.
 
 #![no_main]
 
@@ -74,7 +75,7 @@ use std::time::Duration;
 use treelock::{ArcTreeLockGuard, Deadlock, LockError, Mode, Root, TreeLockGuard};
 use worker::{Answer, Change, How, Kind, Lock, Paths, answer, arc, let_go, plain};
 
-/// The most operations of a history on one thread, and of one on several, which is slower by far.
+/// The most operations of a history on one thread, and of one on several threads, which is slower by far.
 const OPS: usize = 100;
 const OPS_WITH_WAITING: usize = 30;
 const ROOTS: usize = 8;
@@ -108,7 +109,7 @@ fuzz_target!(
     }
 );
 
-/// More than it takes until the nodes above are biased.
+/// More requests than it takes until the nodes above are biased.
 fn busy_top() -> Vec<Op> {
     let paths = Paths { reads: vec!["a/a".into()], writes: vec!["a/b".into(), "b/b".into()] };
     let once = [Op::Ask(0, Kind::Plain, How::Try, paths), Op::Change(0, Change::Drop)];
@@ -163,7 +164,7 @@ enum Outcome {
     Deadlock,
 }
 
-/// A history on one thread. It owns its plain guards; each `Arc` guard is somebody else.
+/// A history on one thread. It owns its plain guards; each `Arc` guard is another owner.
 struct Alone<'a> {
     lock: &'a Arc<Lock>,
     held: Held,
@@ -208,7 +209,7 @@ impl<'a> Alone<'a> {
         let request = Request::of_text(&paths.reads, &paths.writes);
         let owner = match kind {
             Kind::Plain => ME,
-            // On one thread an explicit owner is somebody else too.
+            // On one thread an explicit owner is another owner too.
             Kind::Arc | Kind::Handed(_) => Owner::Itself,
         };
         let (how, expected) = self.expected(owner, &request, how);
@@ -246,9 +247,9 @@ impl<'a> Alone<'a> {
         assert_eq!(outcome, expected, "{how:?} of {request:?} by {owner:?}, after it {:?}", self.held);
     }
 
-    /// How to ask so that it ends, and what must become of it.
+    /// How to make a request so that it ends, and what must become of it.
     fn expected(&mut self, owner: Owner, request: &Request, how: How) -> (How, Outcome) {
-        // Nobody comes meanwhile.
+        // No other request comes meanwhile.
         let how = if how == How::BriefFor { How::For(Duration::ZERO) } else { how };
         let endless = matches!(how, How::Lock | How::LongFor);
         if self.held.verdict(owner, request) == Verdict::Granted {
@@ -334,7 +335,7 @@ impl<'a> Alone<'a> {
     }
 }
 
-/// What roots that are reported mean; each must be told once, in the right mode, and none that lies in another.
+/// The meaning of reported roots; each must be reported once, in the right mode, and none may lie in another.
 fn meaning(roots: &[Root]) -> Request {
     let ways = |write: bool| {
         let some = roots.iter().filter(|root| (root.mode == Mode::Exclusive) == write);

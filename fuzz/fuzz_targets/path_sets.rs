@@ -8,9 +8,10 @@
 //! # Input
 //!
 //! Text, so that a case can be read and written by hand; bytes of any kind are well-formed. Lines end in `\n`, and
-//! paths cannot contain it. The first line says by its first byte what the paths are, `s` for `str` (what is not UTF-8 is
-//! replaced) or anything else for `Path`. Of the others, `r...` reads the path behind it and `w...` writes it, `=...`
-//! begins the second request, and the rest is ignored, like the roots of a request after its first 16.
+//! paths cannot contain it. The first byte of the first line gives the type of the paths: `s` for `str` (what is not
+//! UTF-8 is replaced), anything else for `Path`. Of the other lines, `r...` reads the path that follows and `w...`
+//! writes it, and `=...` begins the second request. The rest is ignored, and so are the roots of a request after its
+//! first 16.
 //!
 //! ```text
 //! p
@@ -20,15 +21,15 @@
 //! w /a
 //! ```
 //!
-//! reads `" a/./b"` and writes `" ../c"`; then writes `" /a"`: a space is a byte like others.
+//! reads `" a/./b"` and writes `" ../c"`; then writes `" /a"`: a space is an ordinary byte.
 //!
 //! # What is checked
 //!
 //! 1. The first request, alone, fails if and only if the specification cannot read its paths (`PathError`).
 //! 2. The second one, by another owner, is granted, would block or is unusable as specified (G1, G4).
-//! 3. By the owner of the first it is granted, in whatever modes (re-entrancy).
+//! 3. To the owner of the first one it is granted, in whatever modes (re-entrancy).
 //! 4. It is granted or not as specified when the first has been downgraded.
-//! 5. A snapshot can be drawn, and the drawing is no command to a terminal.
+//! 5. A snapshot can be drawn, and the drawing contains no command for a terminal.
 //! 6. Refused requests leave nothing behind, and neither does the end (G7): the whole tree can be written.
 //!
 //! Not here: waiting, and more than two requests: see `tests/histories.rs`.
@@ -99,7 +100,7 @@ impl Roots<'_> {
     }
 }
 
-/// A request as the lock is told it, and what it means.
+/// A request as it is given to the lock, and what it means.
 #[derive(Debug)]
 struct Told<T> {
     reads: Vec<T>,
@@ -126,7 +127,8 @@ fn outcome<G>(answer: &Result<G, LockError>) -> Outcome {
     }
 }
 
-/// What must become of `second` while somebody else holds `first`, which decided what the lock's paths are told from.
+/// What must become of `second` while another owner holds `first`, which decided what the lock's paths are relative
+/// to.
 fn expected(first: Option<&Request>, origin: Option<Origin>, second: &Told<impl Sized>) -> Outcome {
     match &second.meaning {
         Err(Unusable) => Outcome::Unusable,
@@ -158,7 +160,7 @@ fn check<P: ?Sized + TreePath, T: AsRef<P> + From<String> + std::fmt::Debug>(fir
         assert_eq!(outcome(&own), Outcome::Granted, "{first:?}");
         let nested = lock.try_lock(&second.reads, &second.writes);
         assert_eq!(outcome(&nested), expected(None, origin, second), "{first:?}\n{second:?}");
-        // The first goes first: what is left is the nested one.
+        // The first guard is dropped first: what is left is the nested one.
         drop(own);
         let snapshot = lock.snapshot();
         assert_eq!(snapshot.holders.len(), usize::from(nested.is_ok()), "{snapshot}");

@@ -1,5 +1,6 @@
-//! The files of a lock between processes are written over, also by older copies of themselves, cut, removed and replaced
-//! while three members use it: whatever comes of it, nobody is let in beside one whom it excludes (G1, P4).
+//! Writes over the files of a lock between processes, also with older copies of themselves, and cuts, removes and
+//! replaces them while three members use the lock. Whatever comes of it, no request is granted beside one that it
+//! conflicts with (G1, P4).
 //!
 //! ```sh
 //! cargo fuzz run -s none scribbles -- -max_total_time=25 -timeout=20
@@ -7,16 +8,16 @@
 //!
 //! # Input
 //!
-//! Bytes of any kind: one for what is done, and one or two for where and with what.
+//! Bytes of any kind: one for the operation, and one or two for its place and its data.
 //!
 //! # What is checked
 //!
 //! 1. A guard is granted only if no guard that is alive conflicts with it, by plain overlap of paths.
-//! 2. Requests and openings end, in a guard or an error, and none panics.
-//! 3. When all is closed, the next one begins anew, or says that the file is none of its own.
+//! 2. Requests and openings end with a guard or an error, and none panics.
+//! 3. When all members have closed the lock, the next one begins anew, or says that the file is not treelock's.
 //!
-//! The members are in one process, which makes no difference to them: each has its own files open, and is a stranger to
-//! the others.
+//! The members are in one process, which makes no difference to them: each has its own files open, and excludes the
+//! others.
 
 #![no_main]
 
@@ -35,17 +36,17 @@ struct Held {
     _guard: ArcProcessTreeLockGuard,
 }
 
-/// By their text alone.
+/// Compared by their text alone.
 fn overlap(one: &str, other: &str) -> bool {
     let below = |path: &str, root: &str| root.is_empty() || path == root || path.starts_with(&format!("{root}/"));
     below(one, other) || below(other, one)
 }
 
-/// Whatever cannot be done to the files is not done.
+/// An operation that fails on the files is skipped.
 fn scribble(directory: &Path, what: u8, place: u8, value: u8) {
     let table = directory.join("table");
     let Ok(file) = OpenOptions::new().read(true).write(true).open(&table) else { return };
-    // The head, the changes as far as they reach in a short history, and the last ones.
+    // The head, the changes as far as a short history reaches, and the last changes.
     let place = match place {
         0..64 => u64::from(place) * 2,
         64..160 => 68 + (u64::from(place) - 64) * 23,
