@@ -1,7 +1,7 @@
 //! The command `treelock`, as a shell sees it: exit codes, streams, signals, files.
 //!
-//! Each test has a lock of its own, and ends the process if it hangs. Locked commands end with their standard input, so that
-//! none outlives its test.
+//! Each test has a lock of its own, and ends the process if it hangs. Locked commands end when their standard input
+//! ends, so that none outlives its test.
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -24,13 +24,13 @@ use treelock::process::ProcessTreeLock;
 
 const TREELOCK: &str = env!("CARGO_BIN_EXE_treelock");
 
-/// Longer than anything takes on a loaded machine; what is not done by then never will be.
+/// Longer than anything takes on a loaded machine: what is not done by then hangs.
 const LIMIT: Duration = Duration::from_secs(40);
 
-/// A command that says when it has the lock, and ends with its standard input.
+/// A command that says when it has the lock, and ends when its standard input ends.
 const HOLD: [&str; 4] = ["--", "sh", "-c", "echo held; exec cat"];
 
-/// Asks again and again until there is an answer.
+/// Tries again and again until there is an answer.
 fn wait_for<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -51,7 +51,8 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        // A test run in the background of a script is told to ignore some; what is caught, commands get as it should be.
+        // A test run in the background of a script starts with some signals ignored. Commands get those that are
+        // caught as they should be.
         static CATCH: Once = Once::new();
         CATCH.call_once(|| {
             for signal in [SIGHUP, SIGINT, SIGQUIT] {
@@ -62,7 +63,7 @@ impl Place {
         let test = thread::current().name().unwrap_or("?").to_owned();
         thread::spawn(move || {
             if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LIMIT * 2) {
-                // Not by a macro, whose text the test runner keeps for a test that ends.
+                // Not by a macro: the test runner keeps its text until the test ends.
                 let _ = writeln!(io::stderr(), "{test} hangs");
                 std::process::exit(101);
             }
@@ -78,7 +79,7 @@ impl Place {
         self.home().join("lock")
     }
 
-    /// What a path means in the working directory.
+    /// The path in the working directory.
     fn absolute(&self, path: &str) -> String {
         std::env::current_dir().unwrap().join(self.home()).join(path).to_str().unwrap().to_owned()
     }
@@ -114,7 +115,7 @@ impl Place {
         self.command(&words).stdin(Stdio::piped()).spawn().unwrap()
     }
 
-    /// `treelock run` of [`HOLD`], which holds.
+    /// `treelock run` of [`HOLD`], which holds the lock.
     fn hold(&self, words: &[&str]) -> Child {
         self.hold_with(&mut self.command(&[&["run"], words, &HOLD].concat()))
     }
@@ -145,7 +146,7 @@ impl Place {
     }
 }
 
-/// One line, and not a byte more.
+/// Exactly one line.
 fn line(from: &mut impl Read) -> String {
     let mut line = Vec::new();
     let mut byte = [0];
@@ -305,7 +306,7 @@ fn the_standard_streams_and_the_working_directory_pass_through() {
     assert_eq!(code(&output), 0);
 }
 
-/// Holds, and tells of one signal by its exit code 5. The shell waits for a command that ends with its standard input.
+/// Holds, and exits with code 5 on one signal. The shell waits for a command that ends when its standard input ends.
 fn trap(signal: &str) -> String {
     format!("trap 'exit 5' {signal}; exec 3<&0; cat <&3 >/dev/null 2>&1 & echo held; wait; exit 6")
 }
@@ -319,7 +320,7 @@ fn signals_to_the_wrapper_reach_the_command() {
         ("USR1", Signal::USR1),
         ("USR2", Signal::USR2),
         ("ALRM", Signal::ALARM),
-        // Not from a terminal: the group is in no foreground.
+        // Not from a terminal: the group is not in the foreground.
         ("INT", Signal::INT),
         ("QUIT", Signal::QUIT),
     ] {
@@ -373,7 +374,7 @@ fn a_signal_ends_a_run_that_waits_and_its_place_in_the_queue() {
     assert_eq!(code(&end(holder)), 0);
 }
 
-/// The masks of signals as the kernel tells them, without two that the C library keeps for itself.
+/// The masks of signals as the kernel shows them, without two signals that the C library keeps for itself.
 fn masks(output: &Output) -> Vec<(String, u64)> {
     let told = text(&output.stdout).lines().filter(|line| ["SigBlk:", "SigIgn:"].contains(&&line[..7]));
     let mask = |line: &str| (line[..7].to_owned(), u64::from_str_radix(line[7..].trim(), 16).unwrap() & !(3 << 31));
@@ -394,7 +395,7 @@ fn the_command_has_the_signals_that_it_would_have_without_the_wrapper() {
         let direct = with(&["cat", "/proc/self/status"]);
         let wrapped = with(&[TREELOCK, "run", "-w", "a", "cat", "/proc/self/status"]);
         match ignored {
-            // Rust's own runtime resets these two, flock(1) the first of them.
+            // Rust's own runtime resets these two signals, flock(1) the first of them.
             "CHLD" | "PIPE" => assert_eq!(wrapped, [("SigBlk:".into(), 0), ("SigIgn:".into(), 0)], "{ignored}"),
             _ => assert_eq!(wrapped, direct, "{ignored}"),
         }
@@ -469,7 +470,7 @@ fn a_wait_of_a_second_tells_for_whom() {
     assert!(told.contains(&command) && told.contains(&format!(", which has been reading {path} for ")), "{told}");
     assert!(told.ends_with(" s"), "{told}");
 
-    // It has no quarrel with the other reader, but with the writer that came before.
+    // It does not conflict with the other reader, but with the writer that came before.
     let told = line(reader.stderr.as_mut().unwrap());
     assert!(told.starts_with(&format!("treelock: waiting for {} \"", writer.id())), "{told}");
     assert!(told.contains(&format!(", which has been waiting to write {} for ", place.absolute("a"))), "{told}");
@@ -481,7 +482,7 @@ fn a_wait_of_a_second_tells_for_whom() {
     }
 }
 
-/// A program that reads and wants to write goes ahead of those who came before, and cannot pass it.
+/// A program that reads and wants to write goes ahead of earlier waiters, which cannot pass it.
 #[test]
 fn a_wait_tells_of_an_upgrade_that_came_later_and_passes_it() {
     let place = Place::new();
@@ -551,7 +552,7 @@ fn it_tells_again_only_when_it_waits_for_others() {
     assert_eq!(code(&end(first)), 0);
     let line = told.next().unwrap();
     assert!(line.starts_with(&of(&second)), "{line}");
-    // It has looked again by then.
+    // The waiting command has looked again by then.
     let told_at = Instant::now();
     wait_for("time has passed", || (told_at.elapsed() > Duration::from_secs(4)).then_some(()));
     assert_eq!((code(&end(second)), code(&end(waiter))), (0, 0));
@@ -765,7 +766,7 @@ fn the_directory_given_goes_before_that_of_the_environment_and_both_before_the_d
     assert_eq!(fs::metadata(home("runtime/treelock")).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
-/// Who does not see that it depends on the working directory has two locks.
+/// A relative TREELOCK_DIR would silently mean another lock in each working directory.
 #[test]
 fn a_relative_directory_in_the_environment_is_refused() {
     let place = Place::new();
@@ -787,7 +788,7 @@ fn a_wait_for_the_command_that_it_is_a_part_of_says_so() {
     assert!(complaint(&output).ends_with("a part of"), "{output:?}");
 }
 
-/// As a process does that is stopped in the midst of a request.
+/// Keeps the table as a process does that is stopped in the midst of a request.
 #[test]
 fn a_table_that_is_kept_holds_up_neither_status_nor_a_limit() {
     let place = Place::new();
@@ -810,7 +811,7 @@ fn a_table_that_is_kept_holds_up_neither_status_nor_a_limit() {
     let mut waits = place.ask(&["-w", "b"]);
     let told = line(waits.stderr.as_mut().unwrap());
     assert!(told.starts_with("treelock: ") && told.contains(&kept), "{told}");
-    // Whose command has ended has nothing more to wait for.
+    // When its command has ended, `treelock run` must not wait any more.
     drop(holder.stdin.take());
     assert_eq!(code(&end(holder)), 0);
     flock(&table, FlockOperation::Unlock).unwrap();
@@ -820,7 +821,7 @@ fn a_table_that_is_kept_holds_up_neither_status_nor_a_limit() {
     assert_eq!(free["keeper"], Value::Null);
 }
 
-/// A removed FIFO cannot tell that its owner is dead; but where nobody is left, nobody holds.
+/// A removed FIFO cannot show that its owner is dead; but if no member is left, nothing is held.
 #[test]
 fn those_who_died_without_their_files_are_not_shown_when_nobody_is_left() {
     let place = Place::new();
@@ -843,7 +844,7 @@ fn a_quiet_wait_tells_nothing() {
     assert_eq!(code(&end(holder)), 0);
 }
 
-/// As where an alias has some already.
+/// As if an alias contains some options already.
 #[test]
 fn the_last_of_equal_options_counts() {
     let place = Place::new();
@@ -878,7 +879,7 @@ fn a_default_directory_that_others_could_have_prepared_is_refused() {
     fs::create_dir(&default).unwrap();
     fs::set_permissions(&default, fs::Permissions::from_mode(0o770)).unwrap();
     refused("is open to other users");
-    // Only root can give it away.
+    // Only root can give the directory to another user.
     if std::os::unix::fs::chown(&default, Some(12_345), None).is_ok() {
         fs::set_permissions(&default, fs::Permissions::from_mode(0o700)).unwrap();
         refused("belongs to another user");
@@ -950,7 +951,8 @@ fn it_ends_as_flock_does() {
         let (option, flocks) = (["--timeout", timeout], ["-w", timeout]);
         assert_eq!(ours(&option, &["true"]), theirs(&flocks, &["true"]), "{timeout}");
     }
-    // What cannot be run is "unavailable" for flock, in whatever way; ours are the codes of the shells.
+    // Whatever the reason, a command that cannot be run is "unavailable" for flock; treelock uses the codes of the
+    // shells.
     for (command, expected) in [("no-such-command", 127), ("/", 126)] {
         assert_eq!((ours(&[], &[command]), theirs(&[], &[command])), (expected, 69));
     }

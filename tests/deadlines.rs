@@ -1,4 +1,4 @@
-//! Deadlines are kept (G10), and what is refused leaves nothing behind (G7).
+//! Deadlines are kept (G10), and a refused request leaves nothing behind (G7).
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use treelock::{LockError, TreeLock};
 
-/// Long enough for those who come behind to queue, on most machines at most times.
+/// Long enough for later requests to queue behind, on most machines at most times.
 const WHILE: Duration = Duration::from_millis(200);
 
 /// A thread that asks with a deadline, and is refused when it has passed.
@@ -81,7 +81,7 @@ fn an_upgrade_that_times_out_lets_in_the_readers_behind_it_and_keeps_its_read() 
     assert_free(&lock, "".as_ref());
 }
 
-/// G7: it has taken `c` and `d`, and waits two levels down.
+/// G7: the request has taken `c` and `d`, and waits two levels down.
 #[test]
 fn a_request_of_several_roots_that_times_out_half_way_gives_everything_back() {
     let lock = common::new();
@@ -116,7 +116,7 @@ fn a_refused_try_leaves_nothing() {
     assert_free(&lock, "".as_ref());
 }
 
-/// One path is tried as a list of one is, in either form.
+/// A method for one path refuses as that for a list of one path does, in either form.
 #[test]
 fn one_path_is_tried_without_a_list() {
     let lock = common::new();
@@ -138,7 +138,7 @@ fn one_path_is_tried_without_a_list() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G7, G9: for a moment it holds `a`, and whoever comes to wait for that in this moment is woken.
+/// G7, G9: a request holds `a` for a moment, and a request that begins to wait for `a` in that moment is woken.
 #[test]
 fn a_refused_try_wakes_who_waited_behind_what_it_had_taken() {
     let lock = common::new();
@@ -161,7 +161,8 @@ fn a_refused_try_wakes_who_waited_behind_what_it_had_taken() {
     assert!(admits(&lock, &[], &["a", "b"]));
 }
 
-/// G7, G10: deadlines that pass just when the grant comes: whichever wins, nothing is left and nobody is forgotten.
+/// G7, G10: deadlines that pass just when the grant comes: whichever wins, nothing is left behind, and no waiter is
+/// forgotten.
 #[test]
 fn deadlines_that_race_with_grants_leave_nothing() {
     let lock = common::new();
@@ -185,7 +186,7 @@ fn deadlines_that_race_with_grants_leave_nothing() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G10: a refusal comes when the deadline has passed, not before, and soon.
+/// G10: a refusal comes soon after the deadline, and not before.
 #[test]
 fn deadlines_are_kept_however_long_the_queue() {
     let lock = common::new();
@@ -205,7 +206,7 @@ fn deadlines_are_kept_however_long_the_queue() {
     for (refused, waited, timeout) in join_all(queue) {
         assert!(matches!(refused, Some(LockError::TimedOut)), "{refused:?}");
         assert!(waited >= timeout, "{waited:?} for {timeout:?}");
-        // The machine may be busy; a lock that forgets a deadline is later than this.
+        // The machine may be busy; but a lock that forgets a deadline is later than this.
         assert!(waited < timeout + Duration::from_secs(5), "{waited:?} for {timeout:?}");
     }
     assert!(lock.snapshot().waiters.is_empty());
@@ -213,7 +214,7 @@ fn deadlines_are_kept_however_long_the_queue() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G10: no time is enough for what is free, and refuses what is not at once.
+/// G10: a timeout of zero is enough for what is free, and refuses at once what is not.
 #[test]
 fn a_deadline_that_has_passed_still_grants_what_is_free() {
     let lock = common::new();
@@ -228,7 +229,7 @@ fn a_deadline_that_has_passed_still_grants_what_is_free() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G10: a time beyond what the clock can tell is for ever.
+/// G10: a timeout beyond what the clock can represent means for ever.
 #[test]
 fn the_longest_timeout_waits_until_it_is_granted() {
     let lock = common::new();
@@ -242,8 +243,8 @@ fn the_longest_timeout_waits_until_it_is_granted() {
     assert!(join(waiting).is_ok());
 }
 
-/// The longest that it takes to lock something unrelated, to be refused after 5 ms, and to be served after a release:
-/// beside so many who wait.
+/// The longest time that it takes, while `count` requests wait, to lock something unrelated, to be refused after 5
+/// ms, and to be served after a release.
 fn longest_beside_a_queue(length: usize, enter: impl Fn(&TreeLock, usize) + Send + Copy + 'static) -> [Duration; 3] {
     let lock = common::new();
     let held = lock.write("a");
@@ -268,17 +269,17 @@ fn longest_beside_a_queue(length: usize, enter: impl Fn(&TreeLock, usize) + Send
     [longest[0], longest[1], released.elapsed()]
 }
 
-/// Much, since the machine may be busy with all those threads.
+/// Generous, since the machine may be busy with all those threads.
 const SOON: Duration = Duration::from_secs(3);
 
-/// G4, G5, G10: a long queue somewhere costs those elsewhere nothing, and its own deadlines are kept.
+/// G4, G5, G10: a long queue costs nothing elsewhere, and its own deadlines are kept.
 #[test]
 fn a_long_queue_holds_up_nobody_elsewhere() {
     let longest = longest_beside_a_queue(1000, |lock, _| drop(lock.write("a")));
     assert!(longest.iter().all(|longest| *longest < SOON), "{longest:?}");
 }
 
-/// G4, G5, G10: the same where all of them hold something already, so that they look for deadlocks.
+/// G4, G5, G10: the same if all waiters hold something already, so that they look for deadlocks.
 #[test]
 fn a_long_queue_of_nested_requests_holds_up_nobody_elsewhere() {
     let longest = longest_beside_a_queue(600, |lock, number| {

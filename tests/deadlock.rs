@@ -1,4 +1,4 @@
-//! Cycles are reported, to one of those in them, and nothing else is (G2).
+//! A cycle is reported to one of the requests in it, and nothing else is reported (G2).
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -11,13 +11,13 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 use treelock::{Deadlock, LockError, TreeLock};
 
-/// A wait of this length is long: it has been looked at for a deadlock several times.
+/// A wait of this length is long: the request has looked for a deadlock several times.
 const LONG: Duration = Duration::from_millis(300);
 
 /// What a request names: reads and writes.
 type Ask = (Paths, Paths);
 
-/// Takes `first`, waits until all have theirs, and asks for `second`; the report, if it gets one.
+/// Takes `first`, waits until all threads have theirs, and asks for `second`; returns the report, if it gets one.
 fn nested(lock: &Arc<TreeLock>, together: &Arc<Barrier>, name: &str, first: Ask, second: Ask) -> Party {
     let (lock, together) = (Arc::clone(lock), Arc::clone(together));
     spawn(name, move || {
@@ -39,7 +39,7 @@ fn threads(report: &Deadlock) -> Vec<&str> {
     threads
 }
 
-/// G2: it may also wait for itself through somebody in the queue.
+/// G2: a thread may also wait for itself by way of another request in the queue.
 #[test]
 fn a_thread_that_waits_behind_a_writer_that_waits_for_it_is_told_so() {
     let lock = common::new();
@@ -94,7 +94,7 @@ fn two_upgrades_of_one_node_are_reported_to_one_of_them() {
     assert_eq!(threads(&report), ["left", "right"]);
 }
 
-/// G2: of three, two are in a cycle with the third each; two reports are needed, and no more are given.
+/// G2: each of two threads is in a cycle with a third one; two reports are needed, and no more are given.
 #[test]
 fn as_many_are_reported_as_must_give_up() {
     let lock = common::new();
@@ -104,7 +104,7 @@ fn as_many_are_reported_as_must_give_up() {
     common::assert_free(&lock, "".as_ref());
 }
 
-/// G2: a cycle may go through the queue: who waits behind another waits for what that one waits for.
+/// G2: a cycle may go through a queue: a request behind another one waits for what that one waits for.
 #[test]
 fn a_cycle_through_a_place_in_the_queue_is_reported() {
     let lock = common::new();
@@ -120,7 +120,7 @@ fn a_cycle_through_a_place_in_the_queue_is_reported() {
             lock.try_lock_for(&["b"], &[], LIMIT).err()
         }
     });
-    // Holds `b`, and wants `a` shared: it would fit beside the reader, but not before the writer.
+    // Holds `b`, and wants `a` shared: it could share with the reader, but does not pass the writer.
     let other = spawn("other", {
         let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
         move || {
@@ -134,7 +134,7 @@ fn a_cycle_through_a_place_in_the_queue_is_reported() {
     let writer = Other::waits(&lock, &[], &["a"]);
     wait_until_waiting(&lock, 2);
     asked.send(()).unwrap();
-    // It has its turn when one of the two has been told and has let go.
+    // The third one is granted when one of the two has got the report and has released.
     writer.releases();
     let reports = [join(reader), join(other)];
     let Some(LockError::Deadlock(report)) = reports.iter().flatten().next() else { panic!("{reports:?}") };
@@ -159,7 +159,7 @@ fn a_cycle_through_a_request_that_waits_half_way_is_reported() {
     common::assert_free(&lock, "".as_ref());
 }
 
-/// G2: it comes out in `Ok` for all but one, and that one has kept what it held before.
+/// G2: all requests but one return `Ok`, and the refused one keeps what its thread held before.
 #[test]
 fn the_others_go_on_when_the_one_that_was_told_lets_go() {
     let lock = common::new();
@@ -168,7 +168,7 @@ fn the_others_go_on_when_the_one_that_was_told_lets_go() {
         move || {
             let _b = lock.write("b");
             wait_until_waiting(&lock, 1);
-            // Takes no refusal, so the report goes to the other.
+            // This one takes no refusal, so the report goes to the other.
             let _a = lock.write("a");
         }
     });
@@ -183,7 +183,7 @@ fn the_others_go_on_when_the_one_that_was_told_lets_go() {
     common::assert_free(&lock, "".as_ref());
 }
 
-/// G2: who called `lock` can only panic, so the report goes to whoever takes errors, whichever of them came last.
+/// G2: a call of `lock` can only panic, so the report goes to the request that takes errors, whichever came last.
 #[test]
 fn the_error_goes_to_who_takes_errors() {
     for errors_first in [true, false] {
@@ -208,7 +208,7 @@ fn the_error_goes_to_who_takes_errors() {
     }
 }
 
-/// G2, G7: what was refused has left nothing, and those behind it in the queue have gone on.
+/// G2, G7: the refused request has left nothing behind, and those behind it in the queue have gone on.
 #[test]
 fn a_reported_request_leaves_nothing_behind() {
     let lock = common::new();
@@ -219,7 +219,7 @@ fn a_reported_request_leaves_nothing_behind() {
         move || {
             let _z = own.write("z");
             ready.wait();
-            // It takes `c` and `d`, which are nearer to the root, on its way to `a/x`.
+            // It takes `c` and `d`, which are nearer to the root, before it comes to `a/x`.
             own.try_lock_for(&["d"], &["c", "a/x"], LIMIT).err()
         }
     });
@@ -234,13 +234,13 @@ fn a_reported_request_leaves_nothing_behind() {
     drop(held);
 }
 
-/// G2: no false report, neither in the queue of a long holder nor to whoever holds guards meanwhile.
+/// G2: no false report, neither in the queue behind a long holder nor to a thread that holds guards meanwhile.
 #[test]
 fn a_wait_that_is_merely_long_is_not_reported() {
     let lock = common::new();
     let (done, never) = mpsc::channel::<()>();
     let holder = Other::holds(&lock, &[], &["a"]);
-    // A chain: each holds something, and waits for the one before.
+    // A chain: each thread holds something, and waits for the one before.
     let mut chain = Vec::new();
     for (own, next) in [("b", "a"), ("c", "b"), ("d", "c")] {
         let lock_here = Arc::clone(&lock);
@@ -261,7 +261,8 @@ fn a_wait_that_is_merely_long_is_not_reported() {
     join_all(chain);
 }
 
-/// G2: any thread may drop an `Arc` guard, so a wait for one is no cycle; and it ends when one does.
+/// G2: any thread may drop an `Arc` guard, so a wait for one is not part of a cycle; it ends when a thread drops the
+/// guard.
 #[test]
 fn a_wait_for_an_arc_guard_is_not_reported() {
     let lock = common::new();
@@ -284,7 +285,7 @@ fn a_wait_for_an_arc_guard_is_not_reported() {
     join(other);
 }
 
-/// G2: a deadline that comes before the report is a time-out like any other.
+/// G2: a deadline that passes before the report is a time-out like any other.
 #[test]
 fn a_short_deadline_in_a_cycle_times_out() {
     let lock = common::new();
@@ -293,7 +294,7 @@ fn a_short_deadline_in_a_cycle_times_out() {
     assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
 }
 
-/// G2: a request in a cycle that has no deadline, because the clock cannot tell it, gets the report as well.
+/// G2: a request in a cycle gets the report too if it has no deadline because the clock cannot represent it.
 #[test]
 fn a_request_with_an_endless_deadline_is_reported() {
     let lock = common::new();
@@ -311,7 +312,7 @@ fn requests_that_are_not_nested_are_never_reported() {
         let lock = Arc::clone(&lock);
         spawn("single", move || {
             for round in 0..200 {
-                // In every order, reading and writing.
+                // In every order, for reading and for writing.
                 let at = |step: usize| paths[(round * (number + 1) + step * (number + 2)) % paths.len()];
                 drop(lock.lock(&[at(0), at(1)], &[at(2), at(3)]));
             }
@@ -342,7 +343,8 @@ fn nested_requests_of_many_threads_end_in_a_grant_or_a_report() {
     common::assert_free(&lock, "".as_ref());
 }
 
-/// G2: who takes all in one request is never the one to be refused, though it may be the first that sees the cycle.
+/// G2: a thread that takes everything in one request never gets the report, though it may be the first to complete
+/// the cycle.
 #[test]
 fn a_request_that_is_not_nested_is_never_reported() {
     let lock = common::new();
@@ -358,7 +360,8 @@ fn a_request_that_is_not_nested_is_never_reported() {
         panic_message(|| drop(nested.write("a")))
     });
     wait_until_waiting(&lock, 2);
-    // The nested one has waited for long, and looks for a deadlock rarely; the other comes to the cycle just now.
+    // The nested request has waited for long, and rarely looks for a deadlock; the other one enters the cycle only
+    // now.
     let (_open, never) = mpsc::channel::<()>();
     assert!(never.recv_timeout(LONG / 2).is_err());
     first.releases();
@@ -366,7 +369,7 @@ fn a_request_that_is_not_nested_is_never_reported() {
     assert!(join(nested).contains("deadlock of 2 threads"));
 }
 
-/// G2: the report goes to the one with the guard; the other has a deadline, which is too far to count.
+/// G2: the report goes to the request with the guard, even if the other one has a far deadline.
 #[test]
 fn a_cycle_is_reported_although_one_in_it_has_a_deadline() {
     let lock = common::new();
@@ -412,12 +415,12 @@ fn a_cycle_is_reported_soon_although_one_in_it_has_waited_for_long() {
         }
     });
     wait_until_waiting(&lock, 1);
-    // So long that a next look as much later again would be late.
+    // After such a long wait, the next look would be late if the intervals doubled without a limit.
     let (_open, never) = mpsc::channel::<()>();
     assert!(never.recv_timeout(Duration::from_millis(1400)).is_err());
     go.send(()).unwrap();
     let blocked_for = join(late);
     join(early);
-    // The machine may be busy; a look that comes at intervals that double would be later than this.
+    // The machine may be busy; but with intervals that double, the look would be later than this.
     assert!(blocked_for < Duration::from_millis(800), "{blocked_for:?} until a report");
 }

@@ -1,4 +1,4 @@
-//! Who excludes whom (G1), and who does not (G4).
+//! Which requests exclude each other (G1), and which do not (G4).
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -10,7 +10,7 @@ use treelock::{Mode, TreeLock};
 /// A tree with every relation in it: the root, parents, children, brothers, cousins.
 const PATHS: [&str; 6] = ["", "a", "a/b", "a/c", "a/b/d", "e"];
 
-/// A request as plain data, with the specification of what it conflicts with: names that overlap, no modes.
+/// A request as plain data, with a specification of conflicts by the overlap of names, without modes.
 #[derive(Clone, Debug, PartialEq)]
 struct Roots {
     reads: Vec<&'static str>,
@@ -26,7 +26,7 @@ impl Roots {
     }
 }
 
-/// Whether one equals or is an ancestor of the other.
+/// Whether one equals the other or is an ancestor of it.
 fn overlap(one: &str, other: &str) -> bool {
     let segments =
         |path: &str| path.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>();
@@ -34,7 +34,7 @@ fn overlap(one: &str, other: &str) -> bool {
     one.starts_with(&other) || other.starts_with(&one)
 }
 
-/// Every request of up to so many of the paths.
+/// Every request of up to this many of the paths.
 fn requests(reads: u32, writes: u32) -> Vec<Roots> {
     let sets = |most: u32| (0..1u32 << PATHS.len()).filter(move |set| set.count_ones() <= most);
     let chosen =
@@ -75,7 +75,7 @@ fn another_thread_is_refused_exactly_if_the_two_conflict() {
     }
 }
 
-/// G1: the case that the Python package gets wrong. Who reads `a` and writes `a/b` keeps both.
+/// G1: the case that the Python package gets wrong. A request that reads `a` and writes `a/b` keeps both.
 #[test]
 fn read_with_write_below_admits_readers_beside_the_write_only() {
     let lock = common::new();
@@ -88,7 +88,7 @@ fn read_with_write_below_admits_readers_beside_the_write_only() {
     assert!(admits(&lock, &["a/c"], &["e"]) && admits(&lock, &[], &["ab"]));
 }
 
-/// G1: the same, with a second contender that waits, and gets in when the first has gone.
+/// G1: the same, with a second request that waits, and gets in when the first has gone.
 #[test]
 fn another_reader_waits_for_a_read_with_a_write_below() {
     let lock = common::new();
@@ -120,7 +120,7 @@ fn a_read_and_a_write_below_it_are_joined_in_every_order() {
     }
 }
 
-/// G1, G4: three parties, one of which waits. Whoever conflicts with neither gets in at once, past the queue.
+/// G1, G4: three parties, one of which waits. A request that conflicts with neither gets in at once, past the queue.
 #[test]
 fn a_newcomer_that_conflicts_with_no_holder_and_no_waiter_never_waits() {
     let single: Vec<Roots> =
@@ -140,7 +140,7 @@ fn a_newcomer_that_conflicts_with_no_holder_and_no_waiter_never_waits() {
                 match (newcomer.conflicts(holder), newcomer.conflicts(waiter)) {
                     (true, _) => assert!(!granted, "{place}"),
                     (false, false) => assert!(granted, "{place}"),
-                    // Whether the two have met yet depends on where the waiter waits.
+                    // Where the waiter waits decides whether the two have met yet.
                     (false, true) => {}
                 }
             }
@@ -169,7 +169,8 @@ fn unrelated_sub_trees_never_wait_behind_a_long_queue() {
     queue.into_iter().for_each(Other::releases);
 }
 
-/// G1, G2: whatever is granted at one moment is free of conflicts; `lock` would panic on a false report of a deadlock.
+/// G1, G2: no two requests that are granted at one moment conflict; `lock` would panic on a false report of a
+/// deadlock.
 #[test]
 fn random_requests_of_many_threads_never_conflict() {
     let lock = common::watched(TreeLock::<str>::default());
@@ -180,7 +181,7 @@ fn random_requests_of_many_threads_never_conflict() {
         spawn(&format!("random-{number}"), move || {
             let mut random = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(number as u64 + 1);
             for _ in 0..400 {
-                // Knuth's linear congruential generator: what is asked for is the same in each run.
+                // Knuth's linear congruential generator: the requests are the same in each run.
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let roots = &requests[(random >> 33) as usize % requests.len()];
                 let guard = lock.lock(&roots.reads, &roots.writes);
@@ -205,7 +206,7 @@ fn random_requests_of_many_threads_never_conflict() {
     common::assert_free(&lock, "");
 }
 
-/// G1: the table of modes that is public is the one that decides.
+/// G1: the public table of modes is the one that decides.
 #[test]
 fn the_published_modes_exclude_each_other_as_requests_do() {
     // Each mode on `a`, as a request that holds it there.
@@ -216,7 +217,7 @@ fn the_published_modes_exclude_each_other_as_requests_do() {
         (Mode::SharedIntentionExclusive, &["a"], &["a/z"]),
         (Mode::Exclusive, &[], &["a"]),
     ];
-    // The same once more, elsewhere below `a`, so that they meet at `a` alone.
+    // The same once more, elsewhere below `a`, so that they meet only at `a`.
     let elsewhere: [(Mode, Paths, Paths); 5] = [
         (Mode::IntentionShared, &["a/u"], &[]),
         (Mode::IntentionExclusive, &[], &["a/v"]),

@@ -1,4 +1,4 @@
-//! Owners that are no threads: what they nest, hand on and wait for.
+//! Explicit owners: what they nest, hand on and wait for.
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -42,7 +42,7 @@ fn what_an_owner_holds_goes_where_it_goes() {
     assert!(admits(&lock, &[], &[""]), "all is released with it");
 }
 
-/// G2: past the queue, as a thread's upgrade.
+/// G2: past the queue, like an upgrade of a thread.
 #[test]
 fn an_upgrade_of_an_owner_goes_ahead_of_waiting_writers() {
     let lock = common::new();
@@ -60,11 +60,11 @@ fn an_upgrade_of_an_owner_goes_ahead_of_waiting_writers() {
     writer.releases();
 }
 
-/// Two upgrades at one node: one of the two is told.
+/// Two upgrades at one node: one of the two gets the report.
 #[test]
 fn a_cycle_of_owners_is_reported_to_one() {
     let lock = common::new();
-    // Both read before either asks for more, or the second one would wait behind the first.
+    // Both read before either asks for more; otherwise the second one would wait behind the first.
     let both_read = Arc::new(Barrier::new(2));
     let upgrade = |_| {
         let (mut owner, both_read) = (lock.owner(), Arc::clone(&both_read));
@@ -82,7 +82,7 @@ fn a_cycle_of_owners_is_reported_to_one() {
     assert_eq!(reports, 1);
 }
 
-/// A thread that waits for its own plain guard by an owner waits for itself.
+/// A thread that waits, by an owner, for its own plain guard waits for itself.
 #[test]
 fn a_thread_that_waits_for_its_own_guard_by_an_owner_is_told() {
     let lock = common::new();
@@ -92,7 +92,7 @@ fn a_thread_that_waits_for_its_own_guard_by_an_owner_is_told() {
     assert_eq!(deadlock.parties.len(), 1);
 }
 
-/// G2, no false report: an owner that waits for nothing may be released by whoever has it.
+/// G2, no false report: any thread that has an owner which does not wait may release it.
 #[test]
 fn a_wait_for_an_idle_owner_is_no_deadlock() {
     let lock = common::new();

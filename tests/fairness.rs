@@ -1,4 +1,4 @@
-//! Who is served when (G3), and that those who fit do not wait (G4).
+//! The order of service (G3), and that compatible requests do not wait (G4).
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use treelock::TreeLock;
 
-/// Others that queue one after the other, and note their names when they are served.
+/// Threads that queue one after the other, and note their names when they are served.
 #[derive(Default)]
 struct Queue {
     served: Arc<Mutex<Vec<&'static str>>>,
@@ -58,7 +58,7 @@ fn conflict(one: &Request, other: &Request) -> bool {
     excludes(one, other) || excludes(other, one)
 }
 
-/// Of two requests that conflict the one that queued first was served first.
+/// Of two conflicting requests, the one that queued first was served first.
 #[track_caller]
 fn assert_in_order(queued: &[Request], served: &[&str]) {
     let place = |name| served.iter().position(|&other| other == name).expect("all are served");
@@ -100,7 +100,7 @@ fn a_hundred_writers_are_served_in_the_order_of_their_coming() {
     assert_eq!(queue.served(), names);
 }
 
-/// G3: at the root of the tree as at any other node.
+/// G3: at the root of the tree too.
 #[test]
 fn who_wants_the_whole_tree_is_served_in_turn() {
     let lock = common::new();
@@ -131,8 +131,7 @@ fn newcomers_do_not_overtake_a_waiting_writer() {
     assert!(admits(&lock, &["a"], &[]));
 }
 
-/// G3, G4: a writer below `a` waits for the readers of `a`; whoever only reads elsewhere below `a` conflicts with
-/// neither.
+/// G3, G4: a writer below `a` waits for the readers of `a`; a reader elsewhere below `a` conflicts with neither.
 #[test]
 fn who_fits_passes_the_queue_and_who_does_not_stays_behind() {
     let lock = common::new();
@@ -146,7 +145,7 @@ fn who_fits_passes_the_queue_and_who_does_not_stays_behind() {
     writer.releases();
 }
 
-/// G3, G4: two that wait do not hold up each other when they fit.
+/// G3, G4: two compatible waiters do not hold up each other.
 #[test]
 fn all_whose_turn_has_come_are_served_together() {
     let lock = common::new();
@@ -165,7 +164,8 @@ fn all_whose_turn_has_come_are_served_together() {
     join_all(readers);
 }
 
-/// G3, G4: those that fit beside the first of the queue come with it, those behind the next writer do not.
+/// G3, G4: waiters that are compatible with the first of the queue are granted with it, those behind the next writer
+/// are not.
 #[test]
 fn readers_behind_the_next_writer_do_not_come_with_those_before_it() {
     let lock = common::new();
@@ -184,7 +184,7 @@ fn readers_behind_the_next_writer_do_not_come_with_those_before_it() {
     last.releases();
 }
 
-/// G3: each reader asks while the one before it holds, so that there would always be one.
+/// G3: each reader asks while the one before it still holds, so that there would always be a reader.
 #[test]
 fn a_writer_is_not_starved_by_a_stream_of_overlapping_readers() {
     let lock = common::new();
@@ -199,7 +199,7 @@ fn a_writer_is_not_starved_by_a_stream_of_overlapping_readers() {
     after.into_iter().for_each(Other::releases);
 }
 
-/// G3: the same as it comes, on several threads that never stop asking.
+/// G3: the same without a plan, on several threads that never stop asking.
 #[test]
 fn writers_get_in_between_readers_that_never_stop() {
     let lock = common::new();
@@ -221,7 +221,7 @@ fn writers_get_in_between_readers_that_never_stop() {
     join_all(readers);
 }
 
-/// G3: a request of several roots waits for each of them in turn, and is not passed by for ever.
+/// G3: a request of several roots waits for each of them in turn, and is not overtaken for ever.
 #[test]
 fn a_request_of_several_roots_is_not_starved_by_requests_of_one() {
     let lock = common::new();
@@ -243,7 +243,7 @@ fn a_request_of_several_roots_is_not_starved_by_requests_of_one() {
     join_all(single);
 }
 
-/// G3: those who were there before are served once each, however often they ask again.
+/// G3: requests that were there before are served once each, however often their threads ask again.
 #[test]
 fn nobody_is_served_twice_while_another_waits() {
     let lock = common::new();
@@ -272,7 +272,7 @@ fn nobody_is_served_twice_while_another_waits() {
     join_all(others);
 }
 
-/// G3: a waiter that is refused later on keeps nobody's place.
+/// G3: a waiter that is refused later leaves no place behind.
 #[test]
 fn the_order_is_kept_when_one_in_the_middle_gives_up() {
     let lock = common::new();
@@ -289,7 +289,7 @@ fn the_order_is_kept_when_one_in_the_middle_gives_up() {
     assert_eq!(queue.served(), ["first", "third", "fourth"]);
 }
 
-/// G3: all are let on at `q` at one moment, and keep their order below it.
+/// G3: all waiters are let on at `q` at one moment, and keep their order below it.
 #[test]
 fn twelve_writers_below_a_written_node_are_served_in_the_order_in_which_they_began_to_wait() {
     let lock = common::new();
@@ -316,7 +316,7 @@ fn twelve_writers_and_readers_below_a_written_node_keep_their_order() {
     assert_in_order(&queued, &queue.served());
 }
 
-/// G3: they part on the way, where they have to, and their order holds at each node.
+/// G3: the requests part on the way, and their order holds at each node.
 #[test]
 fn requests_of_several_depths_below_a_written_node_keep_their_order() {
     let lock = common::new();
@@ -341,7 +341,7 @@ fn requests_of_several_depths_below_a_written_node_keep_their_order() {
     assert_in_order(&queued, &queue.served());
 }
 
-/// G3: also where they began to wait at nodes that differ.
+/// G3: also if they began to wait at different nodes.
 #[test]
 fn requests_that_wait_at_several_nodes_keep_their_order() {
     let lock = common::new();
@@ -362,8 +362,9 @@ fn requests_that_wait_at_several_nodes_keep_their_order() {
     assert_in_order(&queued, &queue.served());
 }
 
-/// The one exception to that order: at `q` a request that only reads below conflicts neither with the reader of `q` nor with
-/// the writer below that waits for it, so it passes both, and has its place at `q/x`. It passes nobody there.
+/// The one exception to that order: at `q`, a request that only reads below `q` conflicts neither with the reader of
+/// `q` nor with the writer below that waits for it, so it passes both, and gets its place at `q/x`. It passes nobody
+/// there.
 #[test]
 fn reader_passes_a_writer_that_waits_further_up_for_another_reader() {
     let lock = common::new();
@@ -379,8 +380,9 @@ fn reader_passes_a_writer_that_waits_further_up_for_another_reader() {
     assert!(place("reads x") < place("writes x again"), "{served:?}");
 }
 
-/// G4, G9: a request that is walked on goes by its stamp ahead of some that wait there already, and so may let in another
-/// one: whoever reads below is ahead of the first that waits for it anyway (rule 3 of `node.rs`).
+/// G4, G9: the stamp of a request that is walked on puts it ahead of some waiters at the next node, and so it may let
+/// in another one: a nested request goes ahead of the first waiter that waits for its owner anyway (rule 3 of
+/// `node.rs`).
 #[test]
 fn a_request_that_is_walked_on_lets_in_whom_it_waits_for() {
     let lock = common::new();
@@ -398,11 +400,13 @@ fn a_request_that_is_walked_on_lets_in_whom_it_waits_for() {
         }
     });
     wait_until("it reads", || lock.snapshot().holders.len() == 3);
-    // Waits for whoever writes `k/n/r`, and the nested request behind it: what it reads does not hold this one up.
+    // The reader waits for the writer of `k/n/r`, and the nested request waits behind the reader, which is not held
+    // up by what the nested one reads.
     let reads = Other::waits(&lock, &["k/n"], &[]);
     asks.send(()).unwrap();
     wait_until_thread_waits(&lock, "nests");
-    // Now the first one comes to `k/n`. It waits for what is read below, and the reader of all of it waits behind it.
+    // Now the first request comes to `k/n`. It waits for what is read below, and the reader of all of `k/n` waits
+    // behind it.
     drop(m);
     wait_until("the nested request waits for nobody now", || granted.load(Ordering::SeqCst));
     join(nests);

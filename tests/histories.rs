@@ -1,21 +1,21 @@
 //! Random histories of several owners, each outcome judged by the specification.
 //!
-//! Logical threads are real ones: each takes one command at a time, so that plain guards stay where they were made.
-//! `Arc` guards are handed to the test, and dropped wherever it likes; explicit owners go from the test to a thread and back
-//! with each request. Commands are given one after the other, so
-//! the order of everything is known, but for what blocked requests do by themselves.
+//! Each logical thread is a real one, which takes one command at a time, so that plain guards stay where they were
+//! made. `Arc` guards are handed to the test, which drops them on any thread; explicit owners go from the test to a
+//! thread and back with each request. Commands are given one after the other, so the order of everything is known,
+//! except for what blocked requests do by themselves.
 //!
 //! | | nobody blocks | some block |
 //! |---|---|---|
 //! | `try_lock` and its like | granted if and only if no holder conflicts (G1, G4) | the same, if no waiter conflicts |
 //! | `lock` and its like | only where the specification lets it in | granted or seen waiting in a snapshot |
-//! | a grant | | conflicts with no holder (G1), overtakes nobody whom it met (G3) |
-//! | whoever waits | | has a reason to (G4, G9), and ends (G2, G3) |
+//! | a grant | | conflicts with no holder (G1), overtakes no waiter that it met (G3) |
+//! | a waiter | | has a reason to wait (G4, G9), and goes on in the end (G2, G3) |
 //! | a reported deadlock | | is a cycle of conflicts (G2) |
 //! | the snapshot | shows who holds what | shows who holds what, and who waits |
-//! | the end | all is given back (G7) | all is given back (G7) |
+//! | the end | everything is released (G7) | everything is released (G7) |
 //!
-//! Not seen: what happens only if two threads are inside of the lock at the same moment (`stress.rs`, and loom).
+//! Not seen: what happens only if two threads are inside the lock at the same moment (`stress.rs`, and loom).
 //!
 //! A failure shrinks, and is kept in `proptest-regressions/`; set `PROPTEST_CASES` for more of them.
 #![cfg(not(feature = "model"))]
@@ -48,7 +48,7 @@ fn histories_without_waiting_go_as_specified() {
     assert_eq!(seen.waited + seen.deadlocks, 0, "{seen:?}");
 }
 
-/// G1, G2, G3, G4, G7, G9: who waits has a reason to, and is served in turn.
+/// G1, G2, G3, G4, G7, G9: a waiter has a reason to wait, and is served in turn.
 #[test]
 fn histories_with_waiting_go_as_specified() {
     let regressions = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/histories_with_waiting.txt");
@@ -57,7 +57,7 @@ fn histories_with_waiting_go_as_specified() {
     assert!(seen.deadlocks > 0, "{seen:?}");
 }
 
-/// Runs as many histories, and returns what was seen in them.
+/// Runs this many histories, and returns what was seen in them.
 fn run(cases: u32, regressions: &'static str, how: impl Strategy<Value = How>, waiting: Waiting) -> Seen {
     quiet_about_deadlocks();
     let default = Config::default();

@@ -1,4 +1,4 @@
-//! The house is as its maps say: the core is pure, and one file names the primitives.
+//! The code is as its maps say: the core is pure, and only one file names the primitives.
 #![cfg(not(feature = "model"))]
 
 use std::fs;

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use treelock::{Mode, Root, Snapshot, TreeLock};
 
-/// As they print: `X a/b`.
+/// Roots as they print: `X a/b`.
 fn told(roots: &[Root]) -> Vec<String> {
     roots.iter().map(ToString::to_string).collect()
 }
 
-/// The drawing without what differs from run to run: times, and places in this file.
+/// The drawing without the parts that differ from run to run: times, and places in this file.
 fn steady(drawing: &str) -> String {
     let steady = |line: &str| {
         let line = line.replace(" since just now, ", " for 0 ms, ");
@@ -37,10 +37,10 @@ fn place(location: &str) -> (&str, u32) {
     (file, line.parse().unwrap())
 }
 
-/// As exact as times are told: some ticks of the system's clock.
+/// How exact reported times are: some ticks of the system's clock.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Lets time pass that is to be told.
+/// Lets enough time pass to be reported.
 fn pass(time: Duration) {
     let start = Instant::now();
     wait_until("time has passed", || start.elapsed() > time);
@@ -73,7 +73,7 @@ fn a_snapshot_tells_who_holds_what_since_when_and_from_where() {
     assert!(between <= second.since + TICK && second.since <= after + TICK);
 }
 
-/// And where it waits: at the first node of its way that somebody else excludes it from.
+/// And where it waits: at the first node of its way where another request excludes it.
 #[test]
 fn a_snapshot_tells_who_waits_for_what() {
     let lock = common::new();
@@ -99,7 +99,7 @@ fn a_snapshot_tells_who_waits_for_what() {
     assert!(before <= waiter.since + TICK && waiter.since <= snapshot.time);
 }
 
-/// Which root covers which is settled before.
+/// A root that another one covers is left out.
 #[test]
 fn a_snapshot_names_each_root_once_and_none_that_lies_in_another() {
     let lock = TreeLock::new();
@@ -114,7 +114,7 @@ fn a_snapshot_names_each_root_once_and_none_that_lies_in_another() {
     assert_eq!(roots(&[], &[]), [""; 0]);
 }
 
-/// A root is S, X or SIX; what lies in a read root is not told again.
+/// A root is S, X or SIX; a read root in a read root is not reported again.
 #[test]
 fn a_snapshot_does_not_name_a_covered_root_above_a_write() {
     let lock = TreeLock::new();
@@ -130,7 +130,7 @@ fn a_downgrade_leaves_one_root_where_one_covers_the_other() {
     assert_eq!(told(&lock.snapshot().holders[0].roots), ["S a", "S b"]);
 }
 
-/// A request has one wait, wherever it stands: that is what its age tells.
+/// A request has one wait, in whatever queue it stands; its age is that of the wait.
 #[test]
 fn a_snapshot_tells_since_when_a_request_waits_also_where_it_has_moved_on() {
     let lock = common::new();
@@ -151,7 +151,7 @@ fn a_snapshot_tells_since_when_a_request_waits_also_where_it_has_moved_on() {
     join(waiting);
 }
 
-/// What a downgraded guard holds is told as it is now.
+/// The snapshot shows what a downgraded guard holds now.
 #[test]
 fn a_snapshot_tells_downgraded_writes_as_reads() {
     let lock = TreeLock::new();
@@ -176,7 +176,7 @@ fn threads_without_a_name_are_told_apart() {
     assert_ne!(one.thread, other.thread);
 }
 
-/// The place is that of the call in the user's source, for each way to ask.
+/// The location is that of the call in the user's source, for each method.
 #[test]
 fn every_way_to_lock_tells_where_it_was_called() {
     #[track_caller]
@@ -269,7 +269,7 @@ fn every_way_to_lock_tells_where_it_was_called() {
     }
 }
 
-/// Whoever reads the message of a panic looks at his own code first.
+/// A panic names a place in the user's code, not in the library.
 #[test]
 fn a_panic_of_lock_tells_where_it_was_called() {
     let lock = common::new();
@@ -292,7 +292,7 @@ fn a_panic_of_lock_tells_where_it_was_called() {
     drop(std::panic::take_hook());
 }
 
-/// Line by line: nodes in the order of their names, chains in one line, holders before waiters, the longest first.
+/// Line by line: nodes in the order of their names, chains in one line, holders before waiters, the oldest first.
 #[test]
 fn a_drawing_shows_the_tree() {
     let lock = common::new();
@@ -341,7 +341,7 @@ treelock: 2 held, 3 waiting
     assert_eq!(steady(&drawing), expected.trim_start());
 }
 
-/// Names are the user's, and perhaps his users'.
+/// Names come from the user, and perhaps from the user's users.
 #[test]
 fn a_drawing_spells_out_what_a_terminal_would_obey() {
     let lock = common::new();
@@ -356,7 +356,7 @@ fn a_drawing_spells_out_what_a_terminal_would_obey() {
     assert!(drawing.contains(r"a\u{1b}[2J\n\r\tb\u{9b}31m") && drawing.contains(r#""evil\u{7}\n""#), "{drawing}");
 }
 
-/// Or whoever waits behind such a one seems to wait for nobody.
+/// Otherwise a request that waits behind such a guard would seem to wait for nobody.
 #[test]
 fn a_drawing_tells_what_a_waiting_request_has_taken() {
     let lock = common::new();
@@ -377,7 +377,7 @@ fn a_drawing_tells_what_a_waiting_request_has_taken() {
     second.releases();
 }
 
-/// Two nodes are drawn as two, although both names are unreadable.
+/// Two nodes are drawn as two, even if neither name is UTF-8.
 #[cfg(unix)]
 #[test]
 fn a_drawing_tells_apart_names_that_are_not_utf8() {
@@ -385,7 +385,7 @@ fn a_drawing_tells_apart_names_that_are_not_utf8() {
     let path = |bytes: &'static [u8]| std::path::Path::new(std::ffi::OsStr::from_bytes(bytes));
     let lock = Arc::new(TreeLock::new());
     let _guards = (lock.write_arc(path(b"a\xff")), lock.write_arc(path(b"a\xfe")));
-    // Or it looks as if two held one node exclusively.
+    // Otherwise it would look as if two requests held one node exclusively.
     let drawing = lock.snapshot().to_string();
     assert!(drawing.contains(r"─ a\xFF") && drawing.contains(r"─ a\xFE"), "{drawing}");
 }
@@ -403,7 +403,7 @@ fn debug_tells_how_much_is_held_and_awaited() {
     waiting.into_iter().for_each(Other::releases);
 }
 
-/// Whoever prints a guard wants to know what it holds: what it asked for, as it is now.
+/// A guard prints what it holds now, of what it asked for.
 #[test]
 fn a_guard_tells_its_roots_and_their_modes() {
     let lock = common::new();
@@ -422,8 +422,8 @@ fn a_guard_tells_its_roots_and_their_modes() {
     assert_eq!(lock.lock(&[], &[]).to_string(), "nothing");
 }
 
-/// Neither `Debug` nor a snapshot is in anybody's way, or waits for long; and what a snapshot tells was true at one
-/// moment: no two of those that hold conflict (G1).
+/// Neither `Debug` nor a snapshot is in anybody's way, or waits for long; and a snapshot was true at one moment: no
+/// two of its holders conflict (G1).
 #[test]
 fn a_lock_in_use_can_be_looked_at_and_is_never_seen_in_a_conflict() {
     fn overlap(one: &Root, other: &Root) -> bool {

@@ -5,12 +5,14 @@
 //!     └───── kill, start another one, at any moment; sometimes stop one for a while
 //! ```
 //!
-//! Each leaf of the tree has a word for its writer and one for each reader. Who holds a sub-tree puts its own number into
-//! the words of all its leaves, looks whether others are marked there who must not be, and looks again before it lets go.
-//! A word of a process that is to be killed means nothing: the parent says so before it kills. There is no lock but the
-//! one that is tested, so a lock that admits two shows. The control: the same processes without it must go wrong.
+//! Each leaf of the tree has a word for its writer and one for each reader. A process that holds a sub-tree puts its
+//! own number into the words of all its leaves, checks that no other is marked there that must not be, and checks
+//! again before it releases. A word of a process that is to be killed means nothing: the parent says so before it
+//! kills. There is no other lock than the one under test, so a lock that admits two is found out. The control: the
+//! same processes without it must go wrong.
 //!
-//! In the end nobody may be stuck, everything can be had at once, and no file may be left but the parent's own.
+//! In the end no process may be stuck, everything can be locked at once, and no files may be left but the parent's
+//! own.
 //!
 //! `cargo test --features process --test kill_storm -- --kills 10000 --workers 12 --seed 7`
 #![cfg(target_os = "linux")]
@@ -33,9 +35,9 @@ const MOST_WORKERS: usize = 64;
 
 /// Longer than anything takes on a loaded machine.
 const FOR_EVER: Duration = Duration::from_secs(30);
-/// The longest time between two kills; else these follow the grants.
+/// The longest time between two kills; otherwise kills follow the grants.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Longer than a kill may be felt: a second is what takes who finds out only by chance.
+/// Longer than a waiter may take to notice a kill; one that notices only by chance takes a second.
 const TOO_LATE: Duration = Duration::from_millis(700);
 
 const ROLE: &str = "TREELOCK_STORM_ROLE";
@@ -53,10 +55,11 @@ enum Count {
 
 const COUNTS: usize = 6;
 
-/// The words that all share: a stop sign, the counts of each worker's place, the marks, and who is to be killed.
+/// The words that all processes share: a stop sign, the counts of each worker's place, the marks, and which are to be
+/// killed.
 struct Words {
     file: File,
-    /// How long from the kill of one who was in the way to the grant; in nanoseconds, one after the other.
+    /// The time from the kill of a process that was in the way to the grant; in nanoseconds, one after the other.
     samples: File,
 }
 
@@ -147,7 +150,7 @@ impl Worker {
         self.words.set(word, self.words.get(word) + value);
     }
 
-    /// Looks at a mark that must not be there, unless it is mine or of one that is dead.
+    /// Checks a mark, which must be that of this process or of a dead one.
     fn look(&self, word: usize, waited_since: Option<u64>, granted: u64) {
         let mark = self.words.get(word);
         if mark == 0 || mark == self.number {
@@ -228,7 +231,7 @@ impl Worker {
         (reads, writes, leaves)
     }
 
-    /// Until the stop sign.
+    /// Works until the stop sign.
     fn run(&mut self, lock: Option<&ProcessTreeLock>) {
         type Held<'a> = Vec<(Option<ProcessTreeLockGuard<'a>>, Leaves)>;
         let mut held: Held<'_> = Vec::new();
@@ -284,10 +287,10 @@ impl Worker {
     }
 }
 
-/// What a process does that the parent has started: `work DIRECTORY PLACE NUMBER SEED`, `bare` the same without the lock,
-/// or `hold DIRECTORY`.
+/// What a process does that was started by the parent: `work DIRECTORY PLACE NUMBER SEED`, `bare` the same without
+/// the lock, or `hold DIRECTORY`.
 fn child(role: &str) {
-    // Or else a run that is broken off would leave it.
+    // Otherwise a run that is broken off would leave it running.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let words: Vec<&str> = role.split('\n').collect();
     let directory = Path::new(words[1]);
@@ -353,7 +356,7 @@ impl Storm {
         (self.started, start(&format!("{}\n{directory}\n{place}\n{}\n{seed}", self.kind, self.started)))
     }
 
-    /// Kills one at some moment, and starts another one.
+    /// Kills a process at some moment, and starts another one.
     fn kill(&mut self) -> Result<(), String> {
         let (grants, late) = (self.random.random_range(0..30), Instant::now() + PAUSE);
         let granted = self.words.sum(Count::Granted) + grants;
@@ -388,7 +391,7 @@ impl Storm {
         if self.seen.1.elapsed() > FOR_EVER { Err("nobody gets on".into()) } else { Ok(()) }
     }
 
-    /// Has all end in order.
+    /// Ends all workers in order.
     fn end(&mut self) -> Result<(), String> {
         self.words.set(Words::STOP, 1);
         let late = Instant::now() + FOR_EVER;
@@ -427,7 +430,7 @@ fn spread(mut times: Vec<u64>) -> (String, Option<Duration>) {
     (text, Some(most))
 }
 
-/// From the kill of a process that does nothing but hold to the grant, in a quiet lock.
+/// The time from the kill of a process that only holds to the grant, in a quiet lock.
 fn quiet(directory: &Path, lock: &ProcessTreeLock, rounds: usize) -> Result<Vec<u64>, String> {
     use std::io::Read;
     let waiter = ProcessTreeLock::open(directory.join("lock")).unwrap();
@@ -491,7 +494,7 @@ fn with_the_lock(directory: &Path, workers: usize, seed: u64, kills: u64) -> Res
     if !snapshot.holders.is_empty() || !snapshot.waiters.is_empty() {
         return Err(drawn("somebody is left in the end".into()));
     }
-    // Who comes next may tidy up.
+    // The next process may tidy up.
     drop(ProcessTreeLock::open(directory.join("lock")));
     let entries = std::fs::read_dir(directory.join("lock")).unwrap();
     let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! What a lock takes of memory, and that it gives it back (G6): live bytes, counted by the allocator.
+//! How much memory a lock takes, and that it gives it back (G6): live bytes, counted by the allocator.
 //!
 //! Bounds are generous constants. What they exclude is growth: each history here would leave megabytes behind if it
 //! left a few bytes for each path, guard, waiter, refusal or thread.
@@ -16,10 +16,10 @@ use treelock::TreeLock;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// What an unlocked lock may take, with what its threads keep for their next request.
+/// What an unlocked lock may take, including what its threads keep for their next request.
 const CONSTANT: isize = 256 * 1024;
 
-/// What the test harness may do meanwhile.
+/// What the test harness may allocate meanwhile.
 const NOISE: isize = 16 * 1024;
 
 /// One test at a time: all share the allocator.
@@ -120,7 +120,7 @@ fn refused_requests_leave_no_bytes() {
     assert!(left < NOISE, "{left} bytes after a report");
 }
 
-/// G6: waiters, and the threads they were.
+/// G6: waiters, and their threads.
 #[test]
 fn a_lock_is_back_to_its_size_after_many_threads_have_waited() {
     let _alone = alone();
@@ -148,7 +148,7 @@ fn a_lock_is_back_to_its_size_after_many_threads_have_waited() {
 #[test]
 fn a_dropped_lock_leaves_nothing() {
     let _alone = alone();
-    // What is made once for the process is made before.
+    // What the process allocates once is allocated before.
     join(spawn("first", || drop(TreeLock::new().write("a"))));
     let before = live_bytes();
     join(spawn("locking", || {

@@ -1,6 +1,6 @@
 //! What a thread may ask for while it holds guards of its own, and how long each of them protects.
 //!
-//! Re-entrancy is what G1 and G2 call an *owner*: a thread with its plain guards, or one `Arc` guard alone.
+//! An *owner*, as G1 and G2 use the word, is a thread with its plain guards, or a single `Arc` guard.
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use treelock::{LockError, TreeLock, TreeLockGuard};
 
-/// G2: what would deadlock with most reader-writer locks.
+/// G2: a sequence that would deadlock with most reader-writer locks.
 #[test]
 fn a_read_nested_in_a_read_does_not_wait_behind_a_waiting_writer() {
     let lock = common::new();
@@ -26,7 +26,7 @@ fn a_read_nested_in_a_read_does_not_wait_behind_a_waiting_writer() {
     writer.releases();
 }
 
-/// G2: what the thread holds below is part of what it asks for above; so it goes ahead there too.
+/// G2: what the thread holds below is a part of what it asks for above; so it goes ahead there too.
 #[test]
 fn a_read_of_an_ancestor_passes_a_writer_that_waits_for_the_reader() {
     let lock = common::new();
@@ -99,11 +99,11 @@ fn an_upgrade_excludes_until_it_is_dropped_and_the_read_stays() {
     common::assert_free(&lock, "".as_ref());
 }
 
-/// G1: what each of several nested guards asked for is protected exactly as long as it lives: every order of drops.
+/// G1: each of several nested guards protects what it asked for exactly as long as it lives, in every order of drops.
 #[test]
 fn each_guard_protects_what_it_asked_for_until_it_is_dropped_in_any_order() {
     type Ask = fn(&TreeLock) -> TreeLockGuard<'_>;
-    // Each with what others may still do beside it: read a, write a/b, write a/c, read a/b/d.
+    // Each guard with what others may still do beside it: read a, write a/b, write a/c, read a/b/d.
     let asked: [(Ask, [bool; 4]); 5] = [
         (|lock| lock.write("a"), [false; 4]),
         (|lock| lock.read("a"), [true, false, false, true]),
@@ -139,7 +139,7 @@ fn each_guard_protects_what_it_asked_for_until_it_is_dropped_in_any_order() {
     }
 }
 
-/// G1: a guard that is dropped while others wait lets in those only that no other guard of the thread excludes.
+/// G1: a guard that is dropped while others wait lets in only those that no other guard of the thread excludes.
 #[test]
 fn dropping_the_outer_guard_first_lets_in_only_who_fits_beside_the_inner_one() {
     let lock = common::new();
@@ -187,7 +187,7 @@ fn a_thread_alone_is_granted_anything_at_any_time() {
     common::assert_free(&lock, "".as_ref());
 }
 
-/// G1: a thread is an owner, not its name and not its place in the source.
+/// G1: the owner is the thread, not its name and not its place in the source.
 #[test]
 fn guards_of_one_thread_do_not_help_another() {
     let lock = common::new();
@@ -199,7 +199,7 @@ fn guards_of_one_thread_do_not_help_another() {
     assert!(!common::join(spawn(&name, move || read(own))));
 }
 
-/// G1: it may leave its thread, so it is nobody's but its own.
+/// G1: an `Arc` guard may leave its thread, so it is an owner of its own.
 #[test]
 fn an_arc_guard_excludes_every_other_guard_of_its_thread() {
     let lock = common::new();
@@ -217,7 +217,7 @@ fn an_arc_guard_excludes_every_other_guard_of_its_thread() {
     assert!(matches!(lock.try_lock_arc(&["a"], &[]), Err(LockError::WouldBlock)));
 }
 
-/// G3: nor does it pass a queue.
+/// G3: nor does an `Arc` guard pass a queue.
 #[test]
 fn an_arc_read_beside_an_own_read_waits_behind_a_waiting_writer() {
     let lock = common::new();
@@ -244,7 +244,7 @@ fn a_thread_that_has_dropped_its_guards_queues_like_others() {
     writer.releases();
 }
 
-/// G1: a downgraded guard is a weaker one, also for what its own thread may ask for.
+/// G1: a downgraded guard is weaker, also with respect to what its own thread may ask for.
 #[test]
 fn a_write_after_a_downgrade_is_an_upgrade() {
     let lock = common::new();
@@ -281,7 +281,7 @@ fn two_locks_know_nothing_of_each_other() {
     assert!(admits(&other, &[], &["a"]) && !admits(&one, &[], &["a"]));
 }
 
-/// G1, G2: while its locals are destroyed, whichever goes first, a thread is still the owner of what it holds.
+/// G1, G2: while a thread's locals are destroyed, in whatever order, it is still the owner of what it holds.
 #[test]
 fn a_thread_is_the_same_owner_in_its_last_destructors() {
     use std::cell::OnceCell;

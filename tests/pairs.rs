@@ -1,8 +1,8 @@
 //! Every pair of small requests, through the public API, against the specification (G1, G4).
 //!
-//! Small is: at most one read and one write, each of at most three segments over two names. A conflict is decided by
-//! how the two ways part, and that takes no more; requests of more roots are joined in `plan.rs`, which is left to
-//! `histories.rs` and to fuzzing. Nothing waits here.
+//! Small is: at most one read and one write, each of at most three segments over two names. Where the two ways part
+//! decides a conflict, and no more is needed to see that. `plan.rs` joins the roots of larger requests;
+//! `histories.rs` and fuzzing test that. Nothing waits here.
 #![cfg(not(feature = "model"))]
 
 #[path = "../model/spec.rs"]
@@ -28,14 +28,14 @@ fn paths(depth: usize) -> Vec<String> {
     paths
 }
 
-/// A request, as the lock is told it and as the specification is.
+/// A request, as it is given to the lock and to the specification.
 struct Asked<T> {
     reads: Vec<T>,
     writes: Vec<T>,
     request: Request,
 }
 
-/// Nothing, R, W and R+W: a read of one path, or none, with a write of another, or none.
+/// Nothing, R, W and R+W: a read of one path or none, with a write of another or none.
 fn requests<T: From<String>>(depth: usize) -> Vec<Asked<T>> {
     let some = || [None].into_iter().chain(paths(depth).into_iter().map(Some));
     let mut requests = Vec::new();
@@ -79,7 +79,7 @@ impl<P: ?Sized + TreePath, T: AsRef<P> + From<String>> Subject<P, T> {
         self.0.try_lock(&asked.reads, &asked.writes)
     }
 
-    /// G7: nobody holds anything, so the whole tree can be had.
+    /// G7: nobody holds anything, so the whole tree can be locked.
     fn finish(&self) {
         assert!(self.0.snapshot().holders.is_empty());
         assert!(granted(&self.0.try_lock(&[], &[T::from(String::new())])));
@@ -182,7 +182,7 @@ fn spellings_of_two_owners<P: ?Sized + TreePath, T: AsRef<P> + From<String>>(spe
     }
 }
 
-/// What becomes of the first of two nested guards while a stranger asks.
+/// What becomes of the first of two nested guards while another owner asks.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Nothing,
@@ -226,7 +226,7 @@ fn each_nested_guard_protects_what_it_asked_for_until_it_is_dropped() {
             }
         }
     }
-    // 64 requests; the strangers are nothing and R or W of 7 paths.
+    // 64 requests; those of the other owner are nothing and R or W of 7 paths.
     assert_eq!(cases, 64 * 64 * 5 * 15);
     subject.finish();
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use treelock::{Frame, LockError, PathError, Segments, TreeLock, TreePath};
 
-/// Where the code of a path is called by the lock.
+/// The places where the lock calls the code of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Place {
@@ -175,7 +175,7 @@ fn a_path_that_panics_in_a_request_leaves_the_lock_as_it_was() {
     }
 }
 
-/// G8: what was asked for is spelled out by the paths' own code, after all internal locks are let go.
+/// G8: the paths' own code spells out what was asked for, after all internal locks are released.
 #[test]
 fn a_path_that_panics_when_it_is_shown_leaves_the_lock_as_it_was() {
     let trap = Arc::new(Trap::default());
@@ -214,7 +214,7 @@ fn a_path_that_panics_in_an_error_leaves_the_lock_as_it_was() {
     assert!(admits(&lock, &[], &[path(&[])]));
 }
 
-/// G8: the lock keeps copies of paths for a while; wherever it drops one, everything is released.
+/// G8: the lock keeps copies of paths for a while; wherever a drop of one panics, everything is released.
 #[test]
 fn a_path_that_panics_in_drop_leaves_the_lock_free() {
     let (safe, trap) = (Arc::new(Trap::default()), Arc::new(Trap::default()));
@@ -235,7 +235,7 @@ fn a_path_that_panics_in_drop_leaves_the_lock_free() {
     assert!(admits(&lock, &[], &[Trapped::new(&[], &safe)]));
 }
 
-/// G8: an owner that is dropped releases all that it holds, whatever the paths do meanwhile.
+/// G8: an owner that is dropped releases all that it holds, even if paths panic meanwhile.
 #[test]
 fn a_path_that_panics_while_an_owner_is_dropped_leaves_the_lock_free() {
     let (safe, trap) = (Arc::new(Trap::default()), Arc::new(Trap::default()));
@@ -251,7 +251,7 @@ fn a_path_that_panics_while_an_owner_is_dropped_leaves_the_lock_free() {
     assert!(admits(&lock, &[], &[Trapped::new(&[], &safe)]));
 }
 
-/// G8: a guard that releases a part copies the paths that stay, and drops those that it had.
+/// G8: a guard that releases a part copies the paths that stay, and drops its old paths.
 #[test]
 fn a_path_that_panics_while_a_part_is_released_leaves_a_guard_that_can_be_dropped() {
     let (safe, trap) = (Arc::new(Trap::default()), Arc::new(Trap::default()));
@@ -280,7 +280,7 @@ fn a_path_that_panics_while_a_part_is_released_leaves_a_guard_that_can_be_droppe
     }
 }
 
-/// G8: a path's own code may use the lock it is given to.
+/// G8: a path's own code may use the lock that it is given to.
 #[test]
 fn a_path_may_lock_while_it_is_told() {
     #[derive(Clone)]

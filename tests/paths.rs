@@ -1,6 +1,6 @@
 //! How paths are told apart, refused, and given to the lock.
 //!
-//! Two spellings of one node must never miss each other, and two nodes should not meet: that is G1 and G4 for names.
+//! Two spellings of one node must always conflict, and two nodes should not: that is G1 and G4 for names.
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use treelock::{Frame, LockError, PathError, Segments, TreeLock, TreePath};
 
-/// The ways of a call that a user is promised to compile as they stand.
+/// The forms of a call that are promised to compile as they stand.
 #[test]
 fn paths_are_given_in_any_form_that_can_be_borrowed_as_one() {
     {
@@ -97,7 +97,7 @@ fn reads_and_writes_may_be_lists_of_different_types() {
     drop(numbers.try_lock(&[[1]], &[vec![2]]).unwrap());
 }
 
-/// G1: whoever spells a node in another way is excluded all the same.
+/// G1: another spelling of a node is excluded all the same.
 #[test]
 fn every_spelling_of_a_path_is_the_same_node() {
     let spellings =
@@ -131,7 +131,7 @@ fn every_spelling_of_the_root_is_the_whole_tree() {
     }
 }
 
-/// G1: everything, whatever the other paths are relative to.
+/// G1: the empty path is everything, whatever the other paths are relative to.
 #[test]
 fn the_empty_path_is_the_root_beside_relative_and_absolute_paths() {
     for kind in ["a/b", "/a/b"] {
@@ -172,7 +172,7 @@ fn similar_names_do_not_hold_up_each_other() {
     }
 }
 
-/// G4: names of all lengths, whose bytes differ in one place, at the ends or in the middle, or in nothing but length.
+/// G4: names of all lengths that differ in one byte, at the ends or in the middle, or only in their length.
 #[test]
 fn names_that_differ_in_one_byte_are_other_nodes() {
     let mut names = HashSet::new();
@@ -185,13 +185,13 @@ fn names_that_differ_in_one_byte_are_other_nodes() {
         }
         names.insert(name);
     }
-    // Each is granted beside all others: `Arc` guards are strangers to each other.
+    // Each is granted beside all others, though `Arc` guards exclude each other.
     let lock = Arc::new(TreeLock::<str>::default());
     let guards: Vec<_> = names.iter().map(|name| lock.try_lock_arc(&[], &[name]).expect(name)).collect();
     assert_eq!(lock.snapshot().holders.len(), guards.len());
 }
 
-/// For `str`, `/` separates and nothing else means anything.
+/// For `str`, `/` separates, and no other character is special.
 #[test]
 fn text_knows_separators_and_no_dots() {
     let lock = common::watched(TreeLock::<str>::default());
@@ -207,7 +207,7 @@ fn text_knows_separators_and_no_dots() {
     }
 }
 
-/// Slices are told by their elements, whatever these are.
+/// Slices are identified by their elements, of whatever type.
 #[test]
 fn slices_are_told_by_their_elements() {
     let lock = common::watched(TreeLock::<[String]>::default());
@@ -236,7 +236,7 @@ fn paths_need_not_be_utf8() {
     assert!(error.contains(r"\xFF"), "{error}");
 }
 
-/// The error that `try_lock` gives for these paths, and `lock` in its panic.
+/// The error that `try_lock` returns for these paths, and `lock` panics with.
 fn refusal(lock: &Arc<TreeLock>, reads: &[&str], writes: &[&str]) -> PathError {
     let soon = Duration::from_millis(1);
     let refusals = [
@@ -259,7 +259,7 @@ fn refusal(lock: &Arc<TreeLock>, reads: &[&str], writes: &[&str]) -> PathError {
     first
 }
 
-/// What cannot be resolved is refused by name, and nothing of the request is taken.
+/// A path that cannot be resolved is refused by name, and nothing of the request is taken.
 #[test]
 fn a_path_that_leads_out_of_its_tree_is_refused_by_name() {
     let lock = common::new();
@@ -272,7 +272,7 @@ fn a_path_that_leads_out_of_its_tree_is_refused_by_name() {
     assert_eq!(panic_message(|| drop(lock.read("../a"))), panic_message(|| drop(lock.write_arc("../a"))));
 }
 
-/// Two names of one place would pass each other silently, so the second kind is refused.
+/// Two names of one place would silently not conflict, so the second kind is refused.
 #[test]
 fn relative_and_absolute_paths_do_not_mix() {
     for (first, then) in [("a", "/a"), ("/a", "a"), (".", "/"), ("/", ".")] {
@@ -285,7 +285,7 @@ fn relative_and_absolute_paths_do_not_mix() {
     }
 }
 
-/// Nor in one request, which names the path that differs from the first.
+/// The same within one request: the error names the path that differs from the first.
 #[test]
 fn relative_and_absolute_paths_do_not_mix_in_one_request() {
     let lock = common::new();
@@ -295,7 +295,7 @@ fn relative_and_absolute_paths_do_not_mix_in_one_request() {
     assert!(error.starts_with("unusable path \"c\": it is relative"), "{error}");
 }
 
-/// A request that is refused for its paths decides nothing, nor does one that has no path of either kind.
+/// A request that is refused for its paths does not set the kind, nor does one that has no path of either kind.
 #[test]
 fn a_refused_request_does_not_decide_the_kind_of_paths() {
     for (first, other) in [("a", "/a"), ("/a", "a")] {
@@ -310,7 +310,7 @@ fn a_refused_request_does_not_decide_the_kind_of_paths() {
     }
 }
 
-/// Or any client of a server could make it refuse all others from then on.
+/// Otherwise a client of a server could make it refuse all others from then on.
 #[test]
 fn a_stray_path_is_forgotten_when_nothing_is_held() {
     let lock = common::new();
@@ -327,7 +327,7 @@ fn a_stray_path_is_forgotten_when_nothing_is_held() {
     assert_free(&lock, "".as_ref());
 }
 
-/// Nor is it forgotten while somebody waits who will get what it asked for.
+/// The kind is not forgotten while a request waits that will be granted.
 #[test]
 fn a_kind_of_paths_that_is_awaited_is_not_forgotten() {
     let lock = common::new();
@@ -360,7 +360,7 @@ fn of_two_kinds_that_come_together_one_is_refused() {
     }
 }
 
-/// G1: or two names of one place would pass each other, and nobody would know.
+/// G1: otherwise two names of one place would not conflict, and nobody would notice.
 #[test]
 fn two_kinds_that_come_and_go_are_never_held_together() {
     let lock = common::new();
@@ -386,7 +386,7 @@ fn two_kinds_that_come_and_go_are_never_held_together() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G5: neither the stack nor time is exceeded, in the lock or in what is told about it.
+/// G5: a deep path exceeds neither the stack nor the time, in the lock or in its reports.
 #[test]
 fn a_path_of_ten_thousand_segments_is_a_path() {
     let lock = common::new();
@@ -433,7 +433,7 @@ fn an_empty_request_is_granted_and_excludes_nobody() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G1: the strongest wish counts, and each is granted once.
+/// G1: the strongest mode counts, and each root is granted once.
 #[test]
 fn repeated_and_nested_roots_are_one_request() {
     let lock = common::new();
@@ -448,10 +448,10 @@ fn repeated_and_nested_roots_are_one_request() {
     assert_free(&lock, "".as_ref());
 }
 
-/// A path type of one's own has all that the others have: segments of two kinds, a way back, and errors.
+/// A user's own type of path can do all that the others can: segments of two kinds, a way back, and errors.
 #[test]
 fn a_path_type_of_ones_own_is_locked_like_any_other() {
-    /// Words between dots, told from the last to the first as in the names of hosts; `^` takes one back.
+    /// Words between dots, pushed from the last to the first as in host names; `^` removes one.
     #[derive(Clone, Debug)]
     struct Host(&'static str);
 
@@ -506,7 +506,7 @@ fn a_path_type_of_ones_own_is_locked_like_any_other() {
     assert!(lock.snapshot().holders.is_empty());
 }
 
-/// `..` takes back what its own path has named, however that path is used.
+/// `..` removes only segments of its own path, however that path is used.
 #[test]
 fn a_path_inside_of_another_does_not_lead_out_of_it() {
     #[derive(Clone, Debug)]
@@ -536,8 +536,8 @@ fn a_path_inside_of_another_does_not_lead_out_of_it() {
     assert!(!admits(&lock, &[Tenant(7, "a/b")], &[]) && admits(&lock, &[], &[Tenant(7, "b"), Tenant(8, "a")]));
 }
 
-/// The documentation of `TreeLock`: a node alone is a child that no real node has. What is locked of `folder` by one, and
-/// whether another gets the same, or something else, beside it.
+/// The documentation of `TreeLock`: a node alone is a child that no real node has. What one request locks of
+/// `folder`, and whether another one is granted the same, or something else, beside it.
 #[test]
 fn a_node_alone_conflicts_with_the_whole_and_with_itself_and_with_nothing_below() {
     const CASES: [(char, &str, char, &str, bool); 16] = [

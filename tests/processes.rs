@@ -1,8 +1,8 @@
 //! The lock between real processes, as a user would see it: G1-G10 between them, and what happens to their files.
 //!
 //! The others are *agents*: this same program, started again, doing what it is told line by line; see
-//! `processes/agent.rs`. Where it does not matter that a process is another one, the test opens the lock twice: these two
-//! exclude each other as two processes do.
+//! `processes/agent.rs`. Where a second process is not needed, the test opens the lock twice: the two exclude each
+//! other as two processes do.
 #![cfg(target_os = "linux")]
 
 mod processes {

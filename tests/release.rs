@@ -1,4 +1,5 @@
-//! What is given back when a guard is dropped, by a panic too (G8), or downgraded, and who is woken by it (G9).
+//! What a guard gives back when it is dropped, also by a panic (G8), or downgraded, and which waiters that wakes
+//! (G9).
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -40,7 +41,7 @@ fn a_panic_releases_every_guard_of_the_thread_and_poisons_nothing() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G8: the guard may be anywhere in what is unwound, and the lock may be used from a drop during it.
+/// G8: the guard may be anywhere on the stack that is unwound, and a drop may use the lock during that.
 #[test]
 fn the_lock_can_be_used_while_unwinding() {
     struct LocksInDrop(Arc<TreeLock>);
@@ -103,7 +104,7 @@ fn downgrading_a_read_changes_nothing() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G9: wherever it is dropped, those whose turn has come are woken.
+/// G9: wherever a guard is dropped, the waiters that it lets in are woken.
 #[test]
 fn an_arc_guard_releases_on_whatever_thread_it_is_dropped() {
     let lock = common::new();
@@ -111,7 +112,7 @@ fn an_arc_guard_releases_on_whatever_thread_it_is_dropped() {
     let waiting = Other::waits(&lock, &["a"], &[]);
     join(spawn("dropping", move || drop(guard)));
     waiting.releases();
-    // One that comes from elsewhere, and is weakened here.
+    // A guard that comes from elsewhere, and is weakened here.
     let own = Arc::clone(&lock);
     let guard = join(spawn("locking", move || own.lock_arc(&[], &["a"]))).downgrade();
     assert!(admits(&lock, &["a"], &[]) && !admits(&lock, &[], &["a"]));
@@ -119,7 +120,7 @@ fn an_arc_guard_releases_on_whatever_thread_it_is_dropped() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G6: and it is gone with its last guard.
+/// G6: and the lock is gone with its last guard.
 #[test]
 fn an_arc_guard_keeps_the_lock_alive() {
     let lock = Arc::new(TreeLock::new());
@@ -157,8 +158,8 @@ fn each_release_wakes_those_it_lets_in_while_unrelated_guards_are_held() {
     }
 }
 
-/// G9: whose turn has not come sleeps on, so that a thread is woken a few times while it waits, not once for each that
-/// is served before it.
+/// G9: a waiter that is not served yet sleeps on, so that a thread is woken a few times while it waits, not once for
+/// each that is served before it.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_release_wakes_nobody_whose_turn_has_not_come() {
@@ -206,7 +207,7 @@ fn a_guard_can_release_some_of_its_roots() {
     assert_free(&lock, "".as_ref());
 }
 
-/// What the released root has covered so far is held as it was asked for.
+/// What the released root had covered is now held as it was asked for.
 #[test]
 fn a_root_below_a_released_one_stays() {
     let lock = common::new();
@@ -215,7 +216,7 @@ fn a_root_below_a_released_one_stays() {
     assert!(admits(&lock, &["a/b"], &["a/d"]) && !admits(&lock, &[], &["a/b/c/d"]));
     guard.release(&["a/b"]).unwrap();
     assert!(admits(&lock, &[], &["a/b/d"]) && !admits(&lock, &[], &["a/b/c"]));
-    // Also beside another guard of the same owner, which excludes it for everybody else.
+    // Also beside another guard of the same owner, which excludes all other owners there.
     let mut outer = lock.lock(&["d/e"], &["d"]);
     let inner = lock.write("d/e");
     outer.release(&["d"]).unwrap();
@@ -242,7 +243,7 @@ fn what_is_no_root_of_a_guard_cannot_be_released() {
     assert_free(&lock, "".as_ref());
 }
 
-/// A root that another one covers changes no node when it is released; it is released nevertheless.
+/// The release of a root that another one covers changes no node, but the root is released nevertheless.
 #[test]
 fn a_covered_root_that_was_released_does_not_come_back() {
     let lock = common::new();
@@ -257,13 +258,13 @@ fn a_covered_root_that_was_released_does_not_come_back() {
     assert_free(&lock, "".as_ref());
 }
 
-/// G1: what is left may be held, at a node, in a mode that says less of one right and more of the other: `b` was an
-/// intention to write below, as it was read with all, and is read on its own now.
+/// G1: what is left may be held, at a node, in a mode that has less of one right and more of the other: `b` was an
+/// intention to write below, since the read of the whole covered it, and is now read on its own.
 #[test]
 fn a_covered_read_root_above_a_write_root_stays() {
     for kind in 0..2 {
         let lock = common::new();
-        // So often that intentions on `b` are published.
+        // Often enough that intentions on `b` are published.
         (0..100).for_each(|_| drop(lock.write("b/x")));
         let (reads, writes, released): ([&str; 2], _, _) = (["", "b"], ["b/a"], ["", "b/a"]);
         let (mut plain, mut arc) = (None, None);
@@ -280,7 +281,7 @@ fn a_covered_read_root_above_a_write_root_stays() {
     }
 }
 
-/// A relative path is no other name of an absolute root: the two cannot be compared.
+/// A relative path is not another name of an absolute root: the two cannot be compared.
 #[test]
 fn a_root_is_not_released_by_a_path_of_the_other_kind() {
     let lock = common::new();

@@ -17,7 +17,7 @@ fn without_places(text: &str) -> String {
     })
 }
 
-/// G2: its own plain guard excludes its `Arc` request, and nobody else can end that.
+/// G2: a thread's own plain guard excludes its `Arc` request, and no other thread can end that.
 #[test]
 fn a_thread_that_waits_for_itself_is_told_so() {
     let lock = common::new();
@@ -36,7 +36,7 @@ fn a_thread_that_waits_for_itself_is_told_so() {
     );
 }
 
-/// G2: `lock` has no error to return: it panics with the same report, and with what to do about it.
+/// G2: `lock` returns no error: it panics with the same report, and with advice.
 #[test]
 fn lock_panics_where_it_can_never_return() {
     let lock = common::new();
@@ -92,7 +92,8 @@ fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
     assert_eq!(text, format!("deadlock of 2 threads:\n  {first}\n  {second}"));
 }
 
-/// G2: of each in a longer cycle, the guards that hold up the one before it; none that is elsewhere or is an `Arc`'s.
+/// G2: for each party of a longer cycle, the guards that hold up the party before it; no guard elsewhere, and no
+/// `Arc` guard.
 #[test]
 fn a_report_names_no_guards_but_those_that_hold_up_the_one_before() {
     let lock = common::new();
@@ -120,7 +121,7 @@ fn a_report_names_no_guards_but_those_that_hold_up_the_one_before() {
     }
 }
 
-/// G2, G8: where all of them called `lock` one panics, which releases what it held, and the others go on.
+/// G2, G8: if all of them called `lock`, one panics, which releases what it held, and the others go on.
 #[test]
 fn one_of_several_in_lock_panics_and_frees_the_others() {
     let lock = common::new();

@@ -67,7 +67,7 @@ fn requests_conflict_if_one_writes_a_node_that_the_other_touches() {
             let clash = !one_writes.is_disjoint(&other_touches) || !other_writes.is_disjoint(&one_touches);
             assert_eq!(one.conflicts_with(other), clash, "{one:?} {other:?}");
         }
-        // What is left out says nothing that the rest does not say.
+        // A root that is left out adds nothing to the rest.
         let short = one.normalized();
         assert_eq!(below(&short.writes), below(&one.writes));
         assert_eq!(&below(&short.reads) | &below(&short.writes), &below(&one.reads) | &below(&one.writes));

@@ -1,8 +1,9 @@
 //! Threads that lock a small tree at random, in every way there is, watched by a tree of counters (G1, G2, G7, G8).
 //!
-//! Each node of the tree has a counter: readers count 1, writers [`WRITER`]. Who holds a sub-tree counts itself in at all
-//! nodes of it, and checks that nobody is there who must not be. The counters are relaxed, so that they order nothing
-//! by themselves: what makes them exact is the lock, and a lock that does not publish what its holders did shows.
+//! Each node of the tree has a counter: readers count 1, writers [`WRITER`]. A thread that holds a sub-tree counts
+//! itself in at all nodes of it, and checks that no other is there that must not be. The counters are relaxed, so
+//! that they order nothing by themselves: what makes them exact is the lock, and a lock that does not publish what
+//! its holders did shows.
 //!
 //! ```text
 //!  lock ── count in, check ── work ── check, count out ── unlock
@@ -11,13 +12,13 @@
 //!
 //! The control: the same threads without the lock must be seen to go wrong.
 //!
-//! No thread waits for an `Arc` guard that it has itself, or that only a waiting thread could drop: that is the deadlock
-//! which the lock cannot see. So one thread drops them all, and never locks.
+//! No thread waits for an `Arc` guard that it has itself, or that only a waiting thread could drop: that would be a
+//! deadlock that the lock cannot see. So one thread drops all `Arc` guards, and never locks.
 //!
 //! Not seen: starvation, needless waits, needless wake-ups. `TREELOCK_STRESS=N` runs N times as many rounds.
 //!
-//! For sanitizers, which want a plain `main`, `harness = false` runs the same. ThreadSanitizer then has to be told what it
-//! cannot see in a standard library that is not instrumented: suppress `race:std::sync::mpmc`,
+//! For sanitizers, which want a plain `main`, `harness = false` runs the same. ThreadSanitizer needs suppressions for
+//! what it cannot see in a standard library that is not instrumented: suppress `race:std::sync::mpmc`,
 //! `race:std::thread::lifecycle` and `race:*Arc*drop_slow*`.
 #![cfg(not(feature = "model"))]
 
@@ -43,7 +44,7 @@ const THREADS: u64 = 6;
 const ROUNDS: u64 = 15_000;
 const WRITER: i64 = 1 << 20;
 
-/// A run takes a hundredth of it.
+/// A hundred times as long as a run takes.
 const FOR_EVER: Duration = Duration::from_secs(300);
 
 /// A tree of two children a node, in the order of a heap: the children of `n` are `2n + 1` and `2n + 2`.
@@ -60,7 +61,7 @@ struct Asked {
     writes: Vec<usize>,
 }
 
-/// What somebody counts at each node.
+/// What an owner counts at each node.
 #[derive(Clone, Copy, Default)]
 struct Weights([i64; NODES]);
 
@@ -78,7 +79,7 @@ impl Weights {
 
 impl Asked {
     fn random(random: &mut SmallRng) -> Self {
-        // Mostly below the top, where not everybody is in everybody's way.
+        // Mostly below the top, where not every thread is in every other's way.
         let node = |random: &mut SmallRng| match random.random_range(0..20) {
             0 => 0,
             1..4 => random.random_range(1..3),
@@ -89,7 +90,7 @@ impl Asked {
         Asked { reads: roots(reads), writes: roots(writes) }
     }
 
-    /// A read of something that this holds.
+    /// A read of something that these roots hold.
     fn inner_read(&self, random: &mut SmallRng) -> Option<Asked> {
         let root = *self.reads.iter().chain(&self.writes).collect::<Vec<_>>().choose(random)?;
         let inner: Vec<usize> = (0..NODES).filter(|&node| contains(*root, node)).collect();
@@ -119,7 +120,7 @@ fn contains(root: usize, mut node: usize) -> bool {
     node == root
 }
 
-/// Who is where.
+/// The counters of all nodes.
 #[derive(Default)]
 struct Oracle {
     counters: [AtomicI64; NODES],
@@ -131,7 +132,7 @@ struct Oracle {
 }
 
 impl Oracle {
-    /// Counts somebody in who has `own` there already.
+    /// Counts an owner in that has `own` there already.
     fn enter(&self, weights: Weights, own: Weights) {
         for (node, counter) in self.counters.iter().enumerate() {
             let before = counter.fetch_add(weights.0[node], Relaxed);
@@ -139,7 +140,7 @@ impl Oracle {
         }
     }
 
-    /// Checks somebody who is in with `weights`, and with `own` altogether.
+    /// Checks an owner that is in with `weights`, and with `own` altogether.
     fn check(&self, weights: Weights, own: Weights) {
         for (node, counter) in self.counters.iter().enumerate() {
             self.judge(weights.0[node], counter.load(Relaxed) - own.0[node]);
@@ -176,7 +177,7 @@ struct Held<'a> {
     guard: Option<TreeLockGuard<'a, str>>,
 }
 
-/// An `Arc` guard on its way to whoever drops it, with what it counts.
+/// An `Arc` guard on its way to the thread that drops it, with what it counts.
 type Parcel = (Weights, Option<ArcTreeLockGuard<str>>);
 
 struct Worker<'a> {
@@ -220,7 +221,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// A request of who holds nothing: it may wait for ever, and never has to (G2).
+    /// A request of a thread that holds nothing: it may wait for ever, and never has to (G2).
     fn plain(&mut self, asked: Asked) -> Option<Held<'a>> {
         let (reads, writes) = asked.paths();
         let Subject::Locked(lock) = self.subject else { return Some(self.enter(asked, None)) };
@@ -250,7 +251,7 @@ impl<'a> Worker<'a> {
         Some(self.enter(asked, guard))
     }
 
-    /// Anything, such as an upgrade: it may be refused, also since it would deadlock.
+    /// Any nested request, such as an upgrade: it may be refused, also because it would deadlock.
     fn nested_any(&mut self) -> Option<Held<'a>> {
         let asked = Asked::random(&mut self.random);
         let (reads, writes) = asked.paths();
@@ -258,7 +259,7 @@ impl<'a> Worker<'a> {
         let answer = match self.random.random_range(0..20) {
             0..10 => lock.try_lock(&reads, &writes),
             10..18 => lock.try_lock_for(&reads, &writes, Duration::from_micros(200)),
-            // For ever: a deadlock is told, or this hangs.
+            // For ever: a deadlock is reported, or this hangs.
             18 => lock.try_lock_for(&reads, &writes, Duration::MAX),
             _ => match catch_unwind(AssertUnwindSafe(|| lock.lock(&reads, &writes))) {
                 Ok(guard) => Ok(guard),
@@ -282,7 +283,7 @@ impl<'a> Worker<'a> {
         let Held { asked, guard } = guards.swap_remove(index);
         let weaker = asked.downgraded();
         self.oracle.check(asked.weights(), self.own);
-        // Counts itself out of the writers while it still is one.
+        // Counts itself out of the writers while it is still one.
         let writer = asked.weights().minus(weaker.weights());
         self.oracle.leave(writer);
         self.own = self.own.minus(writer);
@@ -331,7 +332,7 @@ impl<'a> Worker<'a> {
         self.oracle.enter(weights, Weights::NONE);
         let guard = match self.random.random_range(0..2) {
             0 => guard,
-            // Panics on the way, and releases it there.
+            // Panics on the way, which releases the guard.
             _ => return self.lose(weights, guard),
         };
         self.parcels.send((weights, guard)).expect("the other end outlives the workers");
@@ -402,7 +403,7 @@ fn run(subject: &Subject, seed: u64, rounds: u64) -> Oracle {
     oracle
 }
 
-/// Runs the threads on the lock; a hang fails, and says who waits for whom.
+/// Runs the threads on the lock; a hang fails, and the message says who waits for whom.
 fn run_locked(lock: &Arc<Lock>, seed: u64) -> Oracle {
     let (done, finished) = channel();
     let subject = Subject::Locked(Arc::clone(lock));
@@ -445,7 +446,7 @@ fn no_holder_meets_one_that_it_excludes() {
     stress_the_lock();
 }
 
-/// The control: what the oracle is for happens where there is no lock.
+/// The control: without a lock, the errors happen that the oracle is to find.
 #[test]
 fn without_the_lock_holders_are_seen_to_meet() {
     stress_nothing();

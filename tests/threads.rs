@@ -1,5 +1,5 @@
-//! What may go to other threads and through panics, told by the compiler. That a plain guard may not leave its thread is
-//! told by a `compile_fail` example in its documentation.
+//! What may go to other threads and through panics, checked by the compiler. A `compile_fail` example in the
+//! documentation of the plain guard checks that it may not leave its thread.
 #![cfg(not(feature = "model"))]
 
 use std::error::Error;
@@ -20,7 +20,7 @@ fn printed<T: Debug + Display>() {}
 fn error<T: Error + Send + Sync + 'static>() {}
 fn cloned<T: Clone>() {}
 
-/// The lock and all that is told about it may be shared and sent, over whatever paths.
+/// The lock and all its reports may be shared and sent, over whatever paths.
 #[test]
 fn locks_arc_guards_and_reports_go_to_other_threads() {
     anywhere::<TreeLock>();
@@ -41,7 +41,7 @@ fn locks_arc_guards_and_reports_go_to_other_threads() {
     anywhere::<Party>();
 }
 
-/// A plain guard may be looked at from elsewhere, though it stays where it is.
+/// Another thread may look at a plain guard, though the guard stays in its thread.
 #[test]
 fn plain_guards_are_shared_but_not_sent() {
     shared::<TreeLockGuard<'_>>();
@@ -89,18 +89,18 @@ fn errors_are_errors() {
         Ok(())
     };
     let error = refused().unwrap_err();
-    // By `?` in a function that does input and output, and what it was is not lost.
+    // `?` converts it in a function that does input and output, and the original is not lost.
     let refused = |lock: &TreeLock| -> std::io::Result<()> {
         let _guard = lock.try_lock(&["../a"], &[])?;
         Ok(())
     };
     let refused = refused(&lock).unwrap_err();
     assert_eq!((refused.kind(), refused.to_string()), (ErrorKind::InvalidInput, error.to_string()));
-    // A chain of causes is printed one after the other: what an error says itself is not its cause.
+    // Tools print an error and then its causes, so an error must not be its own cause.
     assert!(error.to_string().contains("../a") && error.source().is_none());
 }
 
-/// Callers look at the kind, and whoever looks closer finds the error itself.
+/// Callers look at the kind; a caller that looks closer finds the error itself.
 #[test]
 fn an_io_error_has_the_kind_that_fits_and_keeps_what_it_was() {
     let lock = Arc::new(TreeLock::new());

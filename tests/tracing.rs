@@ -1,4 +1,4 @@
-//! What the feature `tracing` tells, and that a subscriber which panics does no harm.
+//! The events of the feature `tracing`, and that a subscriber that panics does no harm.
 #![cfg(not(feature = "model"))]
 
 mod common;
@@ -20,7 +20,7 @@ struct Listener {
 }
 
 impl Listener {
-    /// What it hears while something runs in this thread.
+    /// The events while something runs in this thread.
     fn hears(run: impl FnOnce()) -> Vec<(Level, String)> {
         let listener = Listener::default();
         subscriber::with_default(listener.clone(), run);
@@ -57,10 +57,10 @@ impl Subscriber for Listener {
     fn exit(&self, _: &Id) {}
 }
 
-/// Longer than what is told, whatever the step of the clock.
+/// Longer than the least wait that is reported, whatever the step of the clock.
 const LONG: Duration = Duration::from_millis(1100);
 
-/// Waits for what another thread holds, and lets go of when this thread has waited for so long.
+/// Waits for what another thread holds, which releases it when this thread has waited for this long.
 fn waits_for(time: Duration, name: &str, lock: &Arc<treelock::TreeLock>, ask: impl FnOnce()) {
     let other = Other::holds(lock, &[], &["a"]);
     let (lock, name) = (Arc::clone(lock), name.to_owned());

@@ -11,13 +11,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use treelock::TreeLock;
 
-/// A thread that has asked and waits.
+/// A thread that waits for a request.
 struct Waiting {
-    /// What the kernel tells of it.
+    /// The kernel's file about it.
     task: PathBuf,
-    /// How often it had blocked when it slept in the queue.
+    /// How often it had blocked by the time it slept in the queue.
     before: u64,
-    /// How often it has blocked when it holds everything.
+    /// How often it had blocked by the time it held everything.
     after: Receiver<u64>,
     release: Sender<()>,
     thread: JoinHandle<()>,
@@ -51,7 +51,8 @@ impl Waiting {
     }
 }
 
-/// Asks for all of them while `q` is written. How often they blocked again before they held everything, in all.
+/// Asks for all of them while `q` is written; returns how often the threads blocked again, in all, before they held
+/// everything.
 fn blocked_again(requests: &[(Paths, Paths)]) -> u64 {
     let lock = common::new();
     let held = lock.write("q");
@@ -67,7 +68,7 @@ fn blocked_again(requests: &[(Paths, Paths)]) -> u64 {
         });
         let (place, after) = served.expect("it was waited for");
         let one = waiting.remove(place);
-        // Only now, so that one that was woken too early has to wait again.
+        // Only now, so that a thread that was woken too early has to wait again.
         wait_until("the others sleep", || waiting.iter().all(|other| blocked(&other.task).1));
         one.release.send(()).unwrap();
         again += after - one.before;
@@ -77,20 +78,20 @@ fn blocked_again(requests: &[(Paths, Paths)]) -> u64 {
     again
 }
 
-/// A thread may block on a mutex inside too, when others look at the lock: so the best of some rounds tells.
+/// A thread may also block on an internal mutex, when others look at the lock; so the best of some rounds counts.
 #[track_caller]
 fn assert_woken_once(requests: &[(Paths, Paths)]) {
     let again: Vec<u64> = (0..5).map(|_| blocked_again(requests)).collect();
     assert!(again.contains(&0), "of {} that waited, so many were woken to wait again: {again:?}", requests.len());
 }
 
-/// One queue: the control, which tells that the count is right.
+/// One queue: the control, which shows that the count is right.
 #[test]
 fn writer_of_a_written_node_is_woken_once() {
     assert_woken_once(&[(&[][..], &["q"][..]); 4]);
 }
 
-/// They wait at `q`, and then for each other at `q/x`.
+/// The requests wait at `q`, and then for each other at `q/x`.
 #[test]
 fn writer_below_a_written_node_is_woken_once() {
     assert_woken_once(&[(&[][..], &["q/x"][..]); 4]);

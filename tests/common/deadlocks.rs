@@ -1,12 +1,12 @@
-//! Panics that report a deadlock, where a test makes many and they are as planned.
+//! Silences panics that report a deadlock, for tests that make many on purpose.
 
 use std::panic;
 use std::sync::Once;
 
-/// How the text of a panic begins that reports a deadlock.
+/// The beginning of the text of a panic that reports a deadlock.
 pub(crate) const DEADLOCK: &str = "treelock: deadlock of ";
 
-/// From now on nothing is printed, and nothing else is done, for those; other panics go where they went.
+/// From now on nothing is printed or done for those; other panics are handled as before.
 pub(crate) fn quiet_about_deadlocks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,8 +1,8 @@
-//! What the behaviour tests share: others who ask for something, and waits that fail instead of hanging.
+//! What the behaviour tests share: other threads that ask for something, and waits that fail instead of hanging.
 //!
-//! Nothing here sleeps to synchronise: what is waited for is asked again and again, for [`LIMIT`] at most. A lock
-//! made by [`new`] or [`watched`] that is still alive a good while later ends the process with a drawing of who
-//! waits for whom, so that a hang in the lock itself fails the tests too.
+//! Nothing here sleeps to synchronise: a condition is checked again and again, for [`LIMIT`] at most. A lock made by
+//! [`new`] or [`watched`] that is still alive a good while later ends the process with a drawing of who waits for
+//! whom, so that a hang in the lock itself fails the tests too.
 #![allow(dead_code)] // each test binary uses a part of this
 
 use std::panic::{self, AssertUnwindSafe};
@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use treelock::{Deadlock, LockError, TreeLock, TreePath};
 
-/// Longer than anything takes on a loaded machine; what is not done by then never will be.
+/// Longer than anything takes on a loaded machine: what is not done by then hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 
 /// The paths of one request.
@@ -53,7 +53,7 @@ pub(crate) fn watched<P: TreePath + ?Sized>(lock: TreeLock<P>) -> Arc<TreeLock<P
     lock
 }
 
-/// Asks again and again until the answer is yes.
+/// Checks again and again until the answer is yes.
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
@@ -62,7 +62,7 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until so many requests wait, each with its place in a queue.
+/// Waits until this many requests wait, each with its place in a queue.
 pub(crate) fn wait_until_waiting<P: TreePath + ?Sized>(lock: &TreeLock<P>, count: usize) {
     wait_until(&format!("{count} wait"), || lock.snapshot().waiters.len() == count);
 }
@@ -78,7 +78,7 @@ pub(crate) fn join<T>(thread: JoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
-/// Starts all of them, where the iterator is what starts them, and waits for their results.
+/// Runs the iterator, which starts the threads, and then waits for their results.
 pub(crate) fn join_all<T>(threads: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T> {
     let threads: Vec<JoinHandle<T>> = threads.into_iter().collect();
     threads.into_iter().map(join).collect()
@@ -89,7 +89,7 @@ pub(crate) fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Sen
     thread::Builder::new().name(name.into()).spawn(run).unwrap()
 }
 
-/// A thread of a cycle, with the report if it gets one.
+/// A thread of a cycle, which returns the report if it gets one.
 pub(crate) type Party = JoinHandle<Option<Deadlock>>;
 
 /// The one report among what the threads of a cycle got.
@@ -100,8 +100,8 @@ pub(crate) fn only_report(parties: impl IntoIterator<Item = Party>) -> Deadlock 
     report
 }
 
-/// What the calling thread, which holds `x/y`, is told when it asks for what the thread `half-way` has taken on its way
-/// there. That one is still waiting then.
+/// The report that the calling thread, which holds `x/y`, gets when it asks for what the thread `half-way` has taken
+/// on its way to `x/y`. That thread is still waiting then.
 pub(crate) fn refused_by_one_half_way(lock: &Arc<TreeLock>) -> (LockError, JoinHandle<()>) {
     // Takes `a`, which is nearer to the root, and waits for `x/y`.
     let half_way = spawn("half-way", {
@@ -113,7 +113,7 @@ pub(crate) fn refused_by_one_half_way(lock: &Arc<TreeLock>) -> (LockError, JoinH
     (refused.expect_err("it has it"), half_way)
 }
 
-/// Whether somebody else would be granted this at once: another thread, and an owner of its own in this one.
+/// Whether other owners would be granted this at once: another thread, and an `Arc` guard in this thread.
 pub(crate) fn admits<P, Q>(lock: &Arc<TreeLock<P>>, reads: &[Q], writes: &[Q]) -> bool
 where
     P: TreePath + ?Sized,
@@ -135,7 +135,7 @@ where
     thread
 }
 
-/// Nobody holds anything or waits, and all can be had.
+/// Nobody holds anything or waits, and everything can be locked.
 pub(crate) fn assert_free<P>(lock: &Arc<TreeLock<P>>, root: &P)
 where
     P: TreePath + AsRef<P> + Sync + ?Sized,
@@ -145,7 +145,7 @@ where
     assert!(admits(lock, &[], &[root]), "a node is still held");
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn panic_message(run: impl FnOnce()) -> String {
     let panic = panic::catch_unwind(AssertUnwindSafe(run)).expect_err("it does not panic");
     match panic.downcast::<String>() {
@@ -154,7 +154,7 @@ pub(crate) fn panic_message(run: impl FnOnce()) -> String {
     }
 }
 
-/// Somebody else: a thread that asks for one request by `lock`, and lets go of it when it is told to.
+/// Another thread, which makes one request by `lock`, and releases it when it is told to.
 pub(crate) struct Other {
     name: String,
     granted: Arc<AtomicBool>,
@@ -163,7 +163,7 @@ pub(crate) struct Other {
 }
 
 impl Other {
-    /// Asks; whether it gets it at once is yet to be seen.
+    /// Asks; it may be granted at once, or wait.
     pub(crate) fn asks(lock: &Arc<TreeLock>, reads: Paths, writes: Paths) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         let name = format!("other-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -174,7 +174,7 @@ impl Other {
             move || {
                 let guard = lock.lock(reads, writes);
                 granted.store(true, Ordering::SeqCst);
-                // An error says that the test has ended, whatever its outcome.
+                // An error means that the test has ended, with whatever outcome.
                 let _ = told.recv();
                 drop(guard);
             }
@@ -205,7 +205,7 @@ impl Other {
         assert!(self.is_granted(), "{} is refused", self.name);
     }
 
-    /// Waits for the grant, and lets go.
+    /// Waits for the grant, and releases.
     pub(crate) fn releases(self) {
         self.wait_until_granted();
         self.release.send(()).unwrap();

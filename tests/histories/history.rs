@@ -15,18 +15,18 @@ pub(crate) const WORKERS: usize = 4;
 /// The explicit owners, which no worker keeps for longer than one request.
 pub(crate) const OWNERS: usize = 2;
 
-/// Nothing here takes a thousandth of it; who waits for longer waits for ever.
+/// Nothing here takes a thousandth of it: a request that waits for longer waits for ever.
 const FOR_EVER: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    /// By one of the workers that do not wait: the first is 0, and it goes round.
+    /// For one of the workers that do not wait: the first is 0, and the numbers go round.
     Ask(usize, Kind, How, Paths),
-    /// To one of the guards that can be reached: the first is 0, and it goes round.
+    /// For one of the guards that can be reached: the first is 0, and the numbers go round.
     Change(usize, Change),
 }
 
-/// What the histories had in them: a test that never meets a conflict cannot see a missing one.
+/// What happened in the histories: a test that never meets a conflict cannot notice a missing one.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) granted: u32,
@@ -48,7 +48,7 @@ impl Seen {
     }
 }
 
-/// Whether requests may be made that wait.
+/// Whether requests may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiting {
     Never,
@@ -59,7 +59,7 @@ pub(crate) struct History {
     lock: Arc<Lock>,
     held: Held,
     arcs: BTreeMap<Id, ArcTreeLockGuard<str>>,
-    /// Those that no request borrows, and what they hold.
+    /// The explicit owners that no request borrows, and what they hold.
     owners: [Option<LockOwner<str>>; OWNERS],
     handed: BTreeMap<Id, (usize, HeldLock)>,
     commands: Vec<Sender<Command>>,
@@ -67,11 +67,11 @@ pub(crate) struct History {
     threads: Vec<JoinHandle<()>>,
     waiting: Waiting,
     seen: Seen,
-    /// What each worker asked for since all was at rest, or waits with.
+    /// The request that each worker has made since everything was at rest, or waits with.
     asked: Vec<Option<Asked>>,
-    /// Who waits where, by the latest snapshot.
+    /// Which request waits where, by the latest snapshot.
     waits_at: BTreeMap<Id, Way>,
-    /// Whom a request met, that waits since before.
+    /// The earlier waiters that a request met.
     met: BTreeMap<Id, BTreeSet<Id>>,
 }
 
@@ -136,16 +136,16 @@ impl History {
         self.settle();
     }
 
-    /// Gives everything back, and expects to find nothing left.
+    /// Releases everything, and expects that nothing is left.
     pub(crate) fn finish(mut self) -> Seen {
         let began = Instant::now();
         while !(self.held.holders.is_empty() && self.held.waiters.is_empty()) {
             match self.changeable().first() {
                 Some(&id) => self.change(id, Change::Drop),
-                // Who waits now waits for others who wait: each cycle of them is reported to one (G2).
+                // Requests that still wait now wait for others that wait: each cycle of them is reported to one (G2).
                 None => self.hear(),
             }
-            // A report that is on its way speaks of what was held when it was made.
+            // A report that is on its way tells what was held when it was made.
             self.settle();
             assert!(began.elapsed() < FOR_EVER, "somebody waits for ever:\n{}", self.lock.snapshot());
         }
@@ -253,13 +253,13 @@ impl History {
         }
     }
 
-    /// Those that may be told something.
+    /// The workers that can take a command.
     fn idle(&self) -> Vec<usize> {
         let waits = |worker: &usize| self.held.waiters.values().any(|waiter| waiter.thread == *worker);
         (0..WORKERS).filter(|worker| !waits(worker)).collect()
     }
 
-    /// The guards that are not in the hands of a thread that waits.
+    /// The guards that no waiting thread has.
     fn changeable(&self) -> Vec<Id> {
         let idle = self.idle();
         let reachable = |id: &Id, thread: usize| match self.handed.get(id) {
@@ -285,7 +285,7 @@ impl History {
         self.hear_one(FOR_EVER);
     }
 
-    /// Hears one answer, if it comes in time, and judges it.
+    /// Takes one answer, if it comes in time, and judges it.
     fn hear_one(&mut self, timeout: Duration) -> Option<(usize, Option<Id>)> {
         let Ok((worker, id, answer)) = self.answers.recv_timeout(timeout) else {
             assert!(timeout < FOR_EVER, "nobody answers, {:?}\n{}", self.held, self.lock.snapshot());
@@ -345,7 +345,7 @@ impl History {
 
     // -- judging --
 
-    /// Lets the blocked requests come to rest, and asks whether they have a reason to.
+    /// Lets the blocked requests come to rest, and checks that they have a reason to wait.
     fn settle(&mut self) {
         let began = Instant::now();
         loop {
@@ -379,7 +379,7 @@ impl History {
                 ways.sort();
                 ways
             };
-            // As it is told: each root once, and none that lies in another.
+            // As a snapshot shows it: each root once, and none that lies in another.
             (holder.thread.clone(), Request { reads: roots(false), writes: roots(true) })
         };
         let mut holders: Vec<_> = snapshot.holders.iter().map(told).collect();
@@ -401,7 +401,7 @@ impl History {
             && self.held.waiters.keys().all(|&id| self.has_a_reason_to_wait(id))
     }
 
-    /// Whether it, or somebody behind whom it may stand, directly or not, conflicts with a holder.
+    /// Whether it, or a request behind which it may stand, directly or not, conflicts with a holder.
     fn has_a_reason_to_wait(&self, id: Id) -> bool {
         let mut reached = BTreeSet::from([id]);
         let mut next = vec![id];
@@ -419,9 +419,9 @@ impl History {
         false
     }
 
-    /// The waiters that a new request cannot pass: it conflicts with them where they wait, or with what they have
-    /// on the way there; or each has one root, and the specification says so. Whose owner holds up somebody who waits may go
-    /// ahead, so it meets nobody (conversions).
+    /// The waiters that a new request cannot pass: it conflicts with them where they wait, or with what they have on
+    /// the way there; or each has one root, and the specification says so. A request whose owner holds up a waiter
+    /// may go ahead (conversions), so it meets nobody.
     fn meets(&self, owner: Owner, request: &Request) -> BTreeSet<Id> {
         let mut own = self.held.holders.values().filter(|holder| owner != Owner::Itself && holder.owner == owner);
         let holds_up =
@@ -447,13 +447,13 @@ impl History {
             .collect()
     }
 
-    /// Whether the request that `before` waits with, or has just waited with, conflicts with one that `after` does, or
-    /// with a plain guard of it.
+    /// Whether the request that `before` waits with, or has just waited with, conflicts with that of `after`, or with
+    /// a plain guard of `after`.
     fn may_wait_for(&self, before: usize, after: usize) -> bool {
         let (Some(waits), Some(next)) = (&self.asked[before], &self.asked[after]) else { return false };
         let behind = before != after && waits.request.conflicts_with(&next.request);
         let mut holders = self.held.holders.iter().filter(|(id, _)| **id != next.id);
-        // What it pins: its plain guards, and what the owner has that it asks by.
+        // What it pins: its plain guards, and what the owner of its request holds.
         let pins = |owner: Owner| owner == Owner::Thread(after) || (owner != Owner::Itself && owner == next.owner);
         let stopped = holders.any(|(_, holder)| pins(holder.owner) && holder.excludes(waits.owner, &waits.request));
         behind || stopped
@@ -472,7 +472,7 @@ impl History {
         reached.contains(&start)
     }
 
-    /// G2: each party of a report waits for the next, and somebody holds a guard while asking for more.
+    /// G2: each party of a report waits for the next, and one of them holds a guard while it asks for more.
     fn judge_deadlock(&self, worker: usize, deadlock: &Deadlock) {
         let parties: Vec<usize> = deadlock.parties.iter().map(|party| number(&party.waits.thread)).collect();
         assert_eq!(parties[0], worker, "the first is the one that is told: {deadlock}");

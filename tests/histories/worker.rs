@@ -1,4 +1,4 @@
-//! A thread that does as it is told: one command, one answer.
+//! A thread that carries out commands: one command, one answer.
 
 use crate::spec::Id;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ const BRIEF: Duration = Duration::from_millis(3);
 pub(crate) enum Kind {
     Plain,
     Arc,
-    /// By one of the explicit owners.
+    /// Asked by one of the explicit owners.
     Handed(usize),
 }
 
@@ -27,11 +27,11 @@ pub(crate) enum How {
     Try,
     For(Duration),
     UntilPast,
-    /// `lock`; where it would block and nothing may, `try_lock`.
+    /// `lock`; or `try_lock`, where it would block and nothing may.
     Lock,
-    /// `try_lock_for`, as good as for ever.
+    /// `try_lock_for`, practically for ever.
     LongFor,
-    /// `try_lock_for` for so long that others may come meanwhile.
+    /// `try_lock_for`, long enough that others may come meanwhile.
     BriefFor,
 }
 
@@ -52,12 +52,12 @@ impl fmt::Debug for Paths {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Change {
     Downgrade,
-    /// Some of its roots, each by a bit; all of what an explicit owner got by one request.
+    /// Releases some of its roots, each by a bit; of an explicit owner, all that one request locked.
     Release(u8),
     Drop,
     /// By a panic that unwinds through it.
     Unwind,
-    /// On another thread, if it may go there.
+    /// Dropped on another thread, if it may go there.
     DropAt(usize),
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum Command {
 
 pub(crate) enum Answer {
     Granted(Option<ArcTreeLockGuard<str>>),
-    /// The owner comes back, with what it got.
+    /// The owner comes back, with what it locked.
     By(LockOwner<str>, Result<HeldLock, LockError>),
     Refused(LockError),
     /// `lock` panicked.

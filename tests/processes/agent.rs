@@ -3,14 +3,14 @@
 //! | command | what it does |
 //! |---|---|
 //! | `lock N r:a w:b/c` | takes a plain guard and calls it N; also `arc`, which takes an `Arc` guard |
-//! | `try N ...`, `for MS N ...` | the same without waiting, or for so many milliseconds |
-//! | `drop N`, `release N`, `forget N` | what one can do with a guard; `clear` drops them all |
-//! | `inherit`, `spawn` | makes guards inheritable; starts `sleep`, which outlives it, and tells its number |
-//! | `fork` | a child, without a program of its own: it tries the lock, drops all guards, says so and its number, and stays |
-//! | `stream MS r:a` | two threads that take this and let it go, again and again, until there is another line |
+//! | `try N ...`, `for MS N ...` | the same without waiting, or for this many milliseconds |
+//! | `drop N`, `release N`, `forget N` | the methods of a guard; `clear` drops all guards |
+//! | `inherit`, `spawn` | makes guards inheritable; starts `sleep`, which outlives it, and prints its process id |
+//! | `fork` | a child, without a program of its own: it tries the lock, drops all guards, prints the results and its process id, and stays |
+//! | `stream MS r:a` | two threads that lock this and release it, again and again, until there is another line |
 //! | `snapshot`, `panic`, `exit` | |
 //!
-//! The end of its input ends it in order. An answer is `ok` or the error, then how many microseconds it took.
+//! When its input ends, it ends in order. An answer is `ok` or the error, then how many microseconds it took.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::cell::RefCell;
@@ -28,11 +28,11 @@ use treelock::process::{ArcProcessTreeLockGuard, ProcessLockError, ProcessTreeLo
 /// Longer than anything takes on a loaded machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 
-/// So that the noise of the test harness is told from answers.
+/// Tells answers from the noise of the test harness.
 const MARK: &str = "@@ ";
 const DIRECTORY: &str = "TREELOCK_AGENT_DIRECTORY";
 
-/// Asks again and again until the answer is yes.
+/// Checks again and again until the answer is yes.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -86,18 +86,19 @@ pub(crate) struct Agent {
     child: Child,
     stdin: Option<ChildStdin>,
     answers: Receiver<String>,
-    /// An answer that was seen and not taken.
+    /// An answer that has arrived and was not taken yet.
     seen: RefCell<Option<String>>,
 }
 
 impl Agent {
-    /// Starts one that has the lock open.
+    /// Starts an agent that has the lock open.
     #[track_caller]
     pub(crate) fn new(home: &Home) -> Self {
         Self::start(home, Command::new(std::env::current_exe().unwrap())).unwrap()
     }
 
-    /// The same, of a user without rights, or what it says when it cannot open the lock; `None` where that cannot be tried.
+    /// The same for a user without rights, or the error if that user cannot open the lock; `None` where that cannot
+    /// be tried.
     pub(crate) fn of_nobody(home: &Home) -> Option<Result<Self, String>> {
         let is_root = rustix::process::geteuid().is_root();
         let has_setpriv = Command::new("setpriv").arg("--version").output().is_ok();
@@ -105,7 +106,7 @@ impl Agent {
             eprintln!("skipped: needs to be root, and setpriv");
             return None;
         }
-        // The program may lie where others may not look.
+        // The program may lie where other users may not look.
         let program = std::env::temp_dir().join(format!("treelock-agent-{}", std::process::id()));
         std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         let mut command = Command::new("setpriv");
@@ -173,14 +174,14 @@ impl Agent {
         self.answer()
     }
 
-    /// Has it do something that must work; how long that took.
+    /// Makes it do something that must work; returns how long that took.
     #[track_caller]
     pub(crate) fn does(&mut self, command: &str) -> Duration {
         self.send(command);
         self.is_done()
     }
 
-    /// What it was sent before has worked.
+    /// Waits until an earlier command has worked.
     #[track_caller]
     pub(crate) fn is_done(&self) -> Duration {
         let answer = self.answer();
@@ -188,7 +189,7 @@ impl Agent {
         Duration::from_micros(micros.unwrap_or_else(|| panic!("process {}: {answer}", self.id())))
     }
 
-    /// Has it ask for what must be refused with an error of that name; how long that took.
+    /// Makes it ask for what must be refused with an error of that name; returns how long that took.
     #[track_caller]
     pub(crate) fn is_refused(&mut self, command: &str, error: &str) -> Duration {
         let answer = self.ask(command);
@@ -207,11 +208,11 @@ impl Agent {
         });
     }
 
-    /// Has it fork, without a program of its own; the child's number, and what it says of the lock.
+    /// Makes it fork, without a new program; returns the child's process id, and what the child says about the lock.
     #[track_caller]
     pub(crate) fn forks(&mut self) -> (u32, String) {
         self.send("fork");
-        // Of both processes, in any order.
+        // The answers of both processes, in any order.
         let answers = [self.answer(), self.answer()];
         let of_child = answers.iter().find_map(|answer| answer.strip_prefix("child ")?.split_once(' '));
         let (id, said) = of_child.unwrap_or_else(|| panic!("{answers:?}"));
@@ -229,7 +230,7 @@ impl Agent {
         }
     }
 
-    /// SIGKILL; returns when it was sent.
+    /// Sends SIGKILL; returns when that was.
     pub(crate) fn kill(mut self) -> Instant {
         let at = Instant::now();
         self.child.kill().unwrap();
@@ -237,7 +238,7 @@ impl Agent {
         at
     }
 
-    /// SIGSTOP; returns when it has stopped.
+    /// Sends SIGSTOP; returns once the process has stopped.
     pub(crate) fn stop(&self) {
         kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
         wait_until("the process has stopped", || {
@@ -246,7 +247,7 @@ impl Agent {
         });
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub(crate) fn go_on(&self) {
         kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
     }
@@ -259,7 +260,7 @@ impl Drop for Agent {
     }
 }
 
-/// The number of a process that a snapshot names.
+/// The id of a process that a snapshot names.
 pub(crate) fn number(process: &Option<Process>) -> u32 {
     process.as_ref().expect("between processes each is named").id
 }
@@ -299,7 +300,7 @@ pub(crate) fn run() {
             }
         }
     }
-    // The lock goes before the last guards: those that are `Arc` keep it open.
+    // The lock is dropped before the last guards: `Arc` guards keep it open.
     guards.retain(|_, guard| matches!(guard, Held::Arc(_)));
 }
 

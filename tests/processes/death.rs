@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use treelock::process::{self, ProcessLockError};
 
-/// A second is what a waiter takes that only finds out by chance; see `LOST_WAKE` in `member/mod.rs`.
+/// A waiter that finds out only by chance takes a second; see `LOST_WAKE` in `member/mod.rs`.
 const SOON: Duration = Duration::from_millis(700);
 
 /// P1: within 100 ms, which is printed.
@@ -30,7 +30,7 @@ fn killed_holder_frees_who_waits() {
     assert!(times[5] < SOON, "{times:?}");
 }
 
-/// P1: also who comes only after the death, and does not wait.
+/// P1: also for a process that comes only after the death, and does not wait.
 #[test]
 fn what_a_killed_process_held_is_free_for_a_try() {
     let home = Home::new();
@@ -43,7 +43,7 @@ fn what_a_killed_process_held_is_free_for_a_try() {
     assert!(lock.snapshot().unwrap().holders.is_empty());
 }
 
-/// P5: whoever buries them meanwhile.
+/// P5: whichever process buries them meanwhile.
 #[test]
 fn dead_processes_are_never_seen_to_hold() {
     let home = Home::new();
@@ -74,7 +74,7 @@ fn dead_processes_are_never_seen_to_hold() {
     }
 }
 
-/// P1: so that also ends a process which leaves without closing anything.
+/// P1: the same for a process that exits without closing anything.
 #[test]
 fn exit_without_closing_frees() {
     let home = Home::new();
@@ -100,7 +100,7 @@ fn killed_waiter_lets_those_behind_it_in() {
     drop(guard);
 }
 
-/// P1: granted while it was stopped, and killed before it knew.
+/// P1: a waiter that is granted while it is stopped, and killed before it knows.
 #[test]
 fn process_killed_before_it_knows_of_its_grant_frees() {
     let home = Home::new();
@@ -120,8 +120,8 @@ fn process_killed_before_it_knows_of_its_grant_frees() {
     assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
 }
 
-/// P1: who died before the waiter came to the queue that it is in now. It asks for `a` and `b/c`, and comes to the
-/// second, which is deeper, when it has the first.
+/// P1: a holder that died before the waiter came to the queue that it is in now. The waiter asks for `a` and `b/c`,
+/// and comes to the second, which is deeper, when it has the first.
 #[test]
 fn process_that_died_on_the_further_way_of_a_waiter_frees_it() {
     let home = Home::new();
@@ -129,7 +129,7 @@ fn process_that_died_on_the_further_way_of_a_waiter_frees_it() {
     let mut waiter = Agent::new(&home);
     let guard = lock.write("a").unwrap();
     waiter.waits("lock 1 w:a w:b/c", &lock);
-    // The waiter knows nothing of this one yet, and need not.
+    // The waiter knows nothing about this process yet, and need not.
     waiter.stop();
     let mut holder = Agent::new(&home);
     holder.does("lock 1 w:b/c");
@@ -163,7 +163,8 @@ fn process_that_dies_on_the_further_way_of_a_waiter_frees_it() {
     assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
 }
 
-/// P1: with a guard that the upgrade builds on. Those who bury it must not stumble over the half that is gone.
+/// P1: a process dies with an upgrade and the guard that it builds on. Burying it must work although one of the two
+/// goes first.
 #[test]
 fn process_killed_while_it_upgrades_frees_both_guards() {
     let home = Home::new();
@@ -181,7 +182,7 @@ fn process_killed_while_it_upgrades_frees_both_guards() {
     drop(lock.try_lock(&[], &["."]).unwrap());
 }
 
-/// P5: who gets what a dead process held has it since then, and not since whenever that one got it.
+/// P5: a request that gets what a dead process held has it since then, not since the dead one got it.
 #[test]
 fn grant_by_a_death_is_told_with_its_time() {
     let home = Home::new();
@@ -198,7 +199,7 @@ fn grant_by_a_death_is_told_with_its_time() {
     assert!(since < Duration::from_millis(400), "held for {since:?}");
 }
 
-/// P2: as with flock(2); it cannot use what it has of its parent.
+/// P2: a forked child keeps the lock, as with flock(2), but cannot use the lock of its parent.
 #[test]
 fn forked_child_keeps_what_is_held_alive_and_cannot_use_the_lock() {
     let home = Home::new();
@@ -208,7 +209,7 @@ fn forked_child_keeps_what_is_held_alive_and_cannot_use_the_lock() {
     parent.does("lock 2 w:b");
     let (child, said) = parent.forks();
     assert!(said.contains("forked"), "{said}");
-    // What the child drops is its parent's.
+    // A guard that the child drops is still its parent's.
     assert!(matches!(lock.try_lock(&[], &["a"]), Err(ProcessLockError::WouldBlock)));
     parent.does("drop 2");
     drop(lock.try_lock(&[], &["b"]).unwrap());
@@ -221,7 +222,7 @@ fn forked_child_keeps_what_is_held_alive_and_cannot_use_the_lock() {
     drop(lock.try_lock_for(&[], &["a", "c"], SOON).unwrap());
 }
 
-/// P1: a stopped process keeps what it has, and nobody else stops for that.
+/// P1: a stopped process keeps what it holds, and no other process is held up elsewhere.
 #[test]
 fn stopped_holder_keeps_its_locks_until_it_is_killed() {
     let home = Home::new();
@@ -257,7 +258,7 @@ fn stopped_waiter_keeps_its_place() {
     waiter.is_done();
 }
 
-/// P2: what is inherited is held until the last has ended.
+/// P2: an inherited lock is held until the last process that inherited it has ended.
 #[test]
 fn child_that_inherits_keeps_what_its_killed_parent_held() {
     let home = Home::new();
@@ -276,7 +277,7 @@ fn child_that_inherits_keeps_what_its_killed_parent_held() {
     assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
 }
 
-/// P2: a guard that is dropped is released, whoever has inherited.
+/// P2: a guard that is dropped is released, whichever processes have inherited it.
 #[test]
 fn child_that_inherits_does_not_keep_what_is_dropped() {
     let home = Home::new();
@@ -292,7 +293,7 @@ fn child_that_inherits_does_not_keep_what_is_dropped() {
     kill(child);
 }
 
-/// P2: a child that is none of the lock's business.
+/// P2: a child that inherits nothing does not matter.
 #[test]
 fn child_that_does_not_inherit_keeps_nothing() {
     let home = Home::new();
@@ -307,7 +308,7 @@ fn child_that_does_not_inherit_keeps_nothing() {
     kill(child);
 }
 
-/// G2, P1: what looks like a deadlock with a process that is dead is none.
+/// G2, P1: a cycle through a dead process is not a deadlock.
 #[test]
 fn cycle_with_a_dead_process_is_not_reported() {
     let home = Home::new();
@@ -324,7 +325,7 @@ fn cycle_with_a_dead_process_is_not_reported() {
     }
 }
 
-/// When all have died, the next one begins anew.
+/// When all have died, the next process begins anew.
 #[test]
 fn lock_of_which_all_processes_died_is_free() {
     let home = Home::new();
@@ -342,7 +343,8 @@ fn lock_of_which_all_processes_died_is_free() {
     assert_eq!(home.files(), ["m0", "table"]);
 }
 
-/// Who is dead is shown to nobody, whoever begins anew meanwhile, in files that the kernel may know by the same numbers.
+/// Dead members are never shown, even if another process begins anew meanwhile, in files that the kernel may give the
+/// same inode numbers.
 #[test]
 fn dead_of_an_earlier_time_are_never_shown() {
     let home = Home::new();

@@ -1,4 +1,5 @@
-//! Disks that are full, and file systems that keep no space ready (P4). These mount, which only root may; else skipped.
+//! Disks that are full, and file systems that cannot allocate space ahead (P4). These tests mount, which only root
+//! may; otherwise they are skipped.
 
 use super::agent::Home;
 use std::fs;
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use treelock::process::{FileProblem, ProcessLockError, ProcessTreeLock};
 
-/// A file system, until this is dropped.
+/// A file system that is mounted until this is dropped.
 struct Mounted(Home);
 
 impl Mounted {
@@ -57,7 +58,7 @@ fn full_disk_fails_requests_and_not_releases() {
     assert!(is_full(&error), "{error}");
     eprintln!("{} guards until the disk was full: {error}", guards.len());
     assert!(matches!(other.try_lock(&["a/0"], &[]), Err(ProcessLockError::WouldBlock)));
-    // Who dies lets go as well, and who leaves.
+    // Members that die or leave release what they have as well.
     guards.drain(..10).for_each(|guard| guard.release().unwrap());
     read.release().unwrap();
     drop(other);
@@ -81,13 +82,13 @@ fn full_disk_is_a_clear_error_when_the_lock_is_opened() {
     assert!(is_full(&error), "{error}");
 }
 
-/// Where there is no `fallocate`, as on ramfs: what others have written meanwhile is not written over.
+/// Where there is no `fallocate`, as on ramfs: a member does not overwrite what others have written meanwhile.
 #[test]
 fn file_system_without_fallocate_loses_nothing() {
     let Some(mounted) = Mounted::new("ramfs", "mode=755") else { return };
     let home = &mounted.0;
     let (one, other) = (home.open(), home.open());
-    // So much is held that the table is long before it is written anew, and others are far behind.
+    // Enough is held that the table gets long before it is written anew, and others are far behind.
     let held: Vec<_> = (0..400).map(|place| one.write(format!("held/{place}")).unwrap()).collect();
     drop(other.write("x").unwrap());
     for round in 0..3000 {

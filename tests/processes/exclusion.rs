@@ -1,4 +1,4 @@
-//! What excludes what between processes, owners, and requests that are refused (G1, G4, G7, G8).
+//! Exclusion between processes, owners, and refused requests (G1, G4, G7, G8).
 
 use super::agent::{Agent, Home, number, wait_until};
 use std::sync::{Arc, Barrier};
@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 use treelock::process::{ProcessLockError, ProcessTreeLock};
 
-/// What the one process holds, what the other asks for, and whether it gets that.
+/// What one process holds, what another asks for, and whether it is granted.
 const PAIRS: [(&str, &str, bool); 16] = [
     ("r:a", "r:a", true),
     ("r:a", "w:a", false),
@@ -21,13 +21,13 @@ const PAIRS: [(&str, &str, bool); 16] = [
     ("w:a/b", "r:.", false),
     ("r:.", "r:a/b", true),
     ("r:.", "w:a/b", false),
-    // A read with a write below: whoever keeps only the first of the two modes admits the reader.
+    // A read with a write below: a lock that keeps only one of the two modes would admit the reader.
     ("r:a w:a/b", "r:a", false),
     ("r:a w:a/b", "r:a/c", true),
     ("w:a//b/./x/..", "w:a/b", false),
 ];
 
-/// Nobody else is granted this, whether it is another process or a thread of this one.
+/// No other owner is granted this, neither another process nor another thread of this one.
 fn admits(lock: &ProcessTreeLock, reads: &[&str], writes: &[&str]) -> bool {
     match lock.try_lock_arc(reads, writes) {
         Ok(_) => true,
@@ -58,7 +58,7 @@ fn overlapping_sub_trees_exclude_processes_and_others_do_not() {
     }
 }
 
-/// G1: two opens in one process are two.
+/// G1: a process that opens the lock twice has two locks, which exclude each other.
 #[test]
 fn two_opens_in_one_process_exclude_each_other() {
     let home = Home::new();
@@ -71,7 +71,7 @@ fn two_opens_in_one_process_exclude_each_other() {
     assert!(admits(&other, &[], &["."]));
 }
 
-/// G1: those who come at one moment, where nobody was, are in one lock.
+/// G1: processes that open the lock at the same moment, where none was before, share one lock.
 #[test]
 fn first_openings_at_one_moment_open_one_lock() {
     for round in 0..50 {
@@ -81,7 +81,7 @@ fn first_openings_at_one_moment_open_one_lock() {
             let open = || {
                 start.wait();
                 let lock = home.open();
-                // None leaves before all have come, or else those that come begin anew.
+                // None leaves before all have come; otherwise later ones would begin anew.
                 start.wait();
                 let granted = lock.try_lock_arc(&[], &["a"]);
                 start.wait();
@@ -94,7 +94,7 @@ fn first_openings_at_one_moment_open_one_lock() {
     }
 }
 
-/// G4: a thread's own guards never block it, also past a writer of another process that waits.
+/// G4: a thread's own guards never block it, even if a writer of another process waits.
 #[test]
 fn nested_read_goes_past_a_waiting_writer_of_another_process() {
     let home = Home::new();
@@ -136,7 +136,7 @@ fn upgrade_waits_for_readers_of_other_processes_and_passes_writers() {
     writer.is_done();
 }
 
-/// It reads on, readers come in, those who waited too, and writers do not.
+/// The holder reads on; readers get in, also those that waited, and writers do not.
 #[test]
 fn downgrade_lets_readers_of_other_processes_in() {
     let home = Home::new();
@@ -188,7 +188,7 @@ fn guards_of_one_thread_are_dropped_in_any_order() {
     assert!(admits(&other, &[], &["."]));
 }
 
-/// G7: neither a refused `try` nor one whose time has passed leaves anything, also not of its free parts.
+/// G7: neither a refused `try_lock` nor a request that timed out leaves anything behind, not even of its free parts.
 #[test]
 fn refusals_leave_nothing_behind() {
     let home = Home::new();
@@ -204,7 +204,7 @@ fn refusals_leave_nothing_behind() {
     assert_eq!((snapshot.holders.len(), snapshot.waiters.len()), (1, 0), "{snapshot}");
 }
 
-/// G7: who waited behind a request whose time has passed is let in.
+/// G7: a request that waited behind one that timed out is let in.
 #[test]
 fn timed_out_writer_lets_readers_behind_it_in() {
     let home = Home::new();
@@ -242,7 +242,7 @@ fn panic_of_a_process_releases_what_it_held() {
     agent.does("lock 3 w:a");
 }
 
-/// An `Arc` guard is an owner of its own, goes to other threads, and keeps the lock open.
+/// An `Arc` guard is an owner of its own, may go to other threads, and keeps the lock open.
 #[test]
 fn arc_guard_outlives_its_lock_and_excludes_its_own_thread() {
     let home = Home::new();
@@ -255,7 +255,7 @@ fn arc_guard_outlives_its_lock_and_excludes_its_own_thread() {
     assert!(admits(&other, &[], &["."]));
 }
 
-/// A lock that is closed lets go of guards that were forgotten.
+/// A lock that is closed releases guards that were forgotten.
 #[test]
 fn closing_the_lock_frees_forgotten_guards() {
     let home = Home::new();
@@ -269,7 +269,8 @@ fn closing_the_lock_frees_forgotten_guards() {
     assert_eq!(lock.snapshot().unwrap().holders.len(), 0);
 }
 
-/// G1, G3: who comes after the table was written anew many times finds what is held, and the queue in its order.
+/// G1, G3: a process that comes after the table was rewritten many times finds what is held, and the queue in its
+/// order.
 #[test]
 fn late_comer_sees_what_is_held_and_who_waits() {
     let home = Home::new();
@@ -302,7 +303,7 @@ fn late_comer_sees_what_is_held_and_who_waits() {
     late.is_done();
 }
 
-/// One path is tried as a list of one is, in either form.
+/// A method for one path refuses as that for a list of one path does, in either form.
 #[test]
 fn one_path_is_tried_without_a_list() {
     let home = Home::new();
@@ -323,7 +324,7 @@ fn one_path_is_tried_without_a_list() {
     }
 }
 
-/// Whoever prints a guard wants to know what it holds.
+/// A guard prints what it holds.
 #[test]
 fn guard_tells_its_roots_and_their_modes() {
     let home = Home::new();
@@ -337,7 +338,8 @@ fn guard_tells_its_roots_and_their_modes() {
     assert_eq!(format!("{arc} {arc:?}"), "X x ArcProcessTreeLockGuard { roots: [X x], .. }");
 }
 
-/// Two names of one place would pass each other silently. What is gone decides nothing, however it went.
+/// Two names of one place would silently not conflict. Requests that are gone do not set the kind, however they
+/// ended.
 #[test]
 fn relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten() {
     let home = Home::new();
@@ -358,7 +360,7 @@ fn relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten() {
     one.does("try 1 w:a");
 }
 
-/// G1: everything, whatever the other paths are relative to.
+/// G1: the empty path is everything, whatever the other paths are relative to.
 #[test]
 fn empty_path_is_the_root_beside_relative_and_absolute_paths() {
     let home = Home::new();

@@ -1,9 +1,9 @@
-//! The lock's files are removed, replaced, cut and written over while processes use them: nobody is let in by that, and
-//! whoever is refused is told why (P4).
+//! The lock's files are removed, replaced, cut and written over while processes use them: that lets nobody in, and a
+//! request that is refused says why (P4).
 //!
-//! A *scene*: one holds a write of `a`, one reads `b` and has seen both; then something is done to the files. Whoever asks
-//! for `a` after that must not get it, whether it had the lock open or opens it now. When all have gone, the next one
-//! begins anew.
+//! A *scene*: one process holds a write of `a`, another reads `b` and has seen both; then something is done to the
+//! files. A process that asks for `a` after that must not get it, whether it had the lock open or opens it now. When
+//! all have gone, the next process begins anew.
 
 use super::agent::{Agent, Home, wait_until};
 use rand::rngs::SmallRng;
@@ -20,7 +20,7 @@ fn make_fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
 }
 
-/// What a request of somebody else says.
+/// The outcome of a request of another process.
 #[derive(Debug, PartialEq)]
 enum Said {
     Refused,
@@ -37,11 +37,11 @@ fn asks(what: &str, lock: &ProcessTreeLock, write: &str) -> Said {
     }
 }
 
-/// Opens the lock after all who had it open have closed it: what they left means nothing.
+/// Opens the lock after all that had it open have closed it: what they left means nothing.
 fn open_anew(home: &Home) -> Result<ProcessTreeLock, FileError> {
     let mut anew = ProcessTreeLock::open(home.path());
     wait_until("nobody has it open", || {
-        // A child of another test keeps it for a moment, from its fork to its exec.
+        // A child of another test keeps the lock for a moment, from its fork to its exec.
         let is_open =
             anew.as_ref().is_err_and(|error| matches!(error.problem(), FileProblem::Damaged | FileProblem::Removed));
         if is_open {
@@ -52,12 +52,12 @@ fn open_anew(home: &Home) -> Result<ProcessTreeLock, FileError> {
     anew
 }
 
-/// See the header; returns what the two said who asked for it: the one that had it open, and the one that opened it.
+/// See the header; returns the two outcomes: of the process that had the lock open, and of the one that opened it.
 #[track_caller]
 fn scene(what: &str, harm: impl FnOnce(&Home)) -> [Said; 2] {
     let home = Home::new();
     let (holder, reader) = (home.open(), home.open());
-    // So that there is something before the end.
+    // So that the table has changes before the last one.
     for round in 0..5 {
         drop(holder.write(format!("x/{round}")).unwrap());
     }
@@ -76,7 +76,7 @@ fn scene(what: &str, harm: impl FnOnce(&Home)) -> [Said; 2] {
         Err(error) => Said::Failed(error.to_string()),
     };
     asks(what, &holder, "b/c");
-    // The holder uses it once more, which may have repaired something.
+    // The holder uses the lock once more, which may have repaired something.
     let _ = holder.try_lock(&[], &["x"]).map(drop);
     asks(what, &reader, "a");
     if let Ok(late) = ProcessTreeLock::open(home.path()) {
@@ -95,7 +95,7 @@ fn scene(what: &str, harm: impl FnOnce(&Home)) -> [Said; 2] {
     [known, late]
 }
 
-/// By whoever uses the lock soon after.
+/// The table is put back by any process that uses the lock soon after.
 #[track_caller]
 fn is_put_back(harm: impl Fn(&Home)) {
     scene("the table is gone", &harm);
@@ -205,7 +205,8 @@ fn removed_lifeline_lets_nobody_in() {
     scene("both", |home| ["m0", "m1"].iter().for_each(|name| fs::remove_file(home.file(name)).unwrap()));
 }
 
-/// As a backup is restored: the bytes go into the same file, and all of them are the lock's own, but of an hour ago.
+/// As when a backup is restored: the bytes go into the same file, and all of them are the lock's own, but of an hour
+/// ago.
 #[test]
 fn older_copy_written_over_the_table_lets_nobody_in() {
     let home = Home::new();
@@ -229,7 +230,7 @@ fn older_copy_written_over_the_table_lets_nobody_in() {
     drop(open_anew(&home).unwrap().try_lock(&[], &["a"]).unwrap());
 }
 
-/// The same, where it is a release that would let one in who waits.
+/// The same, if a release would let in a waiter.
 #[test]
 fn older_copy_written_over_the_table_moves_nobody() {
     let home = Home::new();
@@ -245,10 +246,10 @@ fn older_copy_written_over_the_table_moves_nobody() {
     asks("it has seen no more, and has let go", &behind, "b");
 }
 
-/// The same, where what came later is a grant to one who waited, which another member wrote.
+/// The same, if the later change is a grant to a waiter, which another member wrote.
 #[test]
 fn older_copy_written_over_the_table_takes_no_grant_back() {
-    // The order of roots is a matter of chance in each lock.
+    // The order of roots is random in each lock.
     for _ in 0..10 {
         let home = Home::new();
         let (holder, behind) = (home.open(), home.open());
@@ -258,7 +259,7 @@ fn older_copy_written_over_the_table_takes_no_grant_back() {
         let copy = fs::read(home.file("table")).unwrap();
         drop(before);
         waiter.is_done();
-        // Only who was granted knows of it.
+        // Only the process that was granted knows it.
         drop(holder);
         fs::write(home.file("table"), copy).unwrap();
         asks("it has seen no more than stands there", &behind, "b");
@@ -268,7 +269,7 @@ fn older_copy_written_over_the_table_takes_no_grant_back() {
     }
 }
 
-/// The same, where what came later was lost with its member, and something else of the same length stands there now.
+/// The same, if the later change was lost with its member, and another one of the same length stands there now.
 #[test]
 fn older_copy_that_was_written_on_lets_nobody_in_who_had_read_more() {
     let home = Home::new();
@@ -283,7 +284,7 @@ fn older_copy_that_was_written_on_lets_nobody_in_who_had_read_more() {
     asks("it has read what is no more", &behind, "a");
 }
 
-/// The same, where what came later is a release: who would wait for it for ever is told.
+/// The same, if the later change is a release: a process that would wait for it for ever gets an error.
 #[test]
 fn older_copy_written_over_the_table_makes_nobody_wait_for_what_is_released() {
     let home = Home::new();
@@ -292,7 +293,7 @@ fn older_copy_written_over_the_table_makes_nobody_wait_for_what_is_released() {
     let copy = fs::read(home.file("table")).unwrap();
     drop(held);
     fs::write(home.file("table"), copy).unwrap();
-    // Whatever was to be written meanwhile would hide it.
+    // Any other change meanwhile would hide it.
     assert!(behind.try_lock(&[], &["something long that is written over what is missing"]).is_err());
     assert!(ProcessTreeLock::open(home.path()).is_err());
     for _ in 0..2 {
@@ -303,7 +304,8 @@ fn older_copy_written_over_the_table_makes_nobody_wait_for_what_is_released() {
     }
 }
 
-/// The same, where others have gone on meanwhile without what was lost: what comes back is longer than what they have.
+/// The same, if others have gone on without the changes that were lost: the copy that comes back is longer than what
+/// they have.
 #[test]
 fn copy_of_what_was_lost_lets_nobody_in() {
     let home = Home::new();
@@ -324,7 +326,7 @@ fn copy_of_what_was_lost_lets_nobody_in() {
     asks("it has gone on", &behind, "d");
 }
 
-/// The same, for one who has written last, and lets go.
+/// The same, for the process that has written last, and releases.
 #[test]
 fn older_copy_written_over_the_table_takes_no_release() {
     let home = Home::new();
@@ -336,7 +338,7 @@ fn older_copy_written_over_the_table_takes_no_release() {
     assert!(before.release().is_err(), "it has let go where nobody reads it");
 }
 
-/// The same, for who only looks.
+/// The same, for an observer.
 #[test]
 fn older_copy_written_over_the_table_is_shown_to_nobody() {
     let home = Home::new();
@@ -351,7 +353,7 @@ fn older_copy_written_over_the_table_is_shown_to_nobody() {
     }
 }
 
-/// A length that somebody has written where the next change is to stand, in a file that could be so long.
+/// A length that was written where the next change is to stand, in a file that could be that long.
 #[test]
 fn scribbled_length_takes_no_memory() {
     let home = Home::new();
@@ -373,7 +375,7 @@ fn scribbled_length_takes_no_memory() {
     assert!(peak() - before < 1 << 20, "it took {} kB", peak() - before);
 }
 
-/// Who is refused when it comes leaves all as it was.
+/// A process that cannot open the lock leaves everything as it was.
 #[test]
 fn older_copy_written_over_the_table_costs_nobody_its_lifeline() {
     let home = Home::new();
@@ -387,7 +389,7 @@ fn older_copy_written_over_the_table_costs_nobody_its_lifeline() {
     assert_eq!(before, inode());
 }
 
-/// Nobody writes to what stands there now; that must not be taken for the death of the holder.
+/// No process writes to the file that stands there now; that must not be taken for the death of the holder.
 #[test]
 fn replaced_lifeline_lets_nobody_in() {
     let lifeline = |home: &Home| {
@@ -401,7 +403,7 @@ fn replaced_lifeline_lets_nobody_in() {
     scene("a FIFO, as `cp -a` copies it", |home| make_fifo(&lifeline(home)));
 }
 
-/// Also not for one who opens the lock only afterwards.
+/// Nor for a process that opens the lock only afterwards.
 #[test]
 fn replaced_lifeline_lets_no_late_comer_in() {
     let home = Home::new();
@@ -414,7 +416,7 @@ fn replaced_lifeline_lets_no_late_comer_in() {
     }
 }
 
-/// The wake is lost; the waiter looks by itself.
+/// The wake-up is lost; the waiter looks by itself.
 #[test]
 fn waiter_whose_channel_is_removed_is_granted_all_the_same() {
     for replace in [false, true] {
@@ -463,7 +465,7 @@ fn removed_channel_is_put_back_for_the_next_wait() {
 fn all_files_removed_lets_nobody_in() {
     let all = |home: &Home| home.files().iter().for_each(|name| fs::remove_file(home.file(name)).unwrap());
     scene("rm dir/*", all);
-    // The same for one who has not looked since.
+    // The same for a process that has not looked since.
     let home = Home::new();
     let (holder, behind) = (home.open(), home.open());
     for _ in 0..3000 {
@@ -477,7 +479,7 @@ fn all_files_removed_lets_nobody_in() {
     }
 }
 
-/// It does no harm to look meanwhile, and tells what it told before.
+/// To look meanwhile does no harm, and shows what it showed before.
 #[test]
 fn snapshot_survives_a_removed_table() {
     let home = Home::new();
@@ -491,7 +493,7 @@ fn snapshot_survives_a_removed_table() {
     assert!(matches!(error.problem(), FileProblem::Removed), "somebody has the lock open: {error}");
 }
 
-/// As by `ln` before and `mv` afterwards: the table that has the name again says that there is a next one, which is gone.
+/// As by `ln` before and `mv` afterwards: the table that has the name again names a next one, which is gone.
 #[test]
 fn old_table_put_back_in_place_of_the_next_one_is_shown_to_nobody() {
     let home = Home::new();
@@ -525,7 +527,7 @@ fn removed_directory_is_a_clear_error() {
     assert!(guard.release().is_err());
 }
 
-/// The holder, who is all right, goes on; it and who came late agree.
+/// The holder is all right and goes on; it and the process that came late agree.
 #[test]
 fn removed_table_is_put_back_by_who_needs_it() {
     let home = Home::new();
@@ -572,7 +574,7 @@ fn foreign_file_of_that_name_is_refused_and_left_alone() {
     assert_eq!(fs::read_to_string(home.file("table")).unwrap(), "name;price\napple;3\n");
 }
 
-/// Callers look at the kind, and whoever looks closer finds the error itself.
+/// Callers look at the kind; a caller that looks closer finds the error itself.
 #[test]
 fn io_error_has_the_kind_that_fits_and_keeps_what_it_was() {
     use std::io::{Error, ErrorKind};
@@ -600,7 +602,7 @@ fn io_error_has_the_kind_that_fits_and_keeps_what_it_was() {
     assert_eq!(Error::from(nowhere).kind(), kind);
 }
 
-/// A directory that is not the lock's own, by mistake.
+/// The lock is opened in a directory that is not its own, by mistake.
 #[test]
 fn foreign_files_with_names_like_those_of_the_lock_are_left_alone() {
     let home = Home::new();
@@ -613,7 +615,7 @@ fn foreign_files_with_names_like_those_of_the_lock_are_left_alone() {
     assert!(left.is_empty(), "these are gone: {left:?}");
 }
 
-/// Nor one that has the very name of a file that is to be made.
+/// Nor a file that has the very name of a file that is to be made.
 #[test]
 fn foreign_file_in_the_place_of_a_lifeline_is_a_clear_error_and_left_alone() {
     let home = Home::new();
@@ -625,7 +627,7 @@ fn foreign_file_in_the_place_of_a_lifeline_is_a_clear_error_and_left_alone() {
     drop(home.open().write("a").unwrap());
 }
 
-/// As a file system leaves it that loses power before it writes.
+/// As a file system may leave it after a power failure.
 #[test]
 fn table_of_zeros_that_nobody_uses_is_begun_anew() {
     let home = Home::new();
@@ -634,7 +636,7 @@ fn table_of_zeros_that_nobody_uses_is_begun_anew() {
     drop(lock.try_lock(&[], &["a"]).unwrap());
 }
 
-/// A table cut or damaged while nobody uses it means nothing, like any other.
+/// A table that is cut or damaged while nobody uses it means nothing, like any other.
 #[test]
 fn damaged_table_that_nobody_uses_is_begun_anew() {
     let home = Home::new();
@@ -647,7 +649,7 @@ fn damaged_table_that_nobody_uses_is_begun_anew() {
     }
 }
 
-/// Rights do not bind root, so another user tries.
+/// Permissions do not bind root, so another user tries.
 #[test]
 fn directory_without_rights_is_a_clear_error() {
     let home = Home::new();
@@ -661,7 +663,7 @@ fn directory_without_rights_is_a_clear_error() {
     }
 }
 
-/// There users cannot replace each other's files; its owner can.
+/// In a sticky directory users cannot replace each other's files; its owner can.
 #[test]
 fn sticky_directory_of_another_user_is_a_clear_error() {
     let home = Home::new();
@@ -673,7 +675,7 @@ fn sticky_directory_of_another_user_is_a_clear_error() {
     }
 }
 
-/// As one leaves it that dies when it begins: nobody lives, and there is no table.
+/// As a process leaves it that dies when it begins: no member lives, and there is no table.
 #[test]
 fn directory_that_somebody_else_begins_is_waited_for() {
     let home = Home::new();
@@ -689,7 +691,7 @@ fn directory_that_somebody_else_begins_is_waited_for() {
     });
 }
 
-/// Who may write to the directory may lock, and is excluded as everybody.
+/// A user who may write to the directory may lock, and is excluded like all others.
 #[test]
 fn two_users_share_a_directory_that_both_may_write_to() {
     let home = Home::new();
@@ -704,7 +706,7 @@ fn two_users_share_a_directory_that_both_may_write_to() {
     assert_eq!(lock.snapshot().unwrap().waiters[0].process.as_ref().unwrap().user, "nobody");
     drop(mine);
     nobody.is_done();
-    // Each writes the table anew from time to time, with rights for the other.
+    // Each rewrites the table from time to time, with permissions for the other.
     for _ in 0..2000 {
         drop(lock.write("x").unwrap());
     }
@@ -718,7 +720,7 @@ fn two_users_share_a_directory_that_both_may_write_to() {
     drop(lock.try_lock(&[], &["."]).unwrap());
 }
 
-/// A file where the directory should be, and one that is not there but can be made.
+/// A file where the directory should be, and a directory that does not exist but can be made.
 #[test]
 fn directory_is_made_and_a_file_in_its_place_is_a_clear_error() {
     let home = Home::new();

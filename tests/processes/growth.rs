@@ -9,14 +9,14 @@ fn open_files(home: &Home) -> usize {
     files.filter(|file| std::fs::read_link(file.path()).is_ok_and(|name| name.starts_with(home.path()))).count()
 }
 
-/// Enough for whatever is done from time to time.
+/// Enough rounds for all that is done only from time to time.
 fn use_it(lock: &ProcessTreeLock) {
     for _ in 0..2000 {
         drop(lock.write("x").unwrap());
     }
 }
 
-/// P1: those who held nothing are in nobody's way, and are gone all the same.
+/// P1: dead members that held nothing are in nobody's way, and are removed all the same.
 #[test]
 fn processes_killed_while_they_hold_nothing_leave_nothing() {
     let home = Home::new();
@@ -32,7 +32,7 @@ fn processes_killed_while_they_hold_nothing_leave_nothing() {
     assert_eq!(home.files(), ["m0", "table"]);
 }
 
-/// P1: also if nobody ever asks for it.
+/// P1: also if no request ever waits for them.
 #[test]
 fn what_killed_processes_held_is_gone_in_the_end() {
     let home = Home::new();
@@ -47,7 +47,8 @@ fn what_killed_processes_held_is_gone_in_the_end() {
     assert_eq!(home.files(), ["m0", "table"]);
 }
 
-/// Whom one has waited for, or tried to pass, is not kept open after it has closed the lock.
+/// The lifeline of a member that this process waited for, or tried to pass, is not kept open after that member has
+/// closed the lock.
 #[test]
 fn open_files_do_not_grow_with_those_who_came_and_went() {
     let home = Home::new();
@@ -85,7 +86,7 @@ fn channels_do_not_stay_as_many_as_ever_waited_at_once() {
     assert!(open_files(&home) < 40, "{} files are open", open_files(&home));
 }
 
-/// Nor those among whom one has come.
+/// Nor are the lifelines of the members that were there when this process came.
 #[test]
 fn opening_keeps_no_files_of_others_open() {
     let home = Home::new();

@@ -1,4 +1,5 @@
-//! For whom a request waits, as a snapshot tells it: the order of the queue, and not that of the times (G2 of reports, G3).
+//! What a request waits for, as `waits` tells it: by the order of the queue, and not by that of the times (G2 of
+//! reports, G3).
 
 use super::agent::{Agent, Home, LIMIT};
 use std::sync::mpsc::channel;
@@ -42,7 +43,7 @@ fn waiter_waits_for_those_that_exclude_it_and_for_no_others() {
     assert_eq!(in_the_way(&home, below.id()), (sorted([&holder]), sorted([&writer, &reader])));
 }
 
-/// What is further on its way is held already; who waits there may be ahead of it or not, when it comes.
+/// Holders further on its way are in its way already; waiters there may be ahead of it or not, when it comes.
 #[test]
 fn waiter_waits_for_the_holders_of_all_its_roots() {
     let home = Home::new();
@@ -54,11 +55,11 @@ fn waiter_waits_for_the_holders_of_all_its_roots() {
     waiter.waits("lock 1 w:a w:b w:c", &lock);
     let (holders, waiters) = in_the_way(&home, waiter.id());
     assert_eq!(holders, sorted([&first, &second]));
-    // By the order of all roots, the other one has taken `c` before it came to `a/x`, or has not.
+    // The order of all nodes decides whether the other request has taken `c` before it came to `a/x`.
     assert!(waiters.is_empty() || waiters == sorted([&other]), "{waiters:?}");
 }
 
-/// Its own outer guard does not hold it up, and it goes ahead of a writer that came before.
+/// A thread's own outer guard does not hold up its request, which goes ahead of a writer that came before.
 #[test]
 fn upgrade_waits_for_the_other_readers_and_the_writer_waits_for_it() {
     let home = Home::new();
@@ -92,7 +93,7 @@ fn upgrade_waits_for_the_other_readers_and_the_writer_waits_for_it() {
     writer.is_done();
 }
 
-/// A number that nobody else has, also among the locks that one process has open.
+/// A number that no other open lock has, not even another one of the same process.
 #[test]
 fn members_are_told_apart() {
     let home = Home::new();

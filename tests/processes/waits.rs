@@ -1,4 +1,4 @@
-//! Waits: who is next, deadlines, deadlocks, and how long a hand-over takes (G2, G3, G4, G10, P3).
+//! Waits: the order of service, deadlines, deadlocks, and how long a hand-over takes (G2, G3, G4, G10, P3).
 
 use super::agent::{Agent, Home, wait_until};
 use rustix::fs::{FlockOperation, flock};
@@ -11,7 +11,7 @@ fn print_and_check(what: &str, mut times: Vec<Duration>) {
     times.sort();
     let median = times[times.len() / 2];
     eprintln!("{what}: median {median:?}, longest {:?}", times[times.len() - 1]);
-    // What is aimed at is 200 us; a wake that is lost takes a second.
+    // The goal is 200 us; a lost wake-up takes a second.
     assert!(median < Duration::from_millis(100), "{times:?}");
 }
 
@@ -55,7 +55,7 @@ fn release_wakes_who_waits_by_another_open() {
     print_and_check("hand-over", (0..200).map(hand_over).collect());
 }
 
-/// G10: never early.
+/// G10: a refusal is never early.
 #[test]
 fn deadlines_are_kept_while_others_hold() {
     let home = Home::new();
@@ -74,7 +74,7 @@ fn deadlines_are_kept_while_others_hold() {
     assert!(late[4] < Duration::from_millis(200), "{late:?}");
 }
 
-/// G10: somebody is stopped while it has the table, which is like a `flock` that stays.
+/// G10: a process is stopped while it has the table, which is like a `flock` that stays.
 #[test]
 fn deadline_holds_while_a_stopped_process_has_the_table() {
     let home = Home::new();
@@ -94,7 +94,7 @@ fn deadline_holds_while_a_stopped_process_has_the_table() {
     waiter.does("lock 1 w:b");
 }
 
-/// G10: who looks on, comes or goes then is not held up either.
+/// G10: processes that look on, come or go then are not held up either.
 #[test]
 fn stopped_process_with_the_table_holds_up_neither_snapshots_nor_openings_with_a_timeout() {
     let home = Home::new();
@@ -160,7 +160,7 @@ fn writer_gets_in_against_a_stream_of_readers() {
     }
 }
 
-/// Has a process each ask while `q` is written, one after the other; the order in which they are served.
+/// Makes processes ask one after the other while `q` is written; returns the order in which they are served.
 fn order_of_service(requests: &[&str]) -> Vec<usize> {
     let home = Home::new();
     let lock = home.open();
@@ -187,7 +187,7 @@ fn order_of_service(requests: &[&str]) -> Vec<usize> {
     served
 }
 
-/// G3: all are let on at `q` at one moment, and keep their order below it.
+/// G3: all waiters are let on at `q` at one moment, and keep their order below it.
 #[test]
 fn twelve_writers_below_a_written_node_are_served_in_the_order_in_which_they_began_to_wait() {
     assert_eq!(order_of_service(&["w:q/x"; 12]), Vec::from_iter(0..12));
@@ -206,14 +206,14 @@ fn twelve_writers_and_readers_below_a_written_node_keep_their_order() {
     }
 }
 
-/// G3: they part on the way, where they have to. Each conflicts with all others.
+/// G3: the requests part on the way. Each conflicts with all others.
 #[test]
 fn writers_of_several_depths_below_a_written_node_keep_their_order() {
     let requests = ["w:q/x/y", "w:q/x", "w:q/x/y/z", "w:q/x/y", "w:q", "w:q/x/y/z", "w:q/x", "w:q/x/y"];
     assert_eq!(order_of_service(&requests), Vec::from_iter(0..requests.len()));
 }
 
-/// G4: a `try` of what is free is not refused because others use the table.
+/// G4: a `try_lock` of what is free is not refused because others use the table.
 #[test]
 fn try_of_what_is_free_is_granted_while_others_are_busy() {
     let home = Home::new();
@@ -229,7 +229,7 @@ fn try_of_what_is_free_is_granted_while_others_are_busy() {
     assert_eq!(refused, 0, "of 1000");
 }
 
-/// G4: who waits behind a queue for something else does not wait.
+/// G4: a request for something else does not wait behind a queue.
 #[test]
 fn unrelated_requests_pass_queues_at_once() {
     let home = Home::new();
@@ -243,7 +243,7 @@ fn unrelated_requests_pass_queues_at_once() {
     writer.is_done();
 }
 
-/// What the one of two processes is told that gets the report; the other one goes on when that one lets go.
+/// The report that one of two processes gets; the other goes on when that one releases.
 fn only_report(parties: &mut [Agent; 2]) -> String {
     let mut told = None;
     wait_until("one of them gets an answer", || {
@@ -259,7 +259,7 @@ fn only_report(parties: &mut [Agent; 2]) -> String {
     report
 }
 
-/// G2: reported to one of them, with both named, and the other goes on.
+/// G2: the deadlock is reported to one of them, with both named, and the other goes on.
 #[test]
 fn deadlock_of_two_processes_is_reported_to_one_of_them() {
     let home = Home::new();
@@ -308,7 +308,7 @@ fn wait_for_an_arc_guard_of_a_process_that_waits_is_no_deadlock() {
     assert!(matches!(refused, Err(ProcessLockError::TimedOut)), "{refused:?}");
 }
 
-/// G9, P3: hand-overs in a ring of processes, each woken by the one before. A lost wake takes a second.
+/// G9, P3: hand-overs in a ring of processes, each woken by the one before. A lost wake-up takes a second.
 #[test]
 fn hand_overs_between_processes_lose_no_wake() {
     let home = Home::new();
@@ -333,7 +333,7 @@ fn hand_overs_between_processes_lose_no_wake() {
     assert!(late < 3, "{times:?}");
 }
 
-/// G2: the dead wait for nobody; nor where it is another one, who is stopped, that would have to bury them.
+/// G2: a dead process waits for nobody, even if the process that would have to bury it is stopped.
 #[test]
 fn cycle_with_a_dead_process_behind_a_stopped_one_is_not_reported() {
     let home = Home::new();
