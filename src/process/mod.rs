@@ -34,9 +34,9 @@
 //! | `journal/known.rs` | what a member has read, and whether the others know the same |
 //! | `journal/succession.rs` | which file is the last one: locked, replaced, put back |
 //! | `look.rs` | what an observer sees: a process that has not opened the lock |
-//! | `files.rs` | the directory: who is alive, who is woken, what file systems are refused |
+//! | `files.rs` | the directory: which members live, how waiters are woken, which file systems are refused |
 //! | `report.rs` | what reports need of a request, and the snapshots and reports made from it |
-//! | `error.rs` | what a request, and a file, can fail with |
+//! | `error.rs` | the errors of requests, and of the lock's files |
 //! | `crash.rs` | where tests let a process die |
 
 #[cfg(not(target_os = "linux"))]
@@ -96,7 +96,7 @@ use std::time::{Duration, Instant};
 /// When a process ends, even by a SIGKILL at any moment, all that it held and awaited is free, and its waiters go on
 /// at once. A process that is stopped keeps what it holds, and its place in every queue. If it is stopped in the
 /// midst of a request or a release, which take microseconds, all others wait until it goes on or ends, even to
-/// release; a request with a deadline waits no longer than that, and a `try_lock` no longer than 100 ms. A child made
+/// release; a request with a deadline waits no longer than that, and a `try_lock` gives up after 100 ms. A child made
 /// by `fork` alone keeps the guards of its parent alive until it ends too, as with `flock(2)`; it cannot use its
 /// parent's lock, and opens its own. A program started in a child inherits nothing, unless
 /// [`set_inheritable`](ProcessTreeLock::set_inheritable) says so.

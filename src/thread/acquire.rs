@@ -378,8 +378,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let Some((request, Waiting { step: at, .. })) = self.ledger.waiting(waiter.key) else {
             unreachable!("a mover waits until it is walked on")
         };
-        // Copies: as soon as the request is granted, or queues, its thread may be done with it, and whoever drops it
-        // last drops its paths. That is user code, which must not run during a turn.
+        // Copies: as soon as the request is granted, or queues, its thread may be done with it, and the last one to
+        // drop it drops its paths. That is user code, which must not run during a turn.
         let (steps, owner) = (request.plan.steps().to_vec(), request.owner_id());
         drop(request);
         let stopped = walk(at + 1, steps.len(), |index| {

@@ -706,14 +706,14 @@ impl<P: TreePath + ?Sized> Register<P> {
         }
     }
 
-    /// Enters a request as granted, whose roots the next entry holds.
+    /// Enters a request as granted; the next entry holds its roots already.
     #[inline(always)]
     fn enter_holding(&mut self, request: SharedRequest<P>, since: Moment) -> usize {
         let published = first_bits(request.plan.steps().len());
         self.insert(request, Some(published), since)
     }
 
-    /// Keeps a spent request, unless there are enough, or somebody else has it.
+    /// Keeps a spent request; returns it if there are enough, or if something else refers to it.
     #[inline]
     fn keep(&mut self, request: SharedRequest<P>) -> Option<SharedRequest<P>> {
         if self.spent.len() < SPARES && SharedRequest::is_unique(&request) {

@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //!
-//! 1. A node is in its shard exactly while it counts a grant or somebody waits for it; what is only published is in
+//! 1. A node is in its shard exactly while it counts a grant or a request waits for it; what is only published is in
 //!    the ledger (`bias.rs`, `own.rs`). A node changes only under the shard's mutex, so none is dropped while a
 //!    thread looks at it.
 //! 2. A request that a change lets on is marked in the ledger under that mutex: as granted, to be woken; or as a

@@ -30,8 +30,8 @@ use waiting::eprint_line;
 /// Locks sub-trees for commands, between all processes of this host
 ///
 /// A command that writes a sub-tree excludes all commands that read or write a sub-tree that overlaps it; a command
-/// that reads a sub-tree excludes those that write one. Commands whose sub-trees do not overlap never wait for each
-/// other.
+/// that reads a sub-tree excludes those that write an overlapping one. Commands whose sub-trees do not overlap never
+/// wait for each other.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Arguments {
