@@ -1,6 +1,6 @@
 //! Who holds what and who waits for what, as plain data: the same for all scopes.
 //!
-//! Not here: how it is gathered (`thread/report.rs`, `process/report.rs`); how it is drawn and printed
+//! Not here: how it is gathered (`thread/report.rs`, `replica/report.rs`); how it is drawn and printed
 //! (`drawing.rs`); how a cycle is found (`core/deadlock.rs`).
 
 use crate::core::mode::Mode;

@@ -71,6 +71,8 @@
 //! |---|---|
 //! | `core/` | pure: paths, modes, plans, the queue of a node, the search for deadlocks; its map is in `core/mod.rs` |
 //! | `thread/` | [`TreeLock`], for the threads of a process; its map is in `thread/mod.rs` |
+//! | `replica/` | pure: the state that all members of a lock agree on, beyond one process, and what an event does to it |
+//! | `machine/` | the same contract between machines; its map is in `machine/mod.rs` |
 //! | `process/` | the same contract between the processes of a host; its map is in `process/mod.rs` |
 //! | `inspect.rs` | snapshots and deadlock reports as data, for all scopes: who holds and awaits what, since when, and where it asked |
 //! | `drawing.rs` | the same as text |
@@ -93,9 +95,15 @@ mod core;
 mod drawing;
 mod error;
 mod inspect;
+#[cfg(all(feature = "redis", not(feature = "model")))]
+pub mod machine;
 mod patience;
 #[cfg(all(feature = "process", not(feature = "model")))]
 pub mod process;
+#[cfg(all(feature = "redis", not(feature = "model")))]
+pub use machine::redis;
+#[cfg(all(feature = "replica", not(feature = "model")))]
+mod replica;
 mod sync;
 mod thread;
 mod trace;

@@ -90,10 +90,10 @@ pub(crate) fn new_owner_id() -> u64 {
 #[cfg(not(feature = "model"))]
 mod imp {
     use super::ThreadInfo;
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     use std::any::Any;
     use std::cell::Cell;
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     use std::cell::RefCell;
     use std::sync::Arc;
     use std::time::Instant;
@@ -218,14 +218,14 @@ mod imp {
     /// The most spares that are kept in one place: as many guards as are usually nested.
     pub(crate) const SPARES: usize = 4;
 
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     thread_local! {
         /// A `Vec<T>` for each type of them.
         static SPARES_BY_TYPE: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
     }
 
     /// A spent object of the calling thread, if it keeps one of this type.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn take_spare<T: Any>() -> Option<T> {
         let take = |shelves: &RefCell<Vec<Box<dyn Any>>>| {
             shelves.borrow_mut().iter_mut().find_map(|shelf| shelf.downcast_mut::<Vec<T>>()).and_then(Vec::pop)
@@ -234,7 +234,7 @@ mod imp {
     }
 
     /// Keeps an object for [`take_spare`], or drops it, if there are enough or the thread ends.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn keep_spare<T: Any>(spare: T) {
         let mut spare = Some(spare);
         // An object that is not kept is dropped after the cell is released, since its drop might come back here.

@@ -24,7 +24,7 @@
 //! So only nested requests look for cycles, when they have waited for a little while, and again later. The last party
 //! to enter a cycle finds it complete. The time of a look grows with the number of all granted and waiting requests.
 //!
-//! Pure. Not here: how the parties are gathered (`thread/parties.rs`, `process/replica.rs`). The idea: Gray 1978, "Notes on
+//! Pure. Not here: how the parties are gathered (`thread/parties.rs`, `replica/`). The idea: Gray 1978, "Notes on
 //! Data Base Operating Systems" (waits-for graph); PostgreSQL (look only after a wait has lasted).
 
 use crate::core::mode::Mode;

@@ -133,7 +133,7 @@ impl fmt::Display for Mode {
 }
 
 /// How many times each mode is held.
-#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "replica", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ModeCounts([u32; 5]);
 

@@ -58,7 +58,7 @@ struct Queue<W> {
 
 /// When a request began to wait: its place in the order of all that wait for nodes of one lock. No two requests have the
 /// same.
-#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "replica", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Stamp(pub(crate) u64);
 
@@ -98,7 +98,7 @@ impl Ticket {
     }
 
     /// What its owner holds there already.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn held(&self) -> ModeCounts {
         self.claim.held
     }
@@ -195,7 +195,7 @@ impl<W> Node<W> {
     }
 
     /// Counts a grant that was made before the node was stored. Call it before anybody queues.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn restore(&mut self, mode: Mode) {
         self.granted.add(mode);
     }
@@ -223,13 +223,13 @@ impl<W> Node<W> {
     }
 
     /// Puts a request back into the queue of a node that is being restored: others may still be missing.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn restore_waiter(&mut self, stamp: Stamp, mode: Mode, held: ModeCounts, waiter: W) -> Ticket {
         self.insert(stamp, mode, held, waiter)
     }
 
     /// Whether a request with a later stamp waits here.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn is_awaited_after(&self, stamp: Stamp) -> bool {
         let Some(queue) = &self.queue else { return false };
         let lasts = queue.lines.iter().filter_map(|line| line.keys().next_back());

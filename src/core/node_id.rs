@@ -32,7 +32,7 @@
 
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 use siphasher::sip128::{Hasher128, SipHasher24};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -46,12 +46,12 @@ pub(crate) struct NodeId(u64, u64);
 
 impl NodeId {
     /// The whole id, for other processes.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn to_bytes(self) -> [u8; 16] {
         (u128::from(self.0) << 64 | u128::from(self.1)).to_le_bytes()
     }
 
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn of_bytes(bytes: [u8; 16]) -> Self {
         let bits = u128::from_le_bytes(bytes);
         NodeId((bits >> 64) as u64, bits as u64)
@@ -82,7 +82,7 @@ enum IdHash {
     /// it.
     Local([SharedSeed; 2]),
     /// SipHash-2-4 with 128 bits: the same in all builds of all programs.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     Specified(SipHasher24),
 }
 
@@ -95,7 +95,7 @@ impl Seeds {
     }
 
     /// The seeds of a lock whose ids other processes see; the key is secret, and all of them have it.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn specified([first, second]: [u64; 2]) -> Self {
         let hash = SipHasher24::new_with_keys(first, second);
         Seeds { root: id_of(hash), hash: IdHash::Specified(hash) }
@@ -111,7 +111,7 @@ impl Seeds {
     pub(super) fn child_by_bytes(&self, parent: NodeId, segment: &[u8]) -> NodeId {
         match &self.hash {
             IdHash::Local(seeds) => local_child(seeds, parent, |hasher| hasher.write(segment)),
-            #[cfg(feature = "process")]
+            #[cfg(feature = "replica")]
             IdHash::Specified(hash) => specified_child_by_bytes(hash, parent, segment),
         }
     }
@@ -125,7 +125,7 @@ impl Seeds {
                 hasher.write_u8(1);
                 segment.hash(hasher);
             }),
-            #[cfg(feature = "process")]
+            #[cfg(feature = "replica")]
             IdHash::Specified(hash) => specified_child_by_hash(hash, parent, segment),
         }
     }
@@ -141,14 +141,14 @@ fn local_child([first, second]: &[SharedSeed; 2], parent: NodeId, write: impl Fn
 }
 
 /// Never inlined, and cold, so that the lock for threads does not pay for the lock between processes.
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 #[cold]
 #[inline(never)]
 fn specified_child_by_bytes(hash: &SipHasher24, parent: NodeId, segment: &[u8]) -> NodeId {
     specified_child(hash, parent, 0, |hasher| hasher.write(segment))
 }
 
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 #[cold]
 #[inline(never)]
 fn specified_child_by_hash<S: Hash + ?Sized>(hash: &SipHasher24, parent: NodeId, segment: &S) -> NodeId {
@@ -156,7 +156,7 @@ fn specified_child_by_hash<S: Hash + ?Sized>(hash: &SipHasher24, parent: NodeId,
 }
 
 /// The hash of the parent's id, a byte for the kind of the segment, and the segment.
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 #[inline]
 fn specified_child(hash: &SipHasher24, parent: NodeId, kind: u8, write: impl FnOnce(&mut Portable)) -> NodeId {
     let mut hasher = Portable(*hash);
@@ -167,17 +167,17 @@ fn specified_child(hash: &SipHasher24, parent: NodeId, kind: u8, write: impl FnO
 }
 
 /// The id of what was hashed.
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 fn id_of(hash: SipHasher24) -> NodeId {
     NodeId::of_bytes(hash.finish128().as_bytes())
 }
 
 /// Hashes numbers as their bytes, the lowest first, and numbers of the width of a pointer as 64 bits, so that the
 /// hash is the same on every machine.
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 struct Portable(SipHasher24);
 
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 impl Hasher for Portable {
     fn write(&mut self, bytes: &[u8]) {
         self.0.write(bytes);

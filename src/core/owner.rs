@@ -4,7 +4,7 @@
 pub(crate) type OwnerId = u64;
 
 /// Who owns a request.
-#[cfg_attr(feature = "process", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "replica", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// The thread that asked: its guard stays there.

@@ -144,7 +144,7 @@ pub enum Frame {
 }
 
 /// The frame of all paths of a request; `None` if none has one.
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 pub(crate) fn common_frame<'p, P: TreePath + ?Sized>(
     mut paths: impl Iterator<Item = &'p P>,
 ) -> Result<Option<Frame>, PathError> {

@@ -68,7 +68,7 @@ impl Plan {
     }
 
     /// The same; also adds the names of the segments of all roots to `names`, if given, one root after the other.
-    #[cfg(any(test, feature = "process"))]
+    #[cfg(any(test, feature = "replica"))]
     pub(crate) fn build_and_name<P, R, W>(
         &mut self,
         seeds: &Seeds,

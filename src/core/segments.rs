@@ -7,7 +7,7 @@
 //! Not here: what the segments of a path are (`path.rs`); how an id is made (`node_id.rs`).
 
 use crate::core::node_id::{NodeId, Seeds};
-#[cfg(feature = "process")]
+#[cfg(feature = "replica")]
 use crate::core::path;
 use crate::core::path::{PathError, TreePath};
 use crate::core::plan::Step;
@@ -211,7 +211,7 @@ impl Names {
     }
 
     /// Empties it; whether its buffers are small enough to be kept.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn clear(&mut self) -> bool {
         self.text.clear();
         self.ends.clear();
@@ -266,7 +266,7 @@ mod tests {
     /// A build that gives other answers has another format (invariant 2 of `node_id.rs`). The last one depends on
     /// what the `Hash` of `str` writes, which is std's: should it change, programs of both versions cannot share such
     /// segments.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     #[test]
     fn specified_ids_are_the_known_ones() {
         let seeds = Seeds::specified([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);

@@ -27,7 +27,7 @@
 
 use super::crash;
 use super::error::{FileError, FileProblem};
-use super::replica::{Channel, MemberId};
+use crate::replica::{Channel, MemberId};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fd::{AsFd, OwnedFd};

@@ -4,9 +4,9 @@
 use super::ProcessTreeLock;
 use super::error::FileError;
 use super::member::Member;
-use super::replica::RequestId;
 use crate::core::path::TreePath;
 use crate::drawing::{FirstOf, ListOf};
+use crate::replica::RequestId;
 use crate::thread::guard::StaysInItsThread;
 use std::fmt::{self, Debug, Display};
 use std::marker::PhantomData;

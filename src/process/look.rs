@@ -17,7 +17,7 @@ use super::error::FileError;
 use super::files::{self, Directory};
 use super::journal::Journal;
 use super::member::now;
-use super::replica::{Effects, Event, Replica};
+use crate::replica::{Effects, Event, Replica};
 
 /// How often an observer looks at most. One look is enough unless others are busy.
 const LOOKS: u32 = 100;

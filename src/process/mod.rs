@@ -23,19 +23,16 @@
 //! | `mod.rs` | [`ProcessTreeLock`]: the public type |
 //! | `guard.rs` | guards: drop, downgrade, release |
 //! | `member/mod.rs` | a process that has opened a lock: joins, changes, leaves |
-//! | `member/ask.rs` | what a request tells about itself |
 //! | `member/acquire.rs` | the way of a request: tried, queued, waited for, given up |
 //! | `member/change.rs` | one change of the state that all agree on, while the table is locked |
 //! | `member/channels.rs` | the FIFOs by which waiters are woken |
 //! | `member/watch.rs` | which other members are alive; the dead are buried |
-//! | `replica.rs` | pure: the state that all agree on, and what an event does to it |
 //! | `journal/mod.rs` | the file of events: read, append, keep room; why a death at any step does no harm |
 //! | `journal/format.rs` | pure: the bytes of that file |
 //! | `journal/known.rs` | what a member has read, and whether the others know the same |
 //! | `journal/succession.rs` | which file is the last one: locked, replaced, put back |
 //! | `look.rs` | what an observer sees: a process that has not opened the lock |
 //! | `files.rs` | the directory: which members live, how waiters are woken, which file systems are refused |
-//! | `report.rs` | what reports need of a request, and the snapshots and reports made from it |
 //! | `error.rs` | the errors of requests, and of the lock's files |
 //! | `crash.rs` | where tests let a process die |
 
@@ -51,18 +48,17 @@ mod guard;
 mod journal;
 mod look;
 mod member;
-mod replica;
-mod report;
 
+pub use crate::replica::report::Wait;
 pub use error::{FileError, FileProblem, ProcessLockError};
 pub use guard::{ArcProcessTreeLockGuard, ProcessTreeLockGuard};
-pub use report::Wait;
 
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::roots::Roots;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
+use crate::replica::{MemberId, report};
 use crate::trace;
 use files::Directory;
 use member::Member;
@@ -578,7 +574,7 @@ pub fn snapshot(directory: impl AsRef<Path>) -> Result<Snapshot, FileError> {
 /// As [`snapshot`].
 pub fn waits(directory: impl AsRef<Path>, member: u64) -> Result<Vec<Wait>, FileError> {
     let directory = Directory::look(directory.as_ref())?;
-    look::look(&directory, |replica| report::waits(replica, replica::MemberId(member)))
+    look::look(&directory, |replica| report::waits(replica, MemberId(member)))
 }
 
 impl<P: ?Sized + TreePath> fmt::Debug for ProcessTreeLock<P> {

@@ -15,12 +15,12 @@
 //! 3. A head of another format is never accepted: the reader compares its magic, its format, its checksum, and the id
 //!    that its key gives to a known path.
 //!
-//! Pure: no files, no clocks. Not here: how the bytes are read and written (`mod.rs`), what the events mean (`replica.rs`).
+//! Pure: no files, no clocks. Not here: how the bytes are read and written (`mod.rs`), what the events mean (`replica/`).
 
 use crate::core::node_id::Seeds;
 use crate::core::segments::Segments;
 use crate::process::error::FileProblem;
-use crate::process::replica::Event;
+use crate::replica::Event;
 
 const MAGIC: &[u8; 8] = b"treelock";
 

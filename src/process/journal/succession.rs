@@ -18,7 +18,7 @@ use super::format::{self, Head};
 use super::{Journal, LOOK, NEXT_TABLE, NONE, SPACE, TABLE, long, room_to_let_go};
 use crate::process::error::{FileError, FileProblem};
 use crate::process::files::{self, Directory, io};
-use crate::process::replica::{Event, Replica};
+use crate::replica::{Event, Replica};
 use rustix::fs::{self, FlockOperation, OFlags};
 use rustix::io::Errno;
 use std::time::{Duration, Instant};

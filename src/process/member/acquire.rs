@@ -10,7 +10,7 @@
 //! Whenever a waiter goes on, for whatever reason, it looks at its request in the table: only the table decides.
 //! `mod.rs` lists the reasons.
 //!
-//! Not here: which request is next (`replica.rs`); how the others are watched (`watch.rs`).
+//! Not here: which request is next (`replica/`); how the others are watched (`watch.rs`).
 
 use super::change::Change;
 use super::watch::{Other, Polled};
@@ -21,8 +21,8 @@ use crate::inspect::Deadlock;
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::process::error::{FileError, ProcessLockError};
 use crate::process::journal::Limit;
-use crate::process::replica::{Ask, Event, RequestId};
-use crate::process::report;
+use crate::replica::report;
+use crate::replica::{Ask, Event, RequestId};
 use rustix::fd::OwnedFd;
 use std::panic::Location;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Member {
         let location = Location::caller();
         let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
         let frame = common_frame(paths())?;
-        let mut ask = self.plan::<P, R, W>(reads, writes, owner, location)?;
+        let mut ask = self.asking.plan::<P, R, W>(reads, writes, owner, location)?;
         ask.absolute = frame.map(|frame| frame == Frame::Absolute);
         let odd_frame = || ProcessLockError::from(odd_frame(paths()));
         let deadline = match patience {

@@ -9,7 +9,7 @@ use crate::process::error::FileError;
 use crate::process::files::Directory;
 use crate::process::journal::Journal;
 use crate::process::member::now;
-use crate::process::replica::{Ask, Effects, Event, MemberId, Replica, RequestId};
+use crate::replica::{Ask, Effects, Event, MemberId, Replica, RequestId};
 use std::collections::BTreeSet;
 
 pub(super) struct Change<'a> {

@@ -4,7 +4,7 @@
 //! longer to make than to use. They are few, since each is an open file (G6). A number is never reused, so a late
 //! wake-up can reach only the channel that it was meant for; the next waiter there then looks once in vain.
 
-use crate::process::replica::Channel;
+use crate::replica::Channel;
 use crate::sync::Mutex;
 use rustix::fd::OwnedFd;
 

@@ -16,7 +16,6 @@
 //! | file | concept |
 //! |---|---|
 //! | `mod.rs` | the open lock: joins, changes, leaves |
-//! | `ask.rs` | what a request tells about itself |
 //! | `acquire.rs` | the way of a request: tried, queued, waited for, given up |
 //! | `change.rs` | one change, while the table is locked |
 //! | `channels.rs` | the FIFOs by which waiters are woken |
@@ -26,7 +25,6 @@
 //! left over, are locked on their own.
 
 mod acquire;
-mod ask;
 mod change;
 mod channels;
 mod watch;
@@ -34,11 +32,11 @@ mod watch;
 use super::error::{FileError, FileProblem};
 use super::files::{self, Directory};
 use super::journal::{Journal, Limit};
-use super::replica::{About, Event, MemberId, Replica, RequestId};
-use super::report;
 use super::{Options, crash, look};
-use crate::core::node_id::Seeds;
 use crate::inspect::{Root, Snapshot};
+use crate::replica::ask::Asking;
+use crate::replica::report;
+use crate::replica::{About, Event, MemberId, Replica, RequestId};
 use crate::sync::{self, Mutex};
 use change::Change;
 use channels::Channels;
@@ -60,9 +58,7 @@ pub(super) struct Member {
     pub(super) directory: Directory,
     id: MemberId,
     process: u32,
-    seeds: Seeds,
-    /// The text that reports give instead of the place in the source.
-    location: Option<String>,
+    asking: Asking,
     lifeline: OwnedFd,
     shared: Mutex<Shared>,
     watched: Mutex<HashMap<Other, Arc<OwnedFd>>>,
@@ -107,15 +103,14 @@ impl Member {
         change.journal.check_seen(&directory)?;
         let id = change.replica.next_member();
         let (lifeline, inode) = directory.make_lifeline(id)?;
-        change.add(Event::Join(about_this_process(inode)));
+        change.add(Event::Join(About::this_process(inode, user())));
         change.commit(&directory)?;
         drop(change);
         let member = Member {
             directory,
             id,
             process: std::process::id(),
-            seeds,
-            location: options.location.clone(),
+            asking: Asking { seeds, location: options.location.clone() },
             lifeline,
             shared: Mutex::new(Shared { journal, replica, requests: 0 }),
             watched: Mutex::default(),
@@ -245,15 +240,6 @@ impl Drop for Member {
 /// Milliseconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-fn about_this_process(lifeline: u64) -> About {
-    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    let mut command = words.collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = command.char_indices().nth(200) {
-        command.truncate(end);
-    }
-    About { lifeline, id: std::process::id(), command, user: user() }
 }
 
 /// The user's name, if the system's list of users has it, or the number.

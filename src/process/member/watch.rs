@@ -17,7 +17,7 @@ use super::{LOST_WAKE, Member};
 use crate::process::error::{FileError, FileProblem};
 use crate::process::files;
 use crate::process::journal::Limit;
-use crate::process::replica::MemberId;
+use crate::replica::MemberId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use std::collections::BTreeSet;

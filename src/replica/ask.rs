@@ -2,15 +2,16 @@
 //!
 //! The paths push their segments here, while nothing is locked: a panic in a user's path leaves nothing behind (G8).
 //!
-//! Not here: how the request is granted (`acquire.rs`).
+//! Not here: how the request is granted (`process/member/acquire.rs`).
 
-use super::Member;
+use super::MemberId;
+use super::report::{Place, Told, ToldRoot};
+use super::{Ask, RequestId, Step};
+use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
 use crate::core::path::{PathError, TreePath};
 use crate::core::plan::Plan;
 use crate::core::segments::Names;
-use crate::process::replica::{Ask, RequestId, Step};
-use crate::process::report::{Place, Told, ToldRoot};
 use crate::sync;
 use std::panic::Location;
 
@@ -21,9 +22,16 @@ struct Planned {
     names: Names,
 }
 
-impl Member {
+/// What all requests of a member have in common.
+pub(crate) struct Asking {
+    pub(crate) seeds: Seeds,
+    /// What reports tell instead of the place in the source.
+    pub(crate) location: Option<String>,
+}
+
+impl Asking {
     /// A request for these roots, which has no number yet.
-    pub(super) fn plan<P, R, W>(
+    pub(crate) fn plan<P, R, W>(
         &self,
         reads: &[R],
         writes: &[W],
@@ -58,7 +66,7 @@ impl Member {
         if plan.is_small() && names.clear() {
             sync::keep_spare(Planned { plan, names });
         }
-        let id = RequestId { member: self.id, number: 0 };
+        let id = RequestId { member: MemberId(0), number: 0 };
         Ok(Ask { id, thread, owner, asked: 0, channel: None, absolute: None, steps, told })
     }
 }

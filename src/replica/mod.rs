@@ -1,7 +1,7 @@
 //! The state that all members of a lock agree on: who they are, who holds what, who waits for what.
 //!
-//! Each process has a *replica* of this in its own memory, and changes it by the *events* of the journal, in their
-//! order. So all replicas are equal at the same place of the journal, and the member that writes an event knows its
+//! Each member has a *replica* of this in its own memory, and changes it by *events*, in one order for all: that of the
+//! journal between processes, and that of the engine between machines. So all replicas are equal at the same place, and the member that writes an event knows its
 //! effect on all others, including those that wait. A request walks its plan as it does between threads
 //! (`core/walk.rs`), in the same nodes (`core/node.rs`).
 //!
@@ -16,63 +16,81 @@
 //!    stamp. A waiter watches the members that it finds there when it comes, and is woken when a request with an
 //!    earlier stamp comes there later.
 //!
-//! Pure: no files, no clocks. Not here: how events are kept (`journal/`), how a request waits (`member/`).
+//! Pure: no files, no clocks. Not here: how events are kept and how a request waits (`process/`, `machine/`).
+
+pub(crate) mod ask;
+pub(crate) mod report;
 
 use crate::core::deadlock::{Party, Temper, cycle_through};
 use crate::core::mode::{Mode, ModeCounts};
-use crate::core::node::{Firsts, Node, Stamp, Ticket};
+#[cfg(feature = "process")]
+use crate::core::node::Firsts;
+use crate::core::node::{Node, Stamp, Ticket};
 use crate::core::node_id::{NodeId, NodeMap};
 use crate::core::owner::Owner;
 use crate::core::walk::{Taken, walk};
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "process")]
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 /// A process that has opened the lock. The number is never reused in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(super) struct MemberId(pub(super) u64);
+pub(crate) struct MemberId(pub(crate) u64);
 
 /// The requests of a member have numbers of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(super) struct RequestId {
-    pub(super) member: MemberId,
-    pub(super) number: u64,
+pub(crate) struct RequestId {
+    pub(crate) member: MemberId,
+    pub(crate) number: u64,
 }
 
 /// The channel of its member that wakes a waiting request.
-pub(super) type Channel = u32;
+pub(crate) type Channel = u32;
 
 /// A process, as it described itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct About {
-    /// The inode of its lifeline.
-    pub(super) lifeline: u64,
-    pub(super) id: u32,
-    pub(super) command: String,
-    pub(super) user: String,
+pub(crate) struct About {
+    /// The inode of its lifeline, between the processes of a host.
+    pub(crate) lifeline: u64,
+    pub(crate) id: u32,
+    pub(crate) command: String,
+    pub(crate) user: String,
+}
+
+impl About {
+    pub(crate) fn this_process(lifeline: u64, user: String) -> Self {
+        let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+        let mut command = words.collect::<Vec<_>>().join(" ");
+        if let Some((end, _)) = command.char_indices().nth(200) {
+            command.truncate(end);
+        }
+        About { lifeline, id: std::process::id(), command, user }
+    }
 }
 
 /// A request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Ask {
-    pub(super) id: RequestId,
-    pub(super) thread: u64,
-    pub(super) owner: Owner,
+pub(crate) struct Ask {
+    pub(crate) id: RequestId,
+    pub(crate) thread: u64,
+    pub(crate) owner: Owner,
     /// Milliseconds since 1970.
-    pub(super) asked: u64,
-    pub(super) channel: Option<Channel>,
-    pub(super) absolute: Option<bool>,
+    pub(crate) asked: u64,
+    pub(crate) channel: Option<Channel>,
+    pub(crate) absolute: Option<bool>,
     #[serde(with = "packed")]
-    pub(super) steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
     /// What reports say about it (`report.rs`): no other file reads it.
     #[serde(with = "serde_bytes")]
-    pub(super) told: Vec<u8>,
+    pub(crate) told: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Step {
-    pub(super) node: NodeId,
-    pub(super) mode: Mode,
+pub(crate) struct Step {
+    pub(crate) node: NodeId,
+    pub(crate) mode: Mode,
 }
 
 /// Steps as bytes: every member reads those of all others.
@@ -83,7 +101,7 @@ mod packed {
 
     const SIZE: usize = 17;
 
-    pub(super) fn serialize<S: Serializer>(steps: &[Step], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(steps: &[Step], serializer: S) -> Result<S::Ok, S::Error> {
         let mut bytes = Vec::with_capacity(SIZE * steps.len());
         for step in steps {
             bytes.extend(step.node.to_bytes());
@@ -92,7 +110,7 @@ mod packed {
         serde_bytes::serialize(&bytes, serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Step>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Step>, D::Error> {
         let bytes: &[u8] = serde_bytes::deserialize(deserializer)?;
         let step = |bytes: &[u8]| {
             let (node, mode) = (bytes.get(..16)?.try_into().ok()?, *Mode::ALL.get(usize::from(*bytes.get(16)?))?);
@@ -108,7 +126,7 @@ mod packed {
 
 /// A change of the state that all agree on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Join(About),
     /// The member has closed the lock, or is dead. The time is that of the grants that this leads to.
     Leave(MemberId, u64),
@@ -121,11 +139,13 @@ pub(super) enum Event {
     Begin(Box<Stored>),
     /// The journal goes on in the file of that inode, or here if it is 0; nothing changes.
     Next(u64),
+    /// A request that is not to wait: it changes nothing if it cannot be granted at once.
+    Try(Ask),
 }
 
 /// A replica as it is stored.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Stored {
+pub(crate) struct Stored {
     absolute: Option<bool>,
     next_member: u64,
     members: Vec<(MemberId, About)>,
@@ -140,48 +160,48 @@ struct Queued {
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     /// How many of its steps it has taken.
-    pub(super) taken: usize,
+    pub(crate) taken: usize,
     /// When it began to wait where it is, or was granted; milliseconds since 1970.
-    pub(super) since: u64,
+    pub(crate) since: u64,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) ask: Ask,
-    pub(super) progress: Progress,
+pub(crate) struct Request {
+    pub(crate) ask: Ask,
+    pub(crate) progress: Progress,
     /// Its place, once it has begun to wait.
     stamp: Option<Stamp>,
     ticket: Option<Ticket>,
 }
 
 impl Request {
-    pub(super) fn is_granted(&self) -> bool {
+    pub(crate) fn is_granted(&self) -> bool {
         self.ticket.is_none()
     }
 
     /// The steps that it has taken.
-    pub(super) fn taken(&self) -> &[Step] {
+    pub(crate) fn taken(&self) -> &[Step] {
         &self.ask.steps[..self.progress.taken]
     }
 
     /// The step that it waits for.
-    pub(super) fn waits_at(&self) -> Option<Step> {
+    pub(crate) fn waits_at(&self) -> Option<Step> {
         self.ticket.map(|_| self.ask.steps[self.progress.taken])
     }
 }
 
 /// See the header of this file.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Replica {
+pub(crate) struct Replica {
     /// Whether the paths of the last request that had absolute or relative ones were absolute. A request is refused
     /// while one of the other kind is there, so this holds for all requests that are there.
     absolute: Option<bool>,
     next_member: u64,
-    pub(super) members: BTreeMap<MemberId, About>,
+    pub(crate) members: BTreeMap<MemberId, About>,
     /// In boxes: otherwise the first request, and the last, would cost an allocation of some KiB.
-    pub(super) requests: BTreeMap<RequestId, Box<Request>>,
+    pub(crate) requests: BTreeMap<RequestId, Box<Request>>,
     nodes: NodeMap<Node<RequestId>>,
     /// The stamp of the next request that has to wait: later than those of all waiters.
     next_stamp: Stamp,
@@ -190,29 +210,29 @@ pub(super) struct Replica {
 }
 
 /// A request in a cycle of waiting requests.
-pub(super) struct InCycle {
-    pub(super) waits: RequestId,
+pub(crate) struct InCycle {
+    pub(crate) waits: RequestId,
     /// The guards by which it holds up the request before.
-    pub(super) guards: Vec<RequestId>,
+    pub(crate) guards: Vec<RequestId>,
     /// The mode of a step that it has taken and that holds up the request before, if there is one.
-    pub(super) taken: Option<Mode>,
+    pub(crate) taken: Option<Mode>,
 }
 
 /// What other members must learn after an event.
 #[derive(Debug, Default)]
-pub(super) struct Effects {
-    pub(super) moved: Vec<(MemberId, Channel)>,
-    pub(super) left: Vec<MemberId>,
+pub(crate) struct Effects {
+    pub(crate) moved: Vec<(MemberId, Channel)>,
+    pub(crate) left: Vec<MemberId>,
 }
 
 impl Replica {
     /// The number of the next member that joins.
-    pub(super) fn next_member(&self) -> MemberId {
+    pub(crate) fn next_member(&self) -> MemberId {
         MemberId(self.next_member)
     }
 
     /// The members that have requests with absolute paths, or with relative ones.
-    pub(super) fn of_kind(&self, absolute: bool) -> BTreeSet<MemberId> {
+    pub(crate) fn of_kind(&self, absolute: bool) -> BTreeSet<MemberId> {
         if self.absolute != Some(absolute) {
             return BTreeSet::new();
         }
@@ -220,7 +240,12 @@ impl Replica {
         asks.filter(|ask| ask.absolute == Some(absolute)).map(|ask| ask.id.member).collect()
     }
 
-    pub(super) fn apply(&mut self, event: Event, effects: &mut Effects) {
+    /// Whether requests with paths of the other kind are there, so that this one is refused.
+    pub(crate) fn is_odd(&self, ask: &Ask) -> bool {
+        ask.absolute.is_some_and(|absolute| !self.of_kind(!absolute).is_empty())
+    }
+
+    pub(crate) fn apply(&mut self, event: Event, effects: &mut Effects) {
         match event {
             Event::Join(about) => {
                 self.members.insert(MemberId(self.next_member), about);
@@ -238,6 +263,14 @@ impl Replica {
                     effects.left.push(member);
                 }
             }
+            Event::Try(ask) => {
+                let (id, asked) = (ask.id, ask.asked);
+                self.apply(Event::Ask(ask), effects);
+                if self.requests.get(&id).is_some_and(|request| !request.is_granted()) {
+                    self.withdraw(id, asked, effects);
+                }
+            }
+            Event::Ask(ask) if self.is_odd(&ask) => {}
             Event::Ask(ask) => {
                 let (id, asked) = (ask.id, ask.asked);
                 self.absolute = ask.absolute.or(self.absolute);
@@ -299,7 +332,7 @@ impl Replica {
     }
 
     /// Releases all that a request has and awaits, and moves on the requests that this lets on.
-    pub(super) fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) -> Option<Ask> {
+    pub(crate) fn withdraw(&mut self, id: RequestId, now: u64, effects: &mut Effects) -> Option<Ask> {
         let Request { ask, progress, ticket, .. } = *self.requests.remove(&id)?;
         self.nested.remove(&(id.member, ask.thread, id.number));
         let mut due = Vec::new();
@@ -353,7 +386,8 @@ impl Replica {
     }
 
     /// The other members that may be in the way of a waiting request (invariant 4).
-    pub(super) fn in_the_way(&self, id: RequestId) -> BTreeSet<MemberId> {
+    #[cfg(feature = "process")]
+    pub(crate) fn in_the_way(&self, id: RequestId) -> BTreeSet<MemberId> {
         let Some(at) = self.requests.get(&id).and_then(|request| request.waits_at()) else { return BTreeSet::new() };
         let is_there = |request: &&Request| {
             let steps = request.taken().iter().copied().chain(request.waits_at());
@@ -363,13 +397,13 @@ impl Replica {
     }
 
     /// Whether the thread that asks has plain guards: only such a request ever gets the report of a deadlock.
-    pub(super) fn is_nested(&self, id: RequestId) -> bool {
+    pub(crate) fn is_nested(&self, id: RequestId) -> bool {
         let Some(Request { ask, .. }) = self.requests.get(&id).map(Box::as_ref) else { return false };
         self.guards_of(id.member, ask.thread).next().is_some()
     }
 
     /// The cycle that a waiting request is in, itself first, if it is the one to report it.
-    pub(super) fn deadlock(&self, me: RequestId) -> Option<Vec<InCycle>> {
+    pub(crate) fn deadlock(&self, me: RequestId) -> Option<Vec<InCycle>> {
         let waiting: Vec<&Request> =
             self.requests.values().map(Box::as_ref).filter(|request| !request.is_granted()).collect();
         let awaited: HashSet<NodeId> =
@@ -409,7 +443,7 @@ impl Replica {
         Some((0..cycle.len()).map(member).collect())
     }
 
-    pub(super) fn store(&self) -> Stored {
+    pub(crate) fn store(&self) -> Stored {
         let stored = |request: &Request| {
             let queued = request.ticket.map(|ticket| Queued { stamp: ticket.stamp(), held: ticket.held() });
             (request.ask.clone(), request.progress, queued)
@@ -456,7 +490,8 @@ impl Replica {
 
     /// The requests that a waiting one waits for: those that hold what excludes it where it waits or further on its
     /// way, and those that exclude it and are ahead of it in the queue where it waits (rules 2 and 3 of `node.rs`).
-    pub(super) fn waits_for(&self, id: RequestId) -> Vec<RequestId> {
+    #[cfg(feature = "process")]
+    pub(crate) fn waits_for(&self, id: RequestId) -> Vec<RequestId> {
         let Some(request) = self.requests.get(&id) else { return Vec::new() };
         let Some((at, ticket)) = request.waits_at().zip(request.ticket) else { return Vec::new() };
         let others = || self.requests.values().map(Box::as_ref);

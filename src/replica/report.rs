@@ -1,6 +1,8 @@
 //! What a request tells other processes about itself, and the snapshots and reports that are made from it.
 
-use super::replica::{InCycle, MemberId, Replica, Request, RequestId};
+#[cfg(feature = "process")]
+use super::RequestId;
+use super::{InCycle, MemberId, Replica, Request};
 use crate::core::mode::Mode;
 use crate::inspect::{Deadlock, Holder, Process, Root, Snapshot, Waiter};
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Each of these holders and waiters must release, or give up, before the request is granted. Times do not tell which
 /// request is ahead: one whose thread already holds something there, such as an upgrade, may come later and go first.
 /// Nor does a waiter wait for all that came before it: requests that can share the node with it are not in its way.
+#[cfg(feature = "process")]
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Wait {
@@ -28,17 +31,17 @@ pub struct Wait {
 
 /// What a request tells about itself, for reports only.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Told<'a> {
-    pub(super) thread: &'a str,
+pub(crate) struct Told<'a> {
+    pub(crate) thread: &'a str,
     #[serde(borrow)]
-    pub(super) place: Place<'a>,
+    pub(crate) place: Place<'a>,
     #[serde(borrow)]
-    pub(super) roots: Vec<ToldRoot<'a>>,
+    pub(crate) roots: Vec<ToldRoot<'a>>,
 }
 
 /// Where it asked.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Place<'a> {
+pub(crate) enum Place<'a> {
     Source(&'a str, u32, u32),
     /// A text that is told instead.
     Other(&'a str),
@@ -46,11 +49,11 @@ pub(super) enum Place<'a> {
 
 /// A root that has a step in the plan, even if only an intention.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ToldRoot<'a> {
+pub(crate) struct ToldRoot<'a> {
     #[serde(borrow)]
-    pub(super) segments: Vec<&'a str>,
+    pub(crate) segments: Vec<&'a str>,
     /// The steps of the request from the top of the tree down to it.
-    pub(super) way: Vec<u32>,
+    pub(crate) way: Vec<u32>,
 }
 
 impl Default for Place<'_> {
@@ -69,7 +72,7 @@ impl Display for Place<'_> {
 }
 
 impl<'a> Told<'a> {
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         postcard::to_extend(self, Vec::with_capacity(256)).expect("it has no part that cannot be written")
     }
 
@@ -105,7 +108,7 @@ fn owned(segments: &[&str]) -> Vec<String> {
     segments.iter().map(|&segment| segment.to_owned()).collect()
 }
 
-pub(super) fn snapshot(replica: &Replica) -> Snapshot {
+pub(crate) fn snapshot(replica: &Replica) -> Snapshot {
     let (waiting, granted): (Vec<&Request>, Vec<&Request>) =
         replica.requests.values().map(Box::as_ref).partition(|request| request.waits_at().is_some());
     let holders = granted.into_iter().map(|request| holder(replica, request)).collect();
@@ -114,7 +117,8 @@ pub(super) fn snapshot(replica: &Replica) -> Snapshot {
 }
 
 /// What the waiting requests of a member wait for.
-pub(super) fn waits(replica: &Replica, member: MemberId) -> Vec<Wait> {
+#[cfg(feature = "process")]
+pub(crate) fn waits(replica: &Replica, member: MemberId) -> Vec<Wait> {
     let of_member = replica.requests.values().filter(|request| request.ask.id.member == member);
     let wait = |own: &Request| {
         let ids: Vec<RequestId> = replica.waits_for(own.ask.id);
@@ -130,7 +134,7 @@ pub(super) fn waits(replica: &Replica, member: MemberId) -> Vec<Wait> {
     of_member.filter(|request| request.waits_at().is_some()).map(|request| wait(request)).collect()
 }
 
-pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
+pub(crate) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
     let told = |member: &InCycle| {
         let holds = member.guards.iter().map(|guard| holder(replica, &replica.requests[guard])).collect();
         (waiter(replica, &replica.requests[&member.waits]), holds, member.taken)
@@ -139,7 +143,7 @@ pub(super) fn deadlock(replica: &Replica, cycle: &[InCycle]) -> Deadlock {
 }
 
 /// What a request holds, or asks for.
-pub(super) fn roots(request: &Request) -> Vec<Root> {
+pub(crate) fn roots(request: &Request) -> Vec<Root> {
     Told::of(request).roots(request, |_| true)
 }
 

@@ -1,0 +1,689 @@
+//! The threads of a client: which of them sends, which wait, and the one that renews.
+//!
+//! There is no thread that sends for the others. A thread that needs something written, and finds nobody sending, sends all that
+//! is in the outbox, its own and that of others, and hears the answer for all of them. Those that come meanwhile wait, and one
+//! of them sends next. So the more threads ask at a time, the fewer round trips each costs.
+//!
+//! One more thread, the *keeper*, does what nobody waits for: it renews the session, it listens for entries of others while a request
+//! of this client waits, it asks when the session of somebody else ends, so that the engine buries that one, and it sends
+//! what a thread left behind that gave up.
+//!
+//! A session that is lost is replaced by a new one with the next request. Requests that waited ask again in it; guards are lost.
+//!
+//! Lock order: the state's mutex is never held while the engine is asked, or while callbacks run.
+
+use crate::core::node_id::Seeds;
+use crate::inspect::{Root, Snapshot};
+use crate::machine::Options;
+use crate::machine::engine::Position;
+use crate::machine::engine::{Call, Engine, Identity, News, Reply, Says, SessionId};
+use crate::machine::error::{EngineError, MachineLockError};
+use crate::machine::lease::Lease;
+use crate::machine::session::{Damaged, Outcome, Session};
+use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
+use crate::replica::ask::Asking;
+use crate::replica::{About, Ask, RequestId, report};
+use crate::sync::{self, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A pause after a call that failed, which grows up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// A session, and what guards and requests need of it.
+#[derive(Clone)]
+pub(crate) struct Joined {
+    /// Tells the sessions of this client apart.
+    pub(crate) generation: u64,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) asking: Arc<Asking>,
+}
+
+/// A client of an engine.
+pub(crate) struct Client {
+    engine: Box<dyn Engine>,
+    pub(crate) settings: Options,
+    base: Instant,
+    about: About,
+    state: Mutex<State>,
+    keeper: Condvar,
+}
+
+struct State {
+    session: Option<(Session, Joined)>,
+    generation: u64,
+    is_sending: bool,
+    /// Calls that were begun, and the last one that was answered.
+    begun: u64,
+    heard: u64,
+    /// When the last call was sent that was answered.
+    renewed: Instant,
+    /// When the first of the sessions ends.
+    first_end: Instant,
+    /// The engine takes no batch before.
+    opens: Option<Instant>,
+    failing: Option<Failing>,
+    /// Sessions that this client knows to be over, and the engine may not.
+    leaving: Vec<SessionId>,
+    broken: Option<Identity>,
+    parked: Vec<(Wants, Arc<Condvar>)>,
+    has_ended: bool,
+}
+
+/// Calls have failed since the last one that was answered.
+struct Failing {
+    /// The last call that failed.
+    call: u64,
+    error: EngineError,
+    again: Instant,
+    pause: Duration,
+}
+
+/// What a thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wants {
+    Session,
+    /// A request to be settled.
+    Settled {
+        generation: u64,
+        id: RequestId,
+        is_try: bool,
+    },
+    /// A batch to be in the order.
+    Written {
+        generation: u64,
+        batch: u64,
+    },
+    /// The answer to a call.
+    Heard(u64),
+}
+
+/// What a thread gets.
+enum Got {
+    Session(Joined),
+    Outcome(Outcome),
+    Done,
+}
+
+/// Why it does not get it.
+enum Stop {
+    /// The session is over.
+    Over,
+    Deadline,
+    Failed(EngineError),
+}
+
+type Locked<'a> = MutexGuard<'a, State>;
+
+impl Client {
+    /// Joins, and starts the keeper.
+    pub(crate) fn connect(engine: Box<dyn Engine>, settings: Options) -> Result<Arc<Self>, EngineError> {
+        let base = Instant::now();
+        let client = Arc::new(Client {
+            engine,
+            settings,
+            base,
+            about: About::this_process(0, user_and_host()),
+            state: Mutex::new(State {
+                session: None,
+                generation: 0,
+                is_sending: false,
+                begun: 0,
+                heard: 0,
+                renewed: base,
+                first_end: base,
+                opens: None,
+                failing: None,
+                leaving: Vec::new(),
+                broken: None,
+                parked: Vec::new(),
+                has_ended: false,
+            }),
+            keeper: Condvar::default(),
+        });
+        client.joined(None).map_err(|stop| match stop {
+            Stop::Failed(error) => error,
+            Stop::Over | Stop::Deadline => EngineError::Lost,
+        })?;
+        let keeper = Arc::clone(&client);
+        let started = std::thread::Builder::new().name("treelock-keeper".into()).spawn(move || keeper.keep());
+        started.map_err(|error| EngineError::Refused(Arc::new(error)))?;
+        Ok(client)
+    }
+
+    /// Ends the session and the keeper.
+    pub(crate) fn end(&self) {
+        let mut state = self.state.lock();
+        state.has_ended = true;
+        let session = state.session.take().map(|(session, _)| session.id());
+        state.generation += 1;
+        state.wake_all();
+        drop(state);
+        self.keeper.notify_one();
+        if let Some(session) = session {
+            // If it is not heard, the time of the session passes.
+            let _ = self.exchange(Says::Leaves { session }, Some(Instant::now() + self.settings.response));
+        }
+    }
+
+    /// A session, if need be a new one.
+    fn joined(&self, deadline: Option<Instant>) -> Result<Joined, Stop> {
+        match self.drive(self.state.lock(), Wants::Session, deadline).1? {
+            Got::Session(joined) => Ok(joined),
+            Got::Outcome(_) | Got::Done => Err(Stop::Over),
+        }
+    }
+
+    /// Has a request granted that `plan` makes for a session. It is made again for each session that it is asked in.
+    pub(crate) fn acquire(
+        &self,
+        patience: Patience,
+        mut plan: impl FnMut(&Asking) -> Result<Ask, MachineLockError>,
+        odd_frame: impl Fn() -> MachineLockError,
+    ) -> Result<Granted, MachineLockError> {
+        let is_try = matches!(patience, Patience::None);
+        let deadline = match patience {
+            Patience::Until(deadline) => deadline,
+            Patience::None | Patience::Endless => None,
+        };
+        loop {
+            let joined = self.joined(deadline).map_err(|stop| stop.of_request(is_try))?;
+            let ask = plan(&joined.asking)?;
+            let mut state = self.state.lock();
+            let Some(session) = state.session_of(joined.generation) else { continue };
+            let id = session.ask(ask, is_try);
+            match self.wait(state, &joined, id, is_try, deadline) {
+                Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence }),
+                Ok(Outcome::OddFrame) => return Err(odd_frame()),
+                Ok(_) => return Err(MachineLockError::WouldBlock),
+                Err(Waited::Over) => {}
+                Err(Waited::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until a request is settled; gives it up if that takes too long, or would take for ever.
+    fn wait<'a>(
+        &'a self,
+        mut state: Locked<'a>,
+        joined: &Joined,
+        id: RequestId,
+        is_try: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Outcome, Waited> {
+        let generation = joined.generation;
+        let mut rest = FIRST_LOOK;
+        loop {
+            let nested = state.session_of(generation).is_some_and(|session| session.replica.is_nested(id));
+            let look = nested.then(|| Instant::now() + rest);
+            let until = [deadline, look].into_iter().flatten().min();
+            let (locked, driven) = self.drive(state, Wants::Settled { generation, id, is_try }, until);
+            state = locked;
+            let session = state.session_of(generation);
+            let error = match (driven, session) {
+                (Ok(Got::Outcome(outcome)), Some(session)) => {
+                    if !matches!(outcome, Outcome::Granted(_)) {
+                        session.forget(id);
+                    }
+                    return Ok(outcome);
+                }
+                (Ok(_) | Err(Stop::Over), _) | (Err(_), None) => return Err(Waited::Over),
+                (Err(Stop::Failed(error)), Some(_)) => error.into(),
+                (Err(Stop::Deadline), Some(_)) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                    MachineLockError::TimedOut
+                }
+                (Err(Stop::Deadline), Some(session)) => {
+                    rest = (rest * 2).min(LONGEST_LOOK);
+                    let waits = session.outcome(id) == Outcome::Waits;
+                    match waits.then(|| session.replica.deadlock(id)).flatten() {
+                        None => continue,
+                        Some(cycle) => {
+                            MachineLockError::Deadlock(Box::new(report::deadlock(&session.replica, &cycle)))
+                        }
+                    }
+                }
+            };
+            if let Some(session) = state.session_of(generation) {
+                session.withdraw(id);
+                drop(state);
+                self.keeper.notify_one();
+            }
+            return Err(Waited::Failed(match error {
+                MachineLockError::TimedOut if is_try => MachineLockError::WouldBlock,
+                error => error,
+            }));
+        }
+    }
+
+    /// Releases what was granted, and says whether it was held up to then.
+    pub(crate) fn release(&self, granted: &Granted, waits: bool) -> Result<(), EngineError> {
+        let joined = &granted.joined;
+        let released = self.write(joined, waits, |session| session.withdraw(granted.id));
+        joined.lease.forget(granted.id.number);
+        released
+    }
+
+    /// Turns the writes of what was granted into reads.
+    pub(crate) fn downgrade(&self, granted: &Granted) -> Result<(), EngineError> {
+        self.write(&granted.joined, true, |session| session.downgrade(granted.id))
+    }
+
+    fn write(&self, joined: &Joined, waits: bool, put: impl FnOnce(&mut Session)) -> Result<(), EngineError> {
+        let generation = joined.generation;
+        let mut state = self.state.lock();
+        if !joined.lease.is_valid_at(Instant::now()) {
+            return Err(EngineError::Lost);
+        }
+        let is_failing = state.failing.is_some();
+        let Some(session) = state.session_of(generation) else { return Err(EngineError::Lost) };
+        let batch = session.next_batch();
+        put(session);
+        if is_failing && !waits {
+            drop(state);
+            self.keeper.notify_one();
+            return Ok(());
+        }
+        let (state, driven) = self.drive(state, Wants::Written { generation, batch }, None);
+        drop(state);
+        match driven {
+            Ok(_) => Ok(()),
+            Err(Stop::Over | Stop::Deadline) => Err(EngineError::Lost),
+            Err(Stop::Failed(error)) => {
+                self.keeper.notify_one();
+                Err(error)
+            }
+        }
+    }
+
+    /// What all have and await, as of now.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, EngineError> {
+        loop {
+            let joined = match self.joined(None) {
+                Ok(joined) => joined,
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Over | Stop::Deadline) => return Err(EngineError::Lost),
+            };
+            let state = self.state.lock();
+            let wants = Wants::Heard(state.begun + 1);
+            let (mut state, driven) = self.drive(state, wants, None);
+            if let Err(Stop::Failed(error)) = driven {
+                return Err(error);
+            }
+            if let Some(session) = state.session_of(joined.generation) {
+                return Ok(report::snapshot(&session.replica));
+            }
+        }
+    }
+
+    /// What a request has, if the session knows.
+    pub(crate) fn roots(&self, granted: &Granted) -> Option<Vec<Root>> {
+        let mut state = self.state.try_lock()?;
+        let session = state.session_of(granted.joined.generation)?;
+        session.replica.requests.get(&granted.id).map(|request| report::roots(request))
+    }
+
+    /// Has the calling thread get what it wants: it sends if something must be sent and nobody does, or else waits.
+    fn drive<'a>(
+        &'a self,
+        mut state: Locked<'a>,
+        wants: Wants,
+        deadline: Option<Instant>,
+    ) -> (Locked<'a>, Result<Got, Stop>) {
+        let (begun, gives_up) = (state.begun, Instant::now() + self.settings.patience);
+        loop {
+            match state.gets(wants) {
+                Some(got) => {
+                    state.hand_on(&self.keeper);
+                    return (state, got);
+                }
+                None if state.has_ended => return (state, Err(Stop::Over)),
+                None => {}
+            }
+            let now = Instant::now();
+            if let Some(failing) = state.failing.as_ref().filter(|failing| failing.call > begun) {
+                if !matches!(failing.error, EngineError::Away(_)) || now >= gives_up {
+                    let error = failing.error.clone();
+                    return (state, Err(Stop::Failed(error)));
+                }
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                state.hand_on(&self.keeper);
+                return (state, Err(Stop::Deadline));
+            }
+            let pause = state.pause(now);
+            let must_send = state.must_send(wants);
+            if must_send && !state.is_sending && pause.is_none() {
+                state = self.send(state, deadline);
+                continue;
+            }
+            let gives_up = state.failing.as_ref().map(|_| gives_up);
+            let until = [deadline, pause.filter(|_| must_send), gives_up].into_iter().flatten().min();
+            let turn = Arc::new(Condvar::default());
+            state.parked.push((wants, Arc::clone(&turn)));
+            let waits = wants.may_wait_for_others();
+            if waits {
+                self.keeper.notify_one();
+            }
+            state = turn.wait_until(state, until).0;
+            state.parked.retain(|(_, parked)| !Arc::ptr_eq(parked, &turn));
+        }
+    }
+
+    /// Sends what is to be said next, and takes the answer.
+    fn send<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Locked<'a> {
+        state.is_sending = true;
+        state.begun += 1;
+        let (call, generation) = (state.begun, state.generation);
+        let says = state.says(&self.about);
+        drop(state);
+        let sent = Instant::now();
+        let reply = self.exchange(says.clone(), deadline);
+        let mut state = self.state.lock();
+        state.is_sending = false;
+        let mut lost = None;
+        let is_answered = reply.is_ok();
+        match reply {
+            Ok(reply) => {
+                state.failing = None;
+                match says {
+                    Says::Leaves { session } => state.leaving.retain(|leaving| *leaving != session),
+                    Says::Breaks { .. } => state.broken = None,
+                    Says::Joins { .. } | Says::GoesOn { .. } if state.generation != generation => {
+                        // The session was lost meanwhile, or the client has ended; what was joined is left again.
+                        if let (Says::Joins { .. }, Reply::News(news)) = (&says, reply) {
+                            state.leaving.push(news.session);
+                        }
+                    }
+                    Says::Joins { .. } | Says::GoesOn { .. } => lost = self.hear(&mut state, sent, reply),
+                }
+            }
+            Err(error) => state.fail(error),
+        }
+        if is_answered {
+            state.heard = call;
+        }
+        state.wake_settled();
+        state.hand_on(&self.keeper);
+        match lost {
+            None => state,
+            Some(lease) => {
+                drop(state);
+                lease.lose();
+                self.state.lock()
+            }
+        }
+    }
+
+    fn exchange(&self, says: Says, deadline: Option<Instant>) -> Result<Reply, EngineError> {
+        let now = Instant::now();
+        let latest = now + self.settings.response;
+        let soonest = now + Duration::from_millis(1);
+        let deadline = deadline.map_or(latest, |deadline| deadline.clamp(soonest, latest));
+        let fresh = Identity([sync::random_seed(), sync::random_seed()]);
+        let call = Call { fresh, time_to_live: self.settings.time_to_live, says };
+        self.engine.exchange(&call, deadline)
+    }
+
+    /// Takes an answer to its session; the lease, if that is lost by it.
+    fn hear(&self, state: &mut State, sent: Instant, reply: Reply) -> Option<Arc<Lease>> {
+        let now = Instant::now();
+        match reply {
+            Reply::News(news) => {
+                state.opens = None;
+                state.renewed = sent;
+                state.first_end = now + news.first_end;
+                let identity = news.session.identity;
+                match self.take_news(state, sent, now, news) {
+                    Ok(true) => None,
+                    Ok(false) => {
+                        state.leave();
+                        state.lose()
+                    }
+                    Err(Damaged) => {
+                        state.broken = Some(identity);
+                        state.fail(EngineError::Damaged);
+                        state.lose()
+                    }
+                }
+            }
+            Reply::Closed(rest) => {
+                state.opens = Some(now + rest);
+                None
+            }
+            Reply::Expired | Reply::OrderLost => state.lose(),
+            Reply::OtherFormat(format) => {
+                let (call, pause) = (state.begun, LONGEST_PAUSE);
+                state.failing =
+                    Some(Failing { call, error: EngineError::OtherFormat(format), again: now + pause, pause });
+                state.lose()
+            }
+        }
+    }
+
+    /// `false`: they came too late, and the lease has ended.
+    fn take_news(&self, state: &mut State, sent: Instant, now: Instant, news: News) -> Result<bool, Damaged> {
+        let end = Lease::end_by(sent, self.settings.time_to_live, self.settings.margin);
+        if let Some((session, joined)) = &mut state.session {
+            let is_valid = joined.lease.renew(now, end);
+            return session.hear(news).map(|()| is_valid);
+        }
+        let key = news.session.identity.0;
+        let session = Session::begin(news)?;
+        let location = self.settings.location.clone();
+        let joined = Joined {
+            generation: state.generation,
+            lease: Arc::new(Lease::new(self.base, end)),
+            asking: Arc::new(Asking { seeds: Seeds::specified(key), location }),
+        };
+        state.session = Some((session, joined));
+        Ok(true)
+    }
+
+    /// What the keeper does, until the client ends.
+    fn keep(&self) {
+        let mut state = self.state.lock();
+        while !state.has_ended {
+            let now = Instant::now();
+            let ended = state.session.as_ref().filter(|(_, joined)| !joined.lease.is_valid_at(now));
+            if ended.is_some() {
+                state.leave();
+                let lost = state.lose();
+                state.wake_all();
+                drop(state);
+                lost.into_iter().for_each(|lease| lease.lose());
+                state = self.state.lock();
+                continue;
+            }
+            let pause = state.pause(now);
+            let Some((session, joined)) = &state.session else {
+                let has_to_say = !state.leaving.is_empty() || state.broken.is_some();
+                state = match pause {
+                    None if has_to_say && !state.is_sending => self.send(state, None),
+                    _ => self.keeper.wait_until(state, pause.filter(|_| has_to_say)).0,
+                };
+                continue;
+            };
+            let renewal = state.renewed + self.settings.time_to_live / 3;
+            let waits = session.has_waiters();
+            let end = joined.lease.end();
+            let is_due = now >= renewal
+                || session.has_to_say()
+                || !session.is_up_to_date()
+                || !state.leaving.is_empty()
+                || (waits && now >= state.first_end);
+            let seen = session.seen();
+            let mut until = renewal.min(end);
+            if waits {
+                until = until.min(state.first_end);
+            }
+            if state.is_sending {
+                state = self.keeper.wait_until(state, Some(end)).0;
+            } else if is_due && pause.is_none() {
+                state = self.send(state, None);
+            } else if is_due {
+                state = self.keeper.wait_until(state, pause.map(|pause| pause.min(end))).0;
+            } else if waits {
+                drop(state);
+                let listened = self.engine.await_entry(seen, until);
+                state = self.state.lock();
+                let is_news = state.session.as_ref().is_some_and(|(session, _)| session.seen() == seen);
+                if is_news && !state.is_sending && !state.has_ended {
+                    state = self.send(state, None);
+                }
+                if listened.is_err() {
+                    state = self.keeper.wait_until(state, Some(Instant::now() + FIRST_PAUSE)).0;
+                }
+            } else {
+                state = self.keeper.wait_until(state, Some(until)).0;
+            }
+        }
+    }
+}
+
+/// Why a request ended without being settled.
+enum Waited {
+    Over,
+    Failed(MachineLockError),
+}
+
+impl Stop {
+    fn of_request(self, is_try: bool) -> MachineLockError {
+        match self {
+            Stop::Deadline if is_try => MachineLockError::WouldBlock,
+            Stop::Deadline => MachineLockError::TimedOut,
+            Stop::Failed(error) => error.into(),
+            Stop::Over => EngineError::Lost.into(),
+        }
+    }
+}
+
+/// A request that was granted.
+pub(crate) struct Granted {
+    pub(crate) joined: Joined,
+    pub(crate) id: RequestId,
+    pub(crate) fence: Position,
+}
+
+impl Wants {
+    /// Whether the entry of somebody else may be what it takes.
+    fn may_wait_for_others(self) -> bool {
+        matches!(self, Wants::Settled { .. })
+    }
+}
+
+impl State {
+    fn session_of(&mut self, generation: u64) -> Option<&mut Session> {
+        self.session.as_mut().filter(|(_, joined)| joined.generation == generation).map(|(session, _)| session)
+    }
+
+    /// What a thread wants, if it is there, or will never be.
+    fn gets(&self, wants: Wants) -> Option<Result<Got, Stop>> {
+        let session = self.session.as_ref();
+        let of = |generation: u64| session.filter(|(_, joined)| joined.generation == generation);
+        match wants {
+            Wants::Session => session.map(|(_, joined)| Ok(Got::Session(joined.clone()))),
+            Wants::Settled { generation, id, is_try } => match of(generation) {
+                None => Some(Err(Stop::Over)),
+                Some((session, _)) => match session.outcome(id) {
+                    Outcome::Unheard if is_try && self.opens.is_some() => Some(Ok(Got::Outcome(Outcome::Refused))),
+                    Outcome::Unheard | Outcome::Waits => None,
+                    settled => Some(Ok(Got::Outcome(settled))),
+                },
+            },
+            Wants::Written { generation, batch } => match of(generation) {
+                None => Some(Err(Stop::Over)),
+                Some((session, _)) => session.has_written(batch).then_some(Ok(Got::Done)),
+            },
+            Wants::Heard(call) => (self.heard >= call).then_some(Ok(Got::Done)),
+        }
+    }
+
+    /// Whether something must be sent for it.
+    fn must_send(&self, wants: Wants) -> bool {
+        match (wants, &self.session) {
+            (Wants::Session | Wants::Heard(_) | Wants::Written { .. }, _) | (_, None) => true,
+            (Wants::Settled { id, .. }, Some((session, _))) => session.outcome(id) == Outcome::Unheard,
+        }
+    }
+
+    /// Until when nothing may be sent.
+    fn pause(&self, now: Instant) -> Option<Instant> {
+        let again = self.failing.as_ref().map(|failing| failing.again);
+        let opens = self.opens.filter(|_| self.session.as_ref().is_some_and(|(session, _)| session.has_to_say()));
+        [again, opens].into_iter().flatten().filter(|&until| until > now).max()
+    }
+
+    fn says(&mut self, about: &About) -> Says {
+        if let Some(identity) = self.broken {
+            return Says::Breaks { identity };
+        }
+        if let Some(&session) = self.leaving.first() {
+            return Says::Leaves { session };
+        }
+        match &mut self.session {
+            Some((session, _)) => session.call(),
+            None => Session::join(about.clone()),
+        }
+    }
+
+    /// Notes that the last call has failed.
+    fn fail(&mut self, error: EngineError) {
+        let pause = self.failing.as_ref().map_or(FIRST_PAUSE, |failing| (failing.pause * 2).min(LONGEST_PAUSE));
+        self.failing = Some(Failing { call: self.begun, error, again: Instant::now() + pause, pause });
+    }
+
+    /// Has the engine told that the session is over.
+    fn leave(&mut self) {
+        let session = self.session.as_ref().map(|(session, _)| session.id());
+        self.leaving.extend(session);
+    }
+
+    /// Gives the session up; the lease is to be lost when nothing is locked.
+    fn lose(&mut self) -> Option<Arc<Lease>> {
+        self.generation += 1;
+        self.opens = None;
+        self.session.take().map(|(_, joined)| joined.lease)
+    }
+
+    /// Wakes those that have got what they want.
+    fn wake_settled(&self) {
+        for (wants, turn) in &self.parked {
+            if self.failing.is_some() || self.gets(*wants).is_some() {
+                turn.notify_one();
+            }
+        }
+    }
+
+    fn wake_all(&self) {
+        for (_, turn) in &self.parked {
+            turn.notify_one();
+        }
+    }
+
+    /// Has one of those send that need it, if nobody does; or else the keeper, which has others to do.
+    fn hand_on(&self, keeper: &Condvar) {
+        if self.is_sending {
+            return;
+        }
+        let next = self.parked.iter().find(|(wants, _)| self.gets(*wants).is_none() && self.must_send(*wants));
+        let keeper_must = self
+            .session
+            .as_ref()
+            .is_none_or(|(session, _)| session.has_to_say() || session.has_waiters() || !session.is_up_to_date());
+        match next {
+            Some((_, turn)) => _ = turn.notify_one(),
+            None if keeper_must || !self.leaving.is_empty() || self.broken.is_some() => _ = keeper.notify_one(),
+            None => {}
+        }
+    }
+}
+
+/// Who asks, as others know it: `ada@build-7`.
+fn user_and_host() -> String {
+    let of = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok());
+    let user = of(["USER", "USERNAME"]).unwrap_or_else(|| "somebody".to_owned());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.or_else(|| of(["HOSTNAME", "COMPUTERNAME"])).unwrap_or_else(|| "somewhere".to_owned());
+    format!("{user}@{}", host.trim())
+}

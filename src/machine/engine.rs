@@ -1,0 +1,132 @@
+//! What an engine must do for the lock: keep one list of entries in one order, and judge by one clock who still lives.
+//!
+//! An engine has one operation, the *exchange*, which is atomic: it takes what a client has to say and returns what the client
+//! has not seen. The rules of an exchange, in this order:
+//!
+//! 1. *The order is whole, or it begins anew.* If anything of it is missing (its head, the entry that the client saw last, the
+//!    sessions, the snapshot that older entries were traded for), or if the client asks for it, then the engine drops all
+//!    it has, draws a new identity, and is *closed* for one time to live: it takes no batches meanwhile. So whoever believes to
+//!    hold something by the lost order ceases to believe it before anybody is let in.
+//! 2. A client of another identity is told that the order was lost.
+//! 3. *The dead are buried.* For each session whose time has passed an entry without events is written in its name.
+//! 4. A client that joins gets a member's number and a session. One whose session is over is told so.
+//! 5. A batch is written as one entry, unless its number says that it was written before. So a client whose reply was lost
+//!    sends the same batch again, and nothing happens twice.
+//! 6. The session's time begins again.
+//! 7. A snapshot takes the place of all entries up to its position.
+//! 8. The reply has all entries since the position that the client names; and the snapshot, if some of those are gone.
+//!
+//! A position only rises, in a new order too: it is the engine's time in microseconds when the entry was written, or one more
+//! than the last one. So it is the fence as well.
+//!
+//! Not here: what the events of a batch mean (`replica/mod.rs`); when a client says what (`session.rs`).
+
+use crate::machine::error::EngineError;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// The number of what a client writes and reads. Another one is a clear error.
+pub(crate) const FORMAT: u32 = 1;
+
+/// The most entries of one reply. Whoever gets so many asks for more.
+pub(crate) const MOST_ENTRIES: usize = 1000;
+
+/// Where an entry stands in the order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Position(pub(crate) u64);
+
+/// Names an order. Drawn by the client that begins it; the node ids of all its requests are made with it as their key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity(pub(crate) [u64; 2]);
+
+impl Identity {
+    pub(crate) fn to_text(self) -> String {
+        format!("{:016x}{:016x}", self.0[0], self.0[1])
+    }
+
+    pub(crate) fn of_text(text: &str) -> Option<Self> {
+        let half = |range| u64::from_str_radix(text.get(range)?, 16).ok();
+        (text.len() == 32).then_some(Identity([half(0..16)?, half(16..32)?]))
+    }
+}
+
+/// What a client says.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    /// The identity of an order that this client would begin.
+    pub(crate) fresh: Identity,
+    pub(crate) time_to_live: Duration,
+    pub(crate) says: Says,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Says {
+    /// It begins a session, with these events as its first.
+    Joins { events: Vec<u8> },
+    /// It goes on.
+    GoesOn { session: SessionId, since: Position, batch: Option<Batch>, snapshot: Option<(Position, Vec<u8>)> },
+    /// It ends its session in order.
+    Leaves { session: SessionId },
+    /// It has met what cannot be: the order of this identity must begin anew.
+    Breaks { identity: Identity },
+}
+
+/// A session, in one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SessionId {
+    pub(crate) identity: Identity,
+    pub(crate) member: u64,
+}
+
+/// Events that are written together, or not at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// One more than that of the session's last.
+    pub(crate) number: u64,
+    pub(crate) events: Vec<u8>,
+}
+
+/// What the engine answers.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    News(News),
+    /// The batch was not taken: the order is new, and takes none for so long.
+    Closed(Duration),
+    /// The session is over: its time has passed, or it has left.
+    Expired,
+    /// The order that the client speaks of is lost.
+    OrderLost,
+    /// It was begun by a treelock whose format this one does not know.
+    OtherFormat(String),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct News {
+    pub(crate) session: SessionId,
+    pub(crate) snapshot: Option<(Position, Vec<u8>)>,
+    pub(crate) entries: Vec<Entry>,
+    /// The position of the last entry.
+    pub(crate) head: Position,
+    /// So many entries are kept.
+    pub(crate) kept: u64,
+    /// When the first of the sessions ends, if nobody renews it.
+    pub(crate) first_end: Duration,
+}
+
+/// An entry of the order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) position: Position,
+    pub(crate) member: u64,
+    /// None: the member has left, or its time has passed.
+    pub(crate) events: Vec<u8>,
+}
+
+/// An adapter to a service that people run.
+pub(crate) trait Engine: Send + Sync + 'static {
+    /// The exchange: see the header of this file. An error leaves open whether it has happened.
+    fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError>;
+
+    /// Blocks until there may be an entry after `since`, or until the deadline.
+    fn await_entry(&self, since: Position, deadline: Instant) -> Result<(), EngineError>;
+}

@@ -1,0 +1,143 @@
+//! What can go wrong with an engine, and with a request.
+
+use crate::core::path::PathError;
+use crate::inspect::Deadlock;
+use std::error::Error;
+use std::fmt::{self, Debug, Display};
+use std::io;
+use std::sync::Arc;
+
+/// Why a request between machines was not granted. Nothing of it is held, and nobody waits for it.
+///
+/// It becomes an [`io::Error`] as [`LockError`](crate::LockError) does; of the engine, by the kinds that [`EngineError`] tells.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum MachineLockError {
+    /// A request that holds a conflicting sub-tree, or waits for one since before, is in the way.
+    WouldBlock,
+    /// The deadline passed first.
+    TimedOut,
+    /// The request waited in a cycle of threads that wait for each other, on whatever machines.
+    Deadlock(Box<Deadlock>),
+    /// One of the paths cannot be used.
+    Path(PathError),
+    /// The engine could not be asked, or refused.
+    Engine(EngineError),
+}
+
+impl Display for MachineLockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MachineLockError::WouldBlock => f.write_str("the lock could not be taken without waiting"),
+            MachineLockError::TimedOut => f.write_str("the deadline passed before the lock could be taken"),
+            MachineLockError::Deadlock(deadlock) => Display::fmt(deadlock, f),
+            MachineLockError::Path(error) => Display::fmt(error, f),
+            MachineLockError::Engine(error) => Display::fmt(error, f),
+        }
+    }
+}
+
+impl Error for MachineLockError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            MachineLockError::Engine(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<MachineLockError> for io::Error {
+    fn from(error: MachineLockError) -> Self {
+        let kind = match &error {
+            MachineLockError::WouldBlock => io::ErrorKind::WouldBlock,
+            MachineLockError::TimedOut => io::ErrorKind::TimedOut,
+            MachineLockError::Deadlock(_) => io::ErrorKind::Deadlock,
+            MachineLockError::Path(_) => io::ErrorKind::InvalidInput,
+            MachineLockError::Engine(error) => error.kind(),
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+impl From<PathError> for MachineLockError {
+    fn from(error: PathError) -> Self {
+        MachineLockError::Path(error)
+    }
+}
+
+impl From<EngineError> for MachineLockError {
+    fn from(error: EngineError) -> Self {
+        MachineLockError::Engine(error)
+    }
+}
+
+/// Why an engine could not be asked, or what it refused.
+///
+/// It becomes an [`io::Error`] by `?` or `into`, of the kind that stands at each.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// It was not reached, or did not answer in time. ([`NotConnected`](io::ErrorKind::NotConnected))
+    Away(Arc<dyn Error + Send + Sync>),
+    /// It answered that it will not: no rights, no memory, a read-only replica, a URL that it cannot use.
+    /// ([`Other`](io::ErrorKind::Other))
+    Refused(Arc<dyn Error + Send + Sync>),
+    /// The namespace was begun by a treelock of this format, which this one does not know: use one version in all programs,
+    /// or another namespace. ([`Unsupported`](io::ErrorKind::Unsupported))
+    OtherFormat(String),
+    /// The order said what it cannot say: something else has written to its keys. It begins anew, and all guards of the namespace
+    /// are lost. ([`InvalidData`](io::ErrorKind::InvalidData))
+    Damaged,
+    /// The session ended while the guard was held: it was not renewed in time, or the engine lost the order. What the guard
+    /// held may have been granted to others since. ([`BrokenPipe`](io::ErrorKind::BrokenPipe))
+    Lost,
+}
+
+impl EngineError {
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            EngineError::Away(_) => io::ErrorKind::NotConnected,
+            EngineError::Refused(_) => io::ErrorKind::Other,
+            EngineError::OtherFormat(_) => io::ErrorKind::Unsupported,
+            EngineError::Damaged => io::ErrorKind::InvalidData,
+            EngineError::Lost => io::ErrorKind::BrokenPipe,
+        }
+    }
+}
+
+impl Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EngineError::Away(source) => write!(f, "the server of the lock does not answer: {source}"),
+            EngineError::Refused(source) => write!(f, "the server of the lock refused: {source}"),
+            EngineError::OtherFormat(format) => write!(
+                f,
+                "the namespace was begun by another treelock (format {format:?}): use one version in all programs, or \
+                 another namespace"
+            ),
+            EngineError::Damaged => f.write_str(
+                "something else has written to the keys of the namespace, which begins anew: find out what, or choose \
+                 another namespace",
+            ),
+            EngineError::Lost => f.write_str(
+                "the lease was lost while the guard was held, so others may have been let in: renew in time, and give \
+                 what is written the fence to compare",
+            ),
+        }
+    }
+}
+
+impl Error for EngineError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            EngineError::Away(source) | EngineError::Refused(source) => Some(&**source),
+            _ => None,
+        }
+    }
+}
+
+impl From<EngineError> for io::Error {
+    fn from(error: EngineError) -> Self {
+        io::Error::new(error.kind(), error)
+    }
+}

@@ -1,0 +1,89 @@
+//! Until when what a session holds is held, by this machine's own monotonic clock.
+//!
+//! An engine ends a session one time to live after it has heard the last call. The client counts from before it sent that call,
+//! and takes off a margin for clocks that run at different speeds: so its own end comes first (invariant 3 of `machine/mod.rs`).
+//!
+//! ```text
+//!  client   sent ───────────── ends ┆ margin
+//!  engine        heard ─────────────────── buries
+//! ```
+//!
+//! A lease that has ended never comes back, also if the engine has not buried the session yet: somebody may have seen the end.
+
+use crate::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+type Callback = Box<dyn FnOnce() + Send>;
+
+/// The end of a lease that is lost: before everything.
+const LOST: u64 = 0;
+
+/// The lease of one session.
+pub(crate) struct Lease {
+    /// What moments are counted from.
+    base: Instant,
+    /// Microseconds since then, or [`LOST`].
+    end: AtomicU64,
+    /// Whom to tell of the loss, by the numbers of their requests; `None` when they have been told.
+    callbacks: Mutex<Option<Vec<(u64, Callback)>>>,
+}
+
+impl Lease {
+    /// One that ends at the moment it begins, until it is renewed.
+    pub(crate) fn new(base: Instant, end: Instant) -> Self {
+        let end = AtomicU64::new(Self::since(base, end).max(LOST + 1));
+        Lease { base, end, callbacks: Mutex::new(Some(Vec::new())) }
+    }
+
+    fn since(base: Instant, moment: Instant) -> u64 {
+        moment.saturating_duration_since(base).as_micros() as u64
+    }
+
+    /// When a session ends by this clock that was renewed by a call sent at a moment.
+    pub(crate) fn end_by(sent: Instant, time_to_live: Duration, margin: Duration) -> Instant {
+        sent + time_to_live.saturating_sub(margin)
+    }
+
+    /// Moves the end; `false` if that has passed.
+    pub(crate) fn renew(&self, now: Instant, end: Instant) -> bool {
+        let (now, end) = (Self::since(self.base, now), Self::since(self.base, end));
+        let renewed =
+            self.end.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| (now < old).then_some(old.max(end)));
+        renewed.is_ok()
+    }
+
+    pub(crate) fn end(&self) -> Instant {
+        self.base + Duration::from_micros(self.end.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn is_valid_at(&self, now: Instant) -> bool {
+        Self::since(self.base, now) < self.end.load(Ordering::Acquire)
+    }
+
+    /// Has it called when the lease is lost; at once if it is.
+    pub(crate) fn on_lost(&self, request: u64, callback: Callback) {
+        if let Some(callbacks) = &mut *self.callbacks.lock() {
+            return callbacks.push((request, callback));
+        }
+        callback();
+    }
+
+    /// Forgets whom to tell for a request that is released.
+    pub(crate) fn forget(&self, request: u64) {
+        let mut callbacks = self.callbacks.lock();
+        let Some(all) = &mut *callbacks else { return };
+        let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(all).into_iter().partition(|(of, _)| *of == request);
+        *all = kept;
+        // What they have is dropped when nothing is locked.
+        drop(callbacks);
+        drop(dropped);
+    }
+
+    /// Ends it, and tells all who want to know; once.
+    pub(crate) fn lose(&self) {
+        self.end.store(LOST, Ordering::Release);
+        let callbacks = self.callbacks.lock().take();
+        callbacks.into_iter().flatten().for_each(|(_, callback)| callback());
+    }
+}

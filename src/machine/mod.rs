@@ -1,0 +1,510 @@
+//! The same contract between the machines that share an engine: a server that keeps one list in one order.
+//!
+//! # How it is built
+//!
+//! Every client keeps a replica of all that is held and awaited (`replica/`), as the processes of one host do, and brings it up
+//! to date from one list of entries that an *engine* keeps. What decides a conflict, a place in the queue and who is next stands
+//! in the replica alone. The engine knows nothing of it: it keeps the order, and judges by its own clock which *sessions* are
+//! over. Most requests take one round trip: it writes them down and brings what others did, and both tell what came of it.
+//!
+//! A lease is what no network can do without: a session that is not renewed in time is *buried*, and what it held is given to
+//! others. The client knows that before they do, by its own monotonic clock, counted from before it sent its last renewal,
+//! less a margin for clocks that run at different speeds. But between the moment at which a holder looks at its clock and the
+//! moment at which its write arrives any time may pass, so what must never be written by a late holder needs the *fence*:
+//! a number that rises with each grant, and that the written thing compares.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `mod.rs` | [`MachineTreeLock`]: what a user sees of every engine |
+//! | `guard.rs` | what a holder has: fence, validity, release, downgrade |
+//! | `engine.rs` | what an engine must do, in eight rules |
+//! | `session.rs` | pure: what a client says, and what it makes of the answers |
+//! | `client.rs` | the threads of a client: who sends, who waits, who renews |
+//! | `lease.rs` | until when what is held is held |
+//! | `error.rs` | what a request, and an engine, can fail with |
+//! | `memory.rs` | an engine for tests, which fails as networks and servers do |
+//! | `redis/` | Redis and Valkey |
+//!
+//! # Invariants
+//!
+//! 1. All replicas that have applied the entries up to one position agree.
+//! 2. At most one call of a client is under way. A batch whose reply was lost is sent again, as it was, before any other.
+//! 3. A client ceases to believe in its session before the engine does.
+//! 4. A request is granted at the position of the entry that grants it, which is its fence. Of two grants that conflict the
+//!    later one has the higher fence, whatever was lost in between.
+//!
+//! Lock order: the client's mutex is never held while the engine is asked. The lease's list of callbacks comes last.
+
+mod client;
+mod engine;
+mod error;
+mod guard;
+mod lease;
+#[cfg(feature = "redis")]
+pub mod redis;
+mod session;
+
+pub use error::{EngineError, MachineLockError};
+pub use guard::{ArcMachineGuard, MachineGuard};
+
+use crate::core::owner::Owner;
+use crate::core::path::{self, Frame, TreePath};
+use crate::core::roots::Roots;
+use crate::inspect::Snapshot;
+use crate::patience::Patience;
+use crate::trace;
+use client::{Client, Granted};
+use std::fmt;
+use std::marker::PhantomData;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A read/write lock over the sub-trees of a tree, for all threads of all clients that open one *namespace* of an engine.
+///
+/// It is [`TreeLock`](crate::TreeLock) between machines: what overlaps, what conflicts, who is served first and what a
+/// thread may nest is said there, and holds between all of them. What it takes to open one is said by each engine.
+///
+/// # What a lease can promise, and what it cannot
+///
+/// While a guard [is valid](MachineGuard::is_valid), nobody else is granted anything that conflicts with it. A client that is
+/// cut off from its engine, stopped, or late, loses its session when its time to live has passed, and with it all its guards:
+/// first in its own eyes, a margin later in those of the others. But a holder may be stopped between its look at
+/// [`is_valid`](MachineGuard::is_valid) and its write, and no lock in the world can then call that write back. So let what is
+/// written compare the [fence](MachineGuard::fence), which rises with each grant: keep the highest one seen, and refuse lower ones.
+/// (Gray and Cheriton 1989 for leases; Burrows 2006, section 2.4, for sequencers, which fences are.)
+///
+/// # Cost
+///
+/// A request takes one round trip to the engine and a release another one; those of threads that ask at the same time share
+/// them. Every client reads what all clients of the namespace write.
+pub struct MachineTreeLock<P: ?Sized + TreePath = str> {
+    client: Arc<Open>,
+    paths: PhantomData<fn(&P)>,
+}
+
+/// A client that ends with the last that has it.
+pub(crate) struct Open(Arc<Client>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// How a client of an engine behaves, where the defaults do not fit.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let options = treelock::machine::Options::new().time_to_live(Duration::from_secs(30)).location("nightly job");
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub(crate) time_to_live: Duration,
+    pub(crate) margin: Duration,
+    pub(crate) patience: Duration,
+    pub(crate) response: Duration,
+    pub(crate) location: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options::new()
+    }
+}
+
+impl Options {
+    /// Those that [`connect`] has without any.
+    ///
+    /// [`connect`]: crate::redis::RedisTreeLock::connect
+    #[must_use]
+    pub fn new() -> Self {
+        let time_to_live = Duration::from_secs(10);
+        Options {
+            time_to_live,
+            margin: time_to_live / 20,
+            patience: time_to_live,
+            response: Duration::from_secs(2),
+            location: None,
+        }
+    }
+
+    /// How long a session lives that is not renewed: 10 s unless it is said. It is renewed at a third of it. So long others
+    /// wait for what a client has that was killed, and so long a new namespace, or one whose data was lost, is closed. All clients
+    /// of a namespace should say the same. It sets the [margin](Options::clock_margin) to a twentieth of it.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than 10 ms or more than a day.
+    #[must_use]
+    pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
+        let fits = (Duration::from_millis(10)..=Duration::from_secs(86_400)).contains(&time_to_live);
+        assert!(fits, "treelock: a time to live of {time_to_live:?}; choose one from 10 ms to a day");
+        self.time_to_live = time_to_live;
+        self.margin = time_to_live / 20;
+        self
+    }
+
+    /// How much sooner than the engine a client holds its session to be over: half a second for a time to live of 10 s. It must
+    /// be more than the clocks of both machines drift apart in one time to live.
+    #[must_use]
+    pub fn clock_margin(mut self, margin: Duration) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// How long a request waits for an engine that does not answer, before it fails with [`EngineError::Away`]: 10 s unless
+    /// it is said. Its own deadline comes first.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// How long an answer may take before the connection is given up and the call is sent again by another one: 2 s unless it is
+    /// said.
+    #[must_use]
+    pub fn response_timeout(mut self, response: Duration) -> Self {
+        self.response = response;
+        self
+    }
+
+    /// What reports tell of the requests instead of the place in the source.
+    #[must_use]
+    pub fn location(mut self, location: impl Into<String>) -> Self {
+        self.location = Some(location.into());
+        self
+    }
+}
+
+impl<P: ?Sized + TreePath> MachineTreeLock<P> {
+    /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
+    ///
+    /// See [`TreeLock::lock`](crate::TreeLock::lock).
+    ///
+    /// # Errors
+    ///
+    /// [`MachineLockError::Path`], [`MachineLockError::Deadlock`], [`MachineLockError::Engine`]. Nothing is held then.
+    #[track_caller]
+    pub fn lock(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(reads, writes, Patience::Endless)
+    }
+
+    /// Locks the sub-tree below `path` shared: `lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](MachineTreeLock::lock).
+    #[track_caller]
+    pub fn read(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(&[&path], &[], Patience::Endless)
+    }
+
+    /// Locks the sub-tree below `path` exclusively: `lock(&[], &[path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](MachineTreeLock::lock).
+    #[track_caller]
+    pub fn write(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(&[], &[&path], Patience::Endless)
+    }
+
+    /// Locks as [`lock`](MachineTreeLock::lock) does if that needs no waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineLockError::WouldBlock`], also while a new order is closed; [`MachineLockError::Path`],
+    /// [`MachineLockError::Engine`].
+    #[track_caller]
+    pub fn try_lock(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(reads, writes, Patience::None)
+    }
+
+    /// Locks as [`lock`](MachineTreeLock::lock) does, waiting no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineLockError::TimedOut`], and as [`lock`](MachineTreeLock::lock).
+    #[track_caller]
+    pub fn try_lock_for(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        timeout: Duration,
+    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(reads, writes, Patience::within(timeout))
+    }
+
+    /// Locks as [`lock`](MachineTreeLock::lock) does, waiting no longer than until `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineLockError::TimedOut`], and as [`lock`](MachineTreeLock::lock).
+    #[track_caller]
+    pub fn try_lock_until(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        deadline: Instant,
+    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](MachineTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(&[&path], &[], Patience::None)
+    }
+
+    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](MachineTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(&[], &[&path], Patience::None)
+    }
+
+    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(&[&path], &[], Patience::within(timeout))
+    }
+
+    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        self.acquire(&[], &[&path], Patience::within(timeout))
+    }
+
+    /// As [`lock`](MachineTreeLock::lock), for a guard that may go to other threads and is an owner of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](MachineTreeLock::lock).
+    #[track_caller]
+    pub fn lock_arc(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(reads, writes, Patience::Endless)
+    }
+
+    /// As [`read`](MachineTreeLock::read), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](MachineTreeLock::lock).
+    #[track_caller]
+    pub fn read_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(&[&path], &[], Patience::Endless)
+    }
+
+    /// As [`write`](MachineTreeLock::write), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](MachineTreeLock::lock).
+    #[track_caller]
+    pub fn write_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(&[], &[&path], Patience::Endless)
+    }
+
+    /// As [`try_lock`](MachineTreeLock::try_lock), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](MachineTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_lock_arc(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+    ) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(reads, writes, Patience::None)
+    }
+
+    /// As [`try_lock_for`](MachineTreeLock::try_lock_for), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_lock_arc_for(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        timeout: Duration,
+    ) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(reads, writes, Patience::within(timeout))
+    }
+
+    /// As [`try_lock_until`](MachineTreeLock::try_lock_until), for a guard as of
+    /// [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_lock_arc_until(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        deadline: Instant,
+    ) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
+    }
+
+    /// As [`try_read`](MachineTreeLock::try_read), for a guard as of
+    /// [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](MachineTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_read_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(&[&path], &[], Patience::None)
+    }
+
+    /// As [`try_write`](MachineTreeLock::try_write), for a guard as of
+    /// [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock`](MachineTreeLock::try_lock).
+    #[track_caller]
+    pub fn try_write_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(&[], &[&path], Patience::None)
+    }
+
+    /// As [`try_read_for`](MachineTreeLock::try_read_for), for a guard as of
+    /// [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_read_arc_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(&[&path], &[], Patience::within(timeout))
+    }
+
+    /// As [`try_write_for`](MachineTreeLock::try_write_for), for a guard as of
+    /// [`lock_arc`](MachineTreeLock::lock_arc).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
+    #[track_caller]
+    pub fn try_write_arc_for(
+        &self,
+        path: impl AsRef<P>,
+        timeout: Duration,
+    ) -> Result<ArcMachineGuard, MachineLockError> {
+        self.acquire_arc(&[], &[&path], Patience::within(timeout))
+    }
+
+    /// All that is held and awaited in the namespace, now. Its `Display` draws the tree.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`].
+    pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
+        self.client.0.snapshot()
+    }
+
+    #[allow(dead_code, reason = "each engine is a feature")]
+    pub(crate) fn connect(engine: Box<dyn engine::Engine>, options: Options) -> Result<Self, EngineError> {
+        let client = Arc::new(Open(Client::connect(engine, options)?));
+        Ok(MachineTreeLock { client, paths: PhantomData })
+    }
+
+    #[track_caller]
+    fn acquire(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        patience: Patience,
+    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
+        let wait = trace::Wait::begin();
+        let granted = self.grant(reads.as_slice(), writes.as_slice(), Owner::Thread, patience);
+        let outcome = granted.map(|granted| MachineGuard::new(self, granted));
+        wait.end(&outcome, reads, writes);
+        outcome
+    }
+
+    #[track_caller]
+    fn acquire_arc(
+        &self,
+        reads: &(impl Roots<P> + ?Sized),
+        writes: &(impl Roots<P> + ?Sized),
+        patience: Patience,
+    ) -> Result<ArcMachineGuard, MachineLockError> {
+        let wait = trace::Wait::begin();
+        let granted = self.grant(reads.as_slice(), writes.as_slice(), Owner::Itself, patience);
+        let outcome = granted.map(|granted| ArcMachineGuard::new(Arc::clone(&self.client), granted));
+        wait.end(&outcome, reads, writes);
+        outcome
+    }
+
+    #[track_caller]
+    fn grant<R: AsRef<P>, W: AsRef<P>>(
+        &self,
+        reads: &[R],
+        writes: &[W],
+        owner: Owner,
+        patience: Patience,
+    ) -> Result<Granted, MachineLockError> {
+        let location = Location::caller();
+        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
+        let absolute = path::common_frame(paths())?.map(|frame| frame == Frame::Absolute);
+        let plan = |asking: &crate::replica::ask::Asking| {
+            let mut ask = asking.plan::<P, R, W>(reads, writes, owner, location)?;
+            ask.absolute = absolute;
+            Ok(ask)
+        };
+        self.client.0.acquire(patience, plan, || path::odd_frame(paths()).into())
+    }
+}
+
+impl<P: ?Sized + TreePath> fmt::Debug for MachineTreeLock<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MachineTreeLock").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,287 @@
+//! What a client says to an engine, and what it makes of the answers. Pure: no threads, no clocks, no network.
+//!
+//! A session has a replica, and what its own threads want to have written: the *outbox*. A call takes all of it as one batch,
+//! so threads that ask at the same time share a round trip (group commit). Only the entries that come back change the replica, those
+//! of the session itself too. So it never believes what the engine has not put in order.
+//!
+//! ```text
+//!  ask, withdraw ──> outbox ──> call ──> engine
+//!                                          │ entries, in one order for all
+//!           outcome <── replica <── hear <─┘
+//! ```
+//!
+//! Invariants:
+//!
+//! 1. A batch keeps its number and its events until a reply has news. So it is written once, however often it is sent.
+//! 2. A session that is over never goes on. What it held, awaited or had in its outbox is over with it.
+//! 3. A request is granted at the position of the entry whose events granted it. One that is learned from a snapshot is
+//!    granted at the snapshot's position: later than its grant, and earlier than the release that a conflicting one needs.
+//!
+//! Not here: until when the session is valid (`lease.rs`); who sends the calls, and who waits (`client.rs`).
+
+use crate::machine::engine::{Batch, Entry, MOST_ENTRIES, News, Position, Says, SessionId};
+use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, Stored};
+use std::collections::BTreeMap;
+
+/// A snapshot is written when more entries than this are kept, and more than the snapshot would have requests.
+const MOST_KEPT: u64 = 1000;
+
+/// What has become of a request of this session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is not in the order yet.
+    Unheard,
+    Waits,
+    Granted(Position),
+    /// It was a try that could not be granted at once; or it has been withdrawn.
+    Refused,
+    /// Requests whose paths are of the other kind are held or awaited.
+    OddFrame,
+}
+
+/// The order says what it cannot say: it was written over, or by something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Damaged;
+
+/// A client's part in one order.
+#[derive(Debug)]
+pub(crate) struct Session {
+    id: SessionId,
+    pub(crate) replica: Replica,
+    /// The position of the last entry that the replica has.
+    seen: Position,
+    /// The position of the last entry that there was at the last reply.
+    head: Position,
+    kept: u64,
+    outbox: Vec<Event>,
+    /// And the last request that it has.
+    in_flight: Option<(Batch, u64)>,
+    batches: u64,
+    requests: u64,
+    /// The last request that is known to be in the order.
+    written: u64,
+    own: BTreeMap<u64, Outcome>,
+}
+
+impl Session {
+    /// What a client says first.
+    pub(crate) fn join(about: About) -> Says {
+        Says::Joins { events: write(&vec![Event::Join(about)]) }
+    }
+
+    /// Begins with the answer to that.
+    pub(crate) fn begin(news: News) -> Result<Self, Damaged> {
+        let mut session = Session {
+            id: news.session,
+            replica: Replica::default(),
+            seen: Position(0),
+            head: Position(0),
+            kept: 0,
+            outbox: Vec::new(),
+            in_flight: None,
+            batches: 0,
+            requests: 0,
+            written: 0,
+            own: BTreeMap::new(),
+        };
+        session.hear(news)?;
+        Ok(session)
+    }
+
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub(crate) fn member(&self) -> MemberId {
+        MemberId(self.id.member)
+    }
+
+    pub(crate) fn seen(&self) -> Position {
+        self.seen
+    }
+
+    /// Whether it knows all that was in the order at the last reply.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.seen >= self.head
+    }
+
+    /// Whether there is something to be written.
+    pub(crate) fn has_to_say(&self) -> bool {
+        !self.outbox.is_empty() || self.in_flight.is_some()
+    }
+
+    /// The number of the batch that has what is put into the outbox now.
+    pub(crate) fn next_batch(&self) -> u64 {
+        self.batches + 1
+    }
+
+    /// Whether that batch is in the order.
+    pub(crate) fn has_written(&self, batch: u64) -> bool {
+        batch < self.batches || (batch == self.batches && self.in_flight.is_none())
+    }
+
+    /// Puts a request into the outbox. A try is not to wait.
+    pub(crate) fn ask(&mut self, mut ask: Ask, is_try: bool) -> RequestId {
+        self.requests += 1;
+        let id = RequestId { member: self.member(), number: self.requests };
+        ask.id = id;
+        // Waiters are told by their member alone: which of its requests moved, it sees itself.
+        ask.channel = Some(0);
+        self.own.insert(id.number, Outcome::Unheard);
+        self.outbox.push(if is_try { Event::Try(ask) } else { Event::Ask(ask) });
+        id
+    }
+
+    pub(crate) fn withdraw(&mut self, id: RequestId) {
+        self.own.remove(&id.number);
+        self.outbox.push(Event::Withdraw(id, 0));
+    }
+
+    /// Forgets a request that is refused, or is to be if it is not heard yet.
+    pub(crate) fn forget(&mut self, id: RequestId) {
+        if self.own.remove(&id.number) == Some(Outcome::Unheard) {
+            self.outbox.push(Event::Withdraw(id, 0));
+        }
+    }
+
+    pub(crate) fn downgrade(&mut self, id: RequestId) {
+        self.outbox.push(Event::Downgrade(id, 0));
+    }
+
+    pub(crate) fn outcome(&self, id: RequestId) -> Outcome {
+        self.own.get(&id.number).copied().unwrap_or(Outcome::Refused)
+    }
+
+    /// Whether any request of this client waits.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.own.values().any(|outcome| *outcome == Outcome::Waits)
+    }
+
+    /// What to say next: what was said before, if its reply is not known, or else all that is in the outbox.
+    pub(crate) fn call(&mut self) -> Says {
+        if self.in_flight.is_none() && !self.outbox.is_empty() {
+            self.batches += 1;
+            let events = write(&std::mem::take(&mut self.outbox));
+            self.in_flight = Some((Batch { number: self.batches, events }, self.requests));
+        }
+        let is_long = self.kept > MOST_KEPT.max(4 * self.replica.requests.len() as u64);
+        let snapshot = (is_long && self.is_up_to_date()).then(|| (self.seen, write(&self.replica.store())));
+        Says::GoesOn {
+            session: self.id,
+            since: self.seen,
+            batch: self.in_flight.clone().map(|(batch, _)| batch),
+            snapshot,
+        }
+    }
+
+    /// Takes the answer to the last call. On an error it is of no use any longer.
+    pub(crate) fn hear(&mut self, news: News) -> Result<(), Damaged> {
+        // Only a reply to a call that had the batch says that it is written.
+        if let Some((_, last)) = self.in_flight.take() {
+            self.written = last;
+        }
+        self.head = news.head;
+        self.kept = news.kept;
+        if let Some((position, bytes)) = news.snapshot {
+            // That of an order that begins is empty.
+            let stored = match &bytes[..] {
+                [] => Stored::default(),
+                bytes => postcard::from_bytes(bytes).map_err(|_| Damaged)?,
+            };
+            self.replica.apply(Event::Begin(Box::new(stored)), &mut Effects::default());
+            self.seen = position;
+            self.settle_waiting();
+        }
+        let is_all = news.entries.len() < MOST_ENTRIES;
+        for entry in news.entries {
+            self.apply(entry)?;
+        }
+        if self.is_up_to_date() {
+            // Their entry is one of those that the snapshot stands for.
+            let written = self.own.range(..=self.written);
+            let unheard: Vec<u64> =
+                written.filter(|(_, own)| **own == Outcome::Unheard).map(|(&own, _)| own).collect();
+            unheard.into_iter().for_each(|number| self.settle(number));
+        } else if is_all {
+            return Err(Damaged);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: Entry) -> Result<(), Damaged> {
+        if entry.position <= self.seen {
+            return Err(Damaged);
+        }
+        self.seen = entry.position;
+        // By the engine's clock, for all alike.
+        let now = entry.position.0 / 1000;
+        let member = MemberId(entry.member);
+        let mut effects = Effects::default();
+        if entry.events.is_empty() {
+            self.replica.apply(Event::Leave(member, now), &mut effects);
+        } else {
+            let events: Vec<Event> = postcard::from_bytes(&entry.events).map_err(|_| Damaged)?;
+            for event in events {
+                self.apply_event(event, member, now, &mut effects)?;
+            }
+        }
+        if effects.moved.iter().any(|&(moved, _)| moved == self.member()) {
+            self.settle_waiting();
+        }
+        Ok(())
+    }
+
+    fn apply_event(
+        &mut self,
+        mut event: Event,
+        member: MemberId,
+        now: u64,
+        effects: &mut Effects,
+    ) -> Result<(), Damaged> {
+        let (is_its, asked) = match &mut event {
+            Event::Join(_) => (self.replica.next_member() == member, None),
+            Event::Ask(ask) | Event::Try(ask) => {
+                ask.asked = now;
+                (ask.id.member == member, Some(&*ask))
+            }
+            Event::Withdraw(id, at) | Event::Downgrade(id, at) => {
+                *at = now;
+                (id.member == member, None)
+            }
+            Event::Leave(..) | Event::Begin(_) | Event::Next(_) => (false, None),
+        };
+        if !is_its {
+            return Err(Damaged);
+        }
+        let own = asked.filter(|_| member == self.member()).map(|ask| (ask.id.number, self.replica.is_odd(ask)));
+        self.replica.apply(event, effects);
+        match own {
+            Some((number, true)) => drop(self.own.entry(number).and_modify(|own| *own = Outcome::OddFrame)),
+            Some((number, false)) => self.settle(number),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Looks what has become of a request that is in the order.
+    fn settle(&mut self, number: u64) {
+        let id = RequestId { member: self.member(), number };
+        let outcome = match self.replica.requests.get(&id) {
+            Some(request) if request.is_granted() => Outcome::Granted(self.seen),
+            Some(_) => Outcome::Waits,
+            None => Outcome::Refused,
+        };
+        // It may have been withdrawn meanwhile.
+        self.own.entry(number).and_modify(|own| *own = outcome);
+    }
+
+    fn settle_waiting(&mut self) {
+        let waiting = self.own.iter().filter(|(_, own)| **own == Outcome::Waits);
+        let waiting: Vec<u64> = waiting.map(|(&number, _)| number).collect();
+        waiting.into_iter().for_each(|number| self.settle(number));
+    }
+}
+
+fn write(what: &impl serde::Serialize) -> Vec<u8> {
+    postcard::to_stdvec(what).expect("it has no part that cannot be written")
+}

@@ -1,0 +1,4 @@
+//! The lock between machines, over real servers that the tests start and end.
+
+mod server;
+mod smoke;

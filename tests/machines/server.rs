@@ -1,0 +1,98 @@
+//! A Redis server of a test's own: on a free port of the loopback, with a directory of its own, ended with the test.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use treelock::machine::Options;
+use treelock::redis::RedisTreeLock;
+
+/// Nothing that works takes so long.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Of most tests: long for a busy machine.
+pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(3);
+
+pub(crate) struct Server {
+    directory: TempDir,
+    pub(crate) port: u16,
+    child: Option<Child>,
+    extra: Vec<&'static str>,
+}
+
+/// The program that serves, if this machine has one.
+pub(crate) fn program() -> Option<&'static str> {
+    let is_there = |program: &&str| {
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    };
+    let found = ["redis-server", "valkey-server"].into_iter().find(|program| is_there(program));
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have a server: apt-get install redis-server");
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| eprintln!("left out: the tests of Redis, which need redis-server (Debian: redis-server)"));
+    }
+    found
+}
+
+impl Server {
+    /// `None` where there is no program for it.
+    pub(crate) fn start() -> Option<Server> {
+        Server::start_with(vec![])
+    }
+
+    pub(crate) fn start_with(extra: Vec<&'static str>) -> Option<Server> {
+        program()?;
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut server = Server { directory: tempfile::tempdir().unwrap(), port, child: None, extra };
+        server.go_on();
+        Some(server)
+    }
+
+    /// Starts it again, on the same port and directory.
+    pub(crate) fn go_on(&mut self) {
+        let mut command = Command::new(program().unwrap());
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]);
+        command.arg(self.directory.path()).args(&self.extra).stdout(Stdio::null());
+        self.child = Some(command.spawn().unwrap());
+        let start = Instant::now();
+        while self.ask(&["PING"]).is_err() {
+            assert!(start.elapsed() < LIMIT, "the server does not begin to answer");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Has a command run by the server.
+    pub(crate) fn ask(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
+        let client = redis::Client::open(self.url())?;
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut client.get_connection()?)
+    }
+
+    pub(crate) fn open(&self) -> RedisTreeLock {
+        self.open_with(Options::new().time_to_live(TIME_TO_LIVE))
+    }
+
+    pub(crate) fn open_with(&self, options: Options) -> RedisTreeLock {
+        RedisTreeLock::connect(&self.url(), "test", options).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+    }
+}
