@@ -131,7 +131,7 @@ impl Firsts {
 
     /// Whether one waiter goes ahead of another by rule 3, because it came earlier or as a conversion. A conversion
     /// comes just before the request whose stamp is its place.
-    #[cfg(feature = "process")]
+    #[cfg(feature = "replica")]
     pub(crate) fn puts_ahead(&self, one: &Ticket, other: &Ticket) -> bool {
         let key = |ticket: &Ticket| {
             let place = self.place(ticket);
@@ -552,7 +552,7 @@ mod tests {
         assert_eq!(firsts.place(&upgrade), writer.stamp(), "S excludes X");
         assert_eq!(firsts.place(&writer), writer.stamp());
         assert_eq!(firsts.place(&reader), reader.stamp());
-        #[cfg(feature = "process")]
+        #[cfg(feature = "replica")]
         for (place, &one) in [upgrade, writer, reader].iter().enumerate() {
             let ahead = [upgrade, writer, reader].map(|other| firsts.puts_ahead(&other, &one));
             assert_eq!(ahead, [0, 1, 2].map(|other| other < place), "of {one:?}");

@@ -316,6 +316,12 @@ impl Client {
         }
     }
 
+    /// What the requests of this client wait for, as of the last answer.
+    pub(crate) fn waits(&self) -> Vec<report::Wait> {
+        let state = self.state.lock();
+        state.session.as_ref().map_or(Vec::new(), |(session, _)| report::waits(&session.replica, session.member()))
+    }
+
     /// What a request has, if the session knows.
     pub(crate) fn roots(&self, granted: &Granted) -> Option<Vec<Root>> {
         let mut state = self.state.try_lock()?;

@@ -44,6 +44,7 @@ mod lease;
 pub mod redis;
 mod session;
 
+pub use crate::replica::report::Wait;
 pub use error::{EngineError, MachineLockError};
 pub use guard::{ArcMachineGuard, MachineGuard};
 
@@ -449,7 +450,13 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
         self.client.0.snapshot()
     }
 
-    #[allow(dead_code, reason = "each engine is a feature")]
+    /// What the waiting requests of this client wait for, as far as it knows. It asks nobody, and is meant for messages: a client
+    /// whose request waits hears of all changes.
+    #[must_use]
+    pub fn waits(&self) -> Vec<Wait> {
+        self.client.0.waits()
+    }
+
     pub(crate) fn connect(engine: Box<dyn engine::Engine>, options: Options) -> Result<Self, EngineError> {
         let client = Arc::new(Open(Client::connect(engine, options)?));
         Ok(MachineTreeLock { client, paths: PhantomData })

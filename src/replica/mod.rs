@@ -23,9 +23,7 @@ pub(crate) mod report;
 
 use crate::core::deadlock::{Party, Temper, cycle_through};
 use crate::core::mode::{Mode, ModeCounts};
-#[cfg(feature = "process")]
-use crate::core::node::Firsts;
-use crate::core::node::{Node, Stamp, Ticket};
+use crate::core::node::{Firsts, Node, Stamp, Ticket};
 use crate::core::node_id::{NodeId, NodeMap};
 use crate::core::owner::Owner;
 use crate::core::walk::{Taken, walk};
@@ -490,7 +488,6 @@ impl Replica {
 
     /// The requests that a waiting one waits for: those that hold what excludes it where it waits or further on its
     /// way, and those that exclude it and are ahead of it in the queue where it waits (rules 2 and 3 of `node.rs`).
-    #[cfg(feature = "process")]
     pub(crate) fn waits_for(&self, id: RequestId) -> Vec<RequestId> {
         let Some(request) = self.requests.get(&id) else { return Vec::new() };
         let Some((at, ticket)) = request.waits_at().zip(request.ticket) else { return Vec::new() };

@@ -1,8 +1,6 @@
 //! What a request tells other processes about itself, and the snapshots and reports that are made from it.
 
-#[cfg(feature = "process")]
-use super::RequestId;
-use super::{InCycle, MemberId, Replica, Request};
+use super::{InCycle, MemberId, Replica, Request, RequestId};
 use crate::core::mode::Mode;
 use crate::inspect::{Deadlock, Holder, Process, Root, Snapshot, Waiter};
 use serde::{Deserialize, Serialize};
@@ -14,7 +12,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Each of these holders and waiters must release, or give up, before the request is granted. Times do not tell which
 /// request is ahead: one whose thread already holds something there, such as an upgrade, may come later and go first.
 /// Nor does a waiter wait for all that came before it: requests that can share the node with it are not in its way.
-#[cfg(feature = "process")]
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Wait {
@@ -117,7 +114,6 @@ pub(crate) fn snapshot(replica: &Replica) -> Snapshot {
 }
 
 /// What the waiting requests of a member wait for.
-#[cfg(feature = "process")]
 pub(crate) fn waits(replica: &Replica, member: MemberId) -> Vec<Wait> {
     let of_member = replica.requests.values().filter(|request| request.ask.id.member == member);
     let wait = |own: &Request| {

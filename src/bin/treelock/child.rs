@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //!
-//! 1. No signal goes to another process: the child is reaped, which frees its number, only after the last signal was sent.
+//! 1. No signal goes to another process: the child is reaped, which frees its number, only after the last signal was sent,
+//!    and after [`Running`] has forgotten it.
 //! 2. The child starts with the signals as they were when this program started. A signal that was ignored then stays
 //!    ignored, for both (`nohup`, a job in the background of a script). A signal that is caught here is reset when
 //!    the child's program starts.
@@ -20,12 +21,31 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, thread};
 
 const FORWARDED: [i32; 9] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH];
 
-/// Runs the command to its end; returns its exit code.
-pub(crate) fn run(words: &[OsString]) -> Result<u8, Failure> {
+/// A command that may be running: another thread can send it a signal.
+#[derive(Clone, Default)]
+pub(crate) struct Running(Arc<Mutex<Option<Pid>>>);
+
+impl Running {
+    /// Sends the signal TERM, if the command has started and has not ended.
+    #[cfg(feature = "redis")]
+    pub(crate) fn terminate(&self) {
+        if let Some(pid) = *self.pid() {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+
+    fn pid(&self) -> MutexGuard<'_, Option<Pid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs the command to its end, with these variables in its environment; returns its exit code.
+pub(crate) fn run(words: &[OsString], variables: &[(&str, String)], running: &Running) -> Result<u8, Failure> {
     let failed =
         |doing: &'static str| move |error: io::Error| Failure::new(OS_ERROR, format_args!("cannot {doing}: {error}"));
     let ignored = ignored_signals();
@@ -33,8 +53,9 @@ pub(crate) fn run(words: &[OsString]) -> Result<u8, Failure> {
     // If SIGCHLD were ignored, the child's exit status would be lost.
     let mut signals = Signals::new(caught.chain([SIGCHLD])).map_err(failed("catch signals"))?;
     let handle = signals.handle();
-    let mut child = spawn(words)?;
+    let mut child = spawn(words, variables)?;
     let pid = Pid::from_child(&child);
+    *running.pid() = Some(pid);
     let forward = move || signals.forever().for_each(|signal| forward(signal, pid));
     let forwarder = thread::Builder::new().name("signals".into()).spawn(forward);
     let ended = retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT));
@@ -42,6 +63,7 @@ pub(crate) fn run(words: &[OsString]) -> Result<u8, Failure> {
     if let Ok(forwarder) = forwarder {
         let _ = forwarder.join();
     }
+    *running.pid() = None;
     let status = ended.map_err(io::Error::from).and_then(|_| child.wait()).map_err(failed("wait for the command"))?;
     Ok(code(status))
 }
@@ -52,12 +74,17 @@ fn code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
-fn spawn(words: &[OsString]) -> Result<Child, Failure> {
+fn spawn(words: &[OsString], variables: &[(&str, String)]) -> Result<Child, Failure> {
     let [program, arguments @ ..] = words else { unreachable!("the arguments ask for a command") };
-    let spawned = Command::new(program).args(arguments).spawn().or_else(|error| match script(program) {
+    let with = |program: &OsStr| {
+        let mut command = Command::new(program);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        command
+    };
+    let spawned = with(program).args(arguments).spawn().or_else(|error| match script(program) {
         // execvp(3) and all shells run a script without "#!" by the shell.
         Some(script) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
-            Command::new("/bin/sh").arg(script).args(arguments).spawn()
+            with("/bin/sh".as_ref()).arg(script).args(arguments).spawn()
         }
         _ => Err(error),
     });

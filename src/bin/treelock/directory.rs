@@ -27,6 +27,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Whether the directory is an argument.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_given(&self) -> bool {
+        self.dir.is_some()
+    }
+
     /// The directory, which exists afterwards or can be created by the lock.
     pub(crate) fn made(&self) -> Result<PathBuf, Failure> {
         if let Some(given) = self.given()? {

@@ -1,6 +1,6 @@
 //! The command `treelock` locks sub-trees from the shell, as flock(1) locks files. `treelock --help` tells the rest.
 //!
-//! It uses only the public API: [`treelock::process`].
+//! It uses only the public API: [`treelock::process`], and `treelock::redis`.
 //!
 //! | file | concept |
 //! |---|---|
@@ -10,11 +10,14 @@
 //! | `child.rs` | the command: its signals, its end |
 //! | `status.rs` | `treelock status`: as a drawing, as JSON, again and again |
 //! | `directory.rs` | where the lock is |
+//! | `machines.rs` | the same between machines, by the feature `redis` |
 //! | `exit.rs` | its exit codes |
 
 mod child;
 mod directory;
 mod exit;
+#[cfg(feature = "redis")]
+mod machines;
 mod run;
 mod status;
 mod waiting;

@@ -1,6 +1,6 @@
 //! `treelock run`: a command under a lock.
 
-use crate::child;
+use crate::child::{self, Running};
 use crate::directory::Place;
 use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
 use crate::waiting::{self, eprint_line};
@@ -23,12 +23,15 @@ const STOPPED: Duration = Duration::from_secs(1);
 pub(crate) struct Arguments {
     /// Lock the sub-tree below PATH shared: nobody writes in it; may be repeated
     #[arg(short, long = "read", value_name = "PATH")]
-    reads: Vec<PathBuf>,
+    pub(crate) reads: Vec<PathBuf>,
     /// Lock the sub-tree below PATH exclusively: nobody else reads or writes in it; may be repeated
     #[arg(short, long = "write", value_name = "PATH")]
-    writes: Vec<PathBuf>,
+    pub(crate) writes: Vec<PathBuf>,
     #[command(flatten)]
     place: Place,
+    #[cfg(feature = "redis")]
+    #[command(flatten)]
+    server: crate::machines::Server,
     /// Give up if the lock cannot be taken within this many seconds; 0.5 is half a second, 0 means -n
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
@@ -37,13 +40,13 @@ pub(crate) struct Arguments {
     non_blocking: bool,
     /// Do not tell what it waits for
     #[arg(short, long)]
-    quiet: bool,
+    pub(crate) quiet: bool,
     /// The exit code after giving up
     #[arg(short = 'E', long, value_name = "N", default_value_t = 1)]
-    conflict_exit_code: u8,
+    pub(crate) conflict_exit_code: u8,
     /// The command, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
 }
 
 const AFTER_HELP: &str = "\
@@ -97,10 +100,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let non_blocking = arguments.non_blocking || arguments.timeout.is_some_and(|timeout| timeout.is_zero());
     // A timeout beyond what the clock can represent means for ever.
     let deadline = arguments.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let (reads, writes) = (absolute(&arguments.reads)?, absolute(&arguments.writes)?);
-    if reads.is_empty() && writes.is_empty() {
+    if arguments.reads.is_empty() && arguments.writes.is_empty() {
         return Err(Failure::new(USAGE, "nothing to lock: give a path with --read or --write"));
     }
+    #[cfg(feature = "redis")]
+    if let Some(server) = arguments.server.given(&arguments.place)? {
+        let patience = match (non_blocking, deadline) {
+            (true, _) => crate::machines::Patience::None,
+            (false, deadline) => crate::machines::Patience::Until(deadline),
+        };
+        return server.run(arguments, patience);
+    }
+    let (reads, writes) = (absolute(&arguments.reads)?, absolute(&arguments.writes)?);
     let directory = arguments.place.made()?;
     let mut options = Options::new();
     if let Ok(directory) = current_dir() {
@@ -142,7 +153,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Err(error) => return Err(Failure::new(OS_ERROR, error)),
     };
     lock.set_inheritable(true).map_err(|error| Failure::new(OS_ERROR, error))?;
-    let ended = child::run(&arguments.command);
+    let ended = child::run(&arguments.command, &[], &Running::default());
     release(guard, &directory);
     ended
 }

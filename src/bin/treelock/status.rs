@@ -14,6 +14,9 @@ use treelock::{Holder, Snapshot, Waiter, process};
 pub(crate) struct Arguments {
     #[command(flatten)]
     place: Place,
+    #[cfg(feature = "redis")]
+    #[command(flatten)]
+    server: crate::machines::Server,
     /// Print one line of JSON instead of a drawing
     #[arg(long)]
     json: bool,
@@ -67,16 +70,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let clear = arguments.watch.is_some() && !arguments.json && io::stdout().is_terminal();
     let mut first = true;
     loop {
-        let (directory, exists) = arguments.place.looked_at()?;
-        // Anew each time: the directory may be made or replaced meanwhile.
-        let snapshot = exists.then(|| process::snapshot(&directory)).transpose();
-        let snapshot = snapshot.map_err(|error| Failure::new(CANNOT_CREATE, error))?;
-        let keeper = waiting::keeper(&directory);
+        let Seen { snapshot, keeper, place } = look(arguments)?;
         let mut text = match &snapshot {
             _ if arguments.json => json(snapshot.as_ref(), keeper)?,
-            None => format!("treelock: nothing is locked, since there is no {directory:?}"),
+            None => format!("treelock: nothing is locked, since there is no {place}"),
             Some(snapshot) if snapshot.holders.is_empty() && snapshot.waiters.is_empty() => {
-                format!("treelock: nothing is locked in {directory:?}")
+                format!("treelock: nothing is locked in {place}")
             }
             Some(snapshot) => snapshot.to_string(),
         };
@@ -98,6 +97,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         first = false;
         thread::sleep(interval);
     }
+}
+
+/// What is seen of a lock, and where that is.
+struct Seen {
+    snapshot: Option<Snapshot>,
+    keeper: Option<Keeper>,
+    place: String,
+}
+
+fn look(arguments: &Arguments) -> Result<Seen, Failure> {
+    #[cfg(feature = "redis")]
+    if let Some(server) = arguments.server.given(&arguments.place)? {
+        let place = format!("{:?}", server.namespace());
+        return Ok(Seen { snapshot: Some(server.snapshot()?), keeper: None, place });
+    }
+    let (directory, exists) = arguments.place.looked_at()?;
+    // Anew each time: the directory may be made or replaced meanwhile.
+    let snapshot = exists.then(|| process::snapshot(&directory)).transpose();
+    let snapshot = snapshot.map_err(|error| Failure::new(CANNOT_CREATE, error))?;
+    Ok(Seen { snapshot, keeper: waiting::keeper(&directory), place: format!("{directory:?}") })
 }
 
 fn print(text: &str) -> io::Result<()> {

@@ -63,21 +63,45 @@ pub(crate) fn tell(directory: &Path) -> Telling {
                 }
                 continue;
             };
-            let who: Vec<_> = lines.iter().map(Line::identity).collect();
-            if !lines.is_empty() && who != told {
-                for line in lines.iter().take(MOST_TOLD) {
-                    eprint_line(format_args!("waiting for {line}"));
-                }
-                if let more @ 1.. = lines.len().saturating_sub(MOST_TOLD) {
-                    eprint_line(format_args!("waiting for {more} more"));
-                }
-                told = who;
-            }
+            tell_lines(&lines, &mut told);
         }
     };
     // If the thread cannot be started, there are no messages.
     let watching = thread::Builder::new().name("messages".into()).spawn(watch);
     Telling { member, ended: watching.is_ok().then_some(sender) }
+}
+
+/// From now on, tells what `waits` says, until the sender is dropped.
+#[cfg(feature = "redis")]
+pub(crate) fn tell_of(waits: impl Fn() -> Vec<Wait> + Send + 'static) -> Option<Sender<()>> {
+    let (sender, ended) = mpsc::channel();
+    let watch = move || {
+        let (mut told, mut rest) = (Vec::new(), PATIENCE);
+        while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(rest) {
+            rest = LOOK_AGAIN;
+            let waits = waits();
+            if let Some(wait) = waits.first() {
+                tell_lines(&in_the_way(wait), &mut told);
+            }
+        }
+    };
+    // If the thread cannot be started, there are no messages.
+    thread::Builder::new().name("messages".into()).spawn(watch).is_ok().then_some(sender)
+}
+
+/// Prints what is in the way, unless that is what was told last.
+fn tell_lines(lines: &[Line<'_>], told: &mut Vec<(Process, State, Root)>) {
+    let who: Vec<_> = lines.iter().map(Line::identity).collect();
+    if lines.is_empty() || who == *told {
+        return;
+    }
+    for line in lines.iter().take(MOST_TOLD) {
+        eprint_line(format_args!("waiting for {line}"));
+    }
+    if let more @ 1.. = lines.len().saturating_sub(MOST_TOLD) {
+        eprint_line(format_args!("waiting for {more} more"));
+    }
+    *told = who;
 }
 
 /// A process that keeps the table.

@@ -1,0 +1,135 @@
+//! The command between machines: the lock of a namespace in a Redis or Valkey server, instead of a directory.
+//!
+//! A PATH is a name in the namespace here, whatever the working directory is: machines have no directories in common.
+
+use crate::child::{self, Running};
+use crate::directory::Place;
+use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
+use crate::run::Arguments;
+use crate::waiting::{eprint_line, tell_of};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use treelock::Snapshot;
+use treelock::machine::{EngineError, MachineLockError, Options};
+use treelock::redis::RedisTreeLock;
+
+/// Where the fence of the lock stands for the command.
+const FENCE: &str = "TREELOCK_FENCE";
+
+#[derive(clap::Args)]
+pub(crate) struct Server {
+    /// Lock between machines, in the Redis or Valkey server at URL
+    ///
+    /// Such as redis://user:password@host:6379/0. Instead of a directory; a PATH is then a name in the namespace, such as
+    /// site/2026, whatever the working directory is. By default it is $TREELOCK_REDIS, unless --dir is given; others can read
+    /// a password there less easily than in an argument.
+    #[arg(long, value_name = "URL", conflicts_with = "dir")]
+    redis: Option<String>,
+    /// The namespace in that server, by default $TREELOCK_NAMESPACE: all that are to exclude each other use the same one
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// How long the lock is kept for a machine that is gone; all users of a namespace say the same [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_time_to_live)]
+    time_to_live: Option<Duration>,
+}
+
+/// How long the request waits.
+#[derive(Clone, Copy)]
+pub(crate) enum Patience {
+    None,
+    Until(Option<Instant>),
+}
+
+/// A server that is given.
+pub(crate) struct Given {
+    url: String,
+    namespace: String,
+    time_to_live: Option<Duration>,
+}
+
+fn parse_time_to_live(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| (0.01..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "it is no number of seconds from 0.01 to 86400".into())
+}
+
+impl Server {
+    /// The server, if one is to be used instead of a directory.
+    pub(crate) fn given(&self, place: &Place) -> Result<Option<Given>, Failure> {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let by_default = || variable("TREELOCK_REDIS").filter(|_| !place.is_given());
+        let Some(url) = self.redis.clone().or_else(by_default) else { return Ok(None) };
+        let Some(namespace) = self.namespace.clone().or_else(|| variable("TREELOCK_NAMESPACE")) else {
+            return Err(Failure::new(USAGE, "no namespace in the server: give --namespace, or TREELOCK_NAMESPACE"));
+        };
+        Ok(Some(Given { url, namespace, time_to_live: self.time_to_live }))
+    }
+}
+
+impl Given {
+    fn open(&self) -> Result<RedisTreeLock, Failure> {
+        let mut options = Options::new();
+        if let Some(time_to_live) = self.time_to_live {
+            options = options.time_to_live(time_to_live);
+        }
+        if let Ok(directory) = std::env::current_dir() {
+            options = options.location(directory.to_string_lossy());
+        }
+        RedisTreeLock::connect(&self.url, &self.namespace, options)
+            .map_err(|error| Failure::new(CANNOT_CREATE, error))
+    }
+
+    /// What is held and awaited in the namespace.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, Failure> {
+        self.open()?.snapshot().map_err(|error| Failure::new(CANNOT_CREATE, error))
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Runs the command under the lock; returns the exit code.
+    pub(crate) fn run(&self, arguments: &Arguments, patience: Patience) -> Result<u8, Failure> {
+        let (reads, writes) = (names(&arguments.reads)?, names(&arguments.writes)?);
+        let lock = Arc::new(self.open()?);
+        let watched = Arc::clone(&lock);
+        let is_told = matches!(patience, Patience::Until(_)) && !arguments.quiet;
+        let telling = is_told.then(|| tell_of(move || watched.waits()));
+        let asked = match patience {
+            Patience::None => lock.try_lock_arc(&reads, &writes),
+            Patience::Until(Some(deadline)) => lock.try_lock_arc_until(&reads, &writes, deadline),
+            Patience::Until(None) => lock.lock_arc(&reads, &writes),
+        };
+        drop(telling);
+        let guard = match asked {
+            Ok(guard) => guard,
+            Err(MachineLockError::WouldBlock | MachineLockError::TimedOut) => return Ok(arguments.conflict_exit_code),
+            Err(MachineLockError::Path(error)) => return Err(Failure::new(USAGE, error)),
+            Err(error) => return Err(Failure::new(OS_ERROR, error)),
+        };
+        let running = Running::default();
+        let lost = running.clone();
+        guard.on_lost(move || {
+            eprint_line("the lease is lost, so others may be let in: the command is sent TERM");
+            lost.terminate();
+        });
+        let ended = child::run(&arguments.command, &[(FENCE, guard.fence().to_string())], &running);
+        match guard.release() {
+            Ok(()) => {}
+            Err(EngineError::Lost) => {
+                eprint_line("the lease was lost before the command ended: others may have been let in")
+            }
+            Err(error) => eprint_line(format_args!("the lock is held until its time to live has passed: {error}")),
+        }
+        ended
+    }
+}
+
+/// Paths as names of a namespace.
+fn names(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let name = |path: &PathBuf| match path.to_str() {
+        Some(name) => Ok(name.to_owned()),
+        None => Err(Failure::new(USAGE, format_args!("unusable path {path:?}: a name in a namespace is UTF-8"))),
+    };
+    paths.iter().map(name).collect()
+}
