@@ -269,7 +269,7 @@ fn hand_over(bench: &mut Bench, server: &Server) {
 fn spread(waits: impl Iterator<Item = Duration>) -> Figures {
     let mut waits: Vec<u32> = waits.map(|wait| wait.as_nanos() as u32).collect();
     waits.sort_unstable();
-    let [median, longest] = [0.5, 1.0].map(|share| f64::from(quantile(&waits, share)));
+    let [median, longest] = [0.5, 1.0].map(|share| quantile(&waits, share));
     vec![("median µs", median), ("longest µs", longest)]
 }
 

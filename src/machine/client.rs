@@ -4,9 +4,12 @@
 //! is in the outbox, its own and that of others, and hears the answer for all of them. Those that come meanwhile wait, and one
 //! of them sends next. So the more threads ask at a time, the fewer round trips each costs.
 //!
-//! One more thread, the *keeper*, does what nobody waits for: it renews the session, it listens for entries of others while a request
-//! of this client waits, it asks when the session of somebody else ends, so that the engine buries that one, and it sends
-//! what a thread left behind that gave up.
+//! A thread whose request waits for another client *listens*, if no other one does: it blocks at the engine until there is an
+//! entry, and asks for it then, for all. It asks as well when the session of another client ends, so that the engine buries that
+//! one. It need not be woken from there: whatever could settle its request is an entry, those of its own client too.
+//!
+//! One more thread, the *keeper*, does what nobody waits for: it renews the session, and sends what a thread left behind that
+//! gave up.
 //!
 //! A session that is lost is replaced by a new one with the next request. Requests that waited ask again in it; guards are lost.
 //!
@@ -54,6 +57,7 @@ struct State {
     session: Option<(Session, Joined)>,
     generation: u64,
     is_sending: bool,
+    is_listening: bool,
     /// Calls that were begun, and the last one that was answered.
     begun: u64,
     heard: u64,
@@ -129,6 +133,7 @@ impl Client {
                 session: None,
                 generation: 0,
                 is_sending: false,
+                is_listening: false,
                 begun: 0,
                 heard: 0,
                 renewed: base,
@@ -363,17 +368,41 @@ impl Client {
                 state = self.send(state, deadline);
                 continue;
             }
+            if state.waits(wants) && !state.is_sending && !state.is_listening && pause.is_none() {
+                state = self.listen(state, deadline);
+                continue;
+            }
             let gives_up = state.failing.as_ref().map(|_| gives_up);
             let until = [deadline, pause.filter(|_| must_send), gives_up].into_iter().flatten().min();
             let turn = Arc::new(Condvar::default());
             state.parked.push((wants, Arc::clone(&turn)));
-            let waits = wants.may_wait_for_others();
-            if waits {
-                self.keeper.notify_one();
-            }
             state = turn.wait_until(state, until).0;
             state.parked.retain(|(_, parked)| !Arc::ptr_eq(parked, &turn));
         }
+    }
+
+    /// Waits at the engine until there is something new, and asks for it.
+    fn listen<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Locked<'a> {
+        let Some((session, joined)) = &state.session else { return state };
+        let (generation, seen) = (joined.generation, session.seen());
+        let until = state.first_end.min(joined.lease.end());
+        let until = deadline.map_or(until, |deadline| deadline.min(until));
+        if session.is_up_to_date() && Instant::now() < until {
+            state.is_listening = true;
+            drop(state);
+            let listened = self.engine.await_entry(seen, until);
+            state = self.state.lock();
+            state.is_listening = false;
+            if let Err(error) = listened {
+                state.begun += 1;
+                state.fail(error);
+                state.wake_settled();
+                return state;
+            }
+        }
+        let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let knows_more = state.session_of(generation).is_none_or(|session| session.seen() != seen);
+        if is_late || knows_more || state.is_sending { state } else { self.send(state, deadline) }
     }
 
     /// Sends what is to be said next, and takes the answer.
@@ -511,38 +540,21 @@ impl Client {
                 continue;
             };
             let renewal = state.renewed + self.settings.time_to_live / 3;
-            let waits = session.has_waiters();
             let end = joined.lease.end();
             let is_due = now >= renewal
                 || session.has_to_say()
                 || !session.is_up_to_date()
                 || !state.leaving.is_empty()
-                || (waits && now >= state.first_end);
-            let seen = session.seen();
-            let mut until = renewal.min(end);
-            if waits {
-                until = until.min(state.first_end);
-            }
-            if state.is_sending {
-                state = self.keeper.wait_until(state, Some(end)).0;
+                || state.broken.is_some();
+            state = if state.is_sending {
+                self.keeper.wait_until(state, Some(end)).0
             } else if is_due && pause.is_none() {
-                state = self.send(state, None);
+                self.send(state, None)
             } else if is_due {
-                state = self.keeper.wait_until(state, pause.map(|pause| pause.min(end))).0;
-            } else if waits {
-                drop(state);
-                let listened = self.engine.await_entry(seen, until);
-                state = self.state.lock();
-                let is_news = state.session.as_ref().is_some_and(|(session, _)| session.seen() == seen);
-                if is_news && !state.is_sending && !state.has_ended {
-                    state = self.send(state, None);
-                }
-                if listened.is_err() {
-                    state = self.keeper.wait_until(state, Some(Instant::now() + FIRST_PAUSE)).0;
-                }
+                self.keeper.wait_until(state, pause.map(|pause| pause.min(end))).0
             } else {
-                state = self.keeper.wait_until(state, Some(until)).0;
-            }
+                self.keeper.wait_until(state, Some(renewal.min(end))).0
+            };
         }
     }
 }
@@ -569,13 +581,6 @@ pub(crate) struct Granted {
     pub(crate) joined: Joined,
     pub(crate) id: RequestId,
     pub(crate) fence: Position,
-}
-
-impl Wants {
-    /// Whether the entry of somebody else may be what it takes.
-    fn may_wait_for_others(self) -> bool {
-        matches!(self, Wants::Settled { .. })
-    }
 }
 
 impl State {
@@ -610,6 +615,14 @@ impl State {
         match (wants, &self.session) {
             (Wants::Session | Wants::Heard(_) | Wants::Written { .. }, _) | (_, None) => true,
             (Wants::Settled { id, .. }, Some((session, _))) => session.outcome(id) == Outcome::Unheard,
+        }
+    }
+
+    /// Whether it is a request that waits for others.
+    fn waits(&self, wants: Wants) -> bool {
+        match (wants, &self.session) {
+            (Wants::Settled { id, .. }, Some((session, _))) => session.outcome(id) == Outcome::Waits,
+            _ => false,
         }
     }
 
@@ -667,20 +680,20 @@ impl State {
         }
     }
 
-    /// Has one of those send that need it, if nobody does; or else the keeper, which has others to do.
+    /// Has one of those go on that need somebody to send, or to listen; or else the keeper, if there is something left for it.
     fn hand_on(&self, keeper: &Condvar) {
         if self.is_sending {
             return;
         }
-        let next = self.parked.iter().find(|(wants, _)| self.gets(*wants).is_none() && self.must_send(*wants));
-        let keeper_must = self
-            .session
-            .as_ref()
-            .is_none_or(|(session, _)| session.has_to_say() || session.has_waiters() || !session.is_up_to_date());
-        match next {
-            Some((_, turn)) => _ = turn.notify_one(),
-            None if keeper_must || !self.leaving.is_empty() || self.broken.is_some() => _ = keeper.notify_one(),
-            None => {}
+        let is_open = |wants: &Wants| self.gets(*wants).is_none();
+        let sends = self.parked.iter().find(|(wants, _)| is_open(wants) && self.must_send(*wants));
+        let listens = || self.parked.iter().find(|(wants, _)| is_open(wants) && self.waits(*wants));
+        if let Some((_, turn)) = sends.or_else(|| if self.is_listening { None } else { listens() }) {
+            turn.notify_one();
+        }
+        let is_left = self.session.as_ref().is_some_and(|(session, _)| session.has_to_say());
+        if sends.is_none() && (is_left || !self.leaving.is_empty() || self.broken.is_some()) {
+            keeper.notify_one();
         }
     }
 }

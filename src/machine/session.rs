@@ -152,11 +152,6 @@ impl Session {
         self.own.get(&id.number).copied().unwrap_or(Outcome::Refused)
     }
 
-    /// Whether any request of this client waits.
-    pub(crate) fn has_waiters(&self) -> bool {
-        self.own.values().any(|outcome| *outcome == Outcome::Waits)
-    }
-
     /// What to say next: what was said before, if its reply is not known, or else all that is in the outbox.
     pub(crate) fn call(&mut self) -> Says {
         if self.in_flight.is_none() && !self.outbox.is_empty() {

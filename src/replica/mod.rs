@@ -28,10 +28,8 @@ use crate::core::node_id::{NodeId, NodeMap};
 use crate::core::owner::Owner;
 use crate::core::walk::{Taken, walk};
 use serde::{Deserialize, Serialize};
-#[cfg(feature = "process")]
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 /// A process that has opened the lock. The number is never reused in one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
