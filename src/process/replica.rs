@@ -504,7 +504,11 @@ fn held_by_owner(
 }
 
 #[cfg(test)]
+mod judge;
+
+#[cfg(test)]
 mod tests {
+    use super::judge::{Judge, PATHS};
     use super::*;
     use crate::core::node_id::Seeds;
     use crate::core::plan::Plan;
@@ -523,7 +527,7 @@ mod tests {
     }
 
     fn changes() -> impl Strategy<Value = Vec<Change>> {
-        let paths = || proptest::collection::vec(prop::sample::select(vec!["", "a", "a/b", "a/b/c", "d"]), 0..3);
+        let paths = || proptest::collection::vec(prop::sample::select(&PATHS), 0..3);
         let owner = prop_oneof![3 => Just(Owner::Thread), 1 => Just(Owner::Itself)];
         let ask = (0..3u64, 0..2u64, owner, paths(), paths());
         let change = prop_oneof![
@@ -591,15 +595,18 @@ mod tests {
 
     proptest! {
         /// Who reads the events and who reads a new table agree for ever after (invariant 1): on who has what, and on who
-        /// is moved, in which order. And events are what was written.
+        /// is moved, in which order. And events are what was written. Both serve in the right order, and know whom to watch.
         #[test]
         fn restored_replica_goes_on_as_the_one_that_was_stored(changes in changes()) {
             let (mut always, mut restored) = (Replica::default(), Replica::default());
+            let mut judge = Judge::default();
             let mut apply = |event: Event, restored: &mut Replica| {
                 let bytes = postcard::to_stdvec(&event).unwrap();
                 let (mut one, mut other) = (Effects::default(), Effects::default());
+                let before = always.clone();
                 always.apply(event, &mut one);
                 restored.apply(postcard::from_bytes(&bytes).unwrap(), &mut other);
+                judge.judge(&before, &always, &one.moved);
                 assert_eq!((one.moved, one.left), (other.moved, other.left));
                 assert_eq!(seen(&always), seen(restored));
                 assert!(always.nodes.values().all(Node::is_settled), "somebody waits who may go on (G4, G9)");
