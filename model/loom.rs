@@ -375,6 +375,23 @@ fn released_publication_is_gone_before_the_next_is_in() {
     });
 }
 
+/// Exactness: the same for a guard that lets go of a part.
+#[test]
+fn released_part_is_gone_before_the_next_is_in() {
+    model(Bounds { quick: 3, slow: Some(5) }, |lock| {
+        let mut held = lock.lock(&[], &["a/b/c", "d"]);
+        let next = spawn(lock, |lock| {
+            let _all = lock.write("a");
+            for path in ["a/b/c", "a/b"] {
+                assert!(lock.try_lock(&[], &[path]).is_ok(), "{path} is held by somebody else");
+            }
+        });
+        held.release(&["a/b/c"]).unwrap();
+        next.join().unwrap();
+        drop(held);
+    });
+}
+
 /// G7: a request of several roots that publishes, waits and gives up leaves nothing published.
 #[test]
 fn cancelled_publication_against_revocation() {
@@ -806,6 +823,26 @@ fn second_change_walks_on_behind_the_first() {
     });
 }
 
+/// G3: the same where the second one is brought to a node below, from which the first was let on meanwhile.
+#[test]
+fn mover_goes_on_behind_those_let_on_at_the_next_node() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let served = Served::default();
+        let held = lock.read("a/b");
+        let first = served.writer(lock, "first", "a/b/c");
+        until_waiting(lock, 1);
+        // It waits for the first one, and the second one behind it.
+        let timed = spawn(lock, |lock| drop(lock.try_lock_for(&["a"], &[], Duration::ZERO)));
+        until_waiting(lock, 2);
+        let second = served.writer(lock, "second", "a/b/c");
+        until_waiting(lock, 3);
+        lock.strike(true);
+        drop(held);
+        join_all([first, timed, second]);
+        assert_eq!(served.order(), ["first", "second"]);
+    });
+}
+
 /// G3: a request keeps the place that it got where it began to wait.
 #[test]
 fn request_let_on_goes_ahead_of_one_that_began_to_wait_later() {
@@ -937,6 +974,22 @@ fn part_released_against_waiting_writers_and_revocation() {
         right.write();
         drop(guard);
         join_all([above]);
+    });
+}
+
+/// G1, G9: a read root comes back when the one that covered it is released, at a node where the guard has published an
+/// intention until then; a writer below it publishes its own, or sees the read.
+#[test]
+fn part_released_that_covered_a_read_against_publication() {
+    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+        bias_above(lock, "b/x");
+        let cell = Protected::new();
+        let mut guard = lock.lock(&["", "b"], &["b/a"]);
+        let others = [writer(lock, "b/y", &cell), reader(lock, "b", &cell)];
+        guard.release(&["", "b/a"]).unwrap();
+        cell.read();
+        drop(guard);
+        join_all(others);
     });
 }
 

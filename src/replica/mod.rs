@@ -382,7 +382,7 @@ impl Replica {
     }
 
     /// The other members that may be in the way of a waiting request (invariant 4).
-    #[cfg(feature = "process")]
+    #[cfg(any(test, feature = "process"))]
     pub(crate) fn in_the_way(&self, id: RequestId) -> BTreeSet<MemberId> {
         let Some(at) = self.requests.get(&id).and_then(|request| request.waits_at()) else { return BTreeSet::new() };
         let is_there = |request: &&Request| {
@@ -536,7 +536,11 @@ fn held_by_owner(
 }
 
 #[cfg(test)]
+mod judge;
+
+#[cfg(test)]
 mod tests {
+    use super::judge::{Judge, PATHS};
     use super::*;
     use crate::core::node_id::Seeds;
     use crate::core::plan::Plan;
@@ -555,7 +559,7 @@ mod tests {
     }
 
     fn changes() -> impl Strategy<Value = Vec<Change>> {
-        let paths = || proptest::collection::vec(prop::sample::select(vec!["", "a", "a/b", "a/b/c", "d"]), 0..3);
+        let paths = || proptest::collection::vec(prop::sample::select(&PATHS), 0..3);
         let owner = prop_oneof![3 => Just(Owner::Thread), 1 => Just(Owner::Itself)];
         let ask = (0..3u64, 0..2u64, owner, paths(), paths());
         let change = prop_oneof![
@@ -605,34 +609,66 @@ mod tests {
             replica.apply(event, &mut effects);
             effects.moved.iter().map(|&(_, channel)| channel).collect::<Vec<_>>()
         };
-        let by = |number, thread, reads: &[&str], writes: &[&str]| {
-            Event::Ask(ask(number, 0, thread, Owner::Thread, reads, writes))
-        };
         apply(by(1, 1, &[], &["m"]));
         apply(by(2, 2, &[], &["k/n/r"]));
         apply(by(3, 3, &[], &["m", "k/n"]));
         apply(by(4, 4, &["k/n/p"], &[]));
         apply(by(5, 5, &["k/n"], &[]));
         apply(by(6, 4, &[], &["k/n/q"]));
-        let moved = apply(Event::Withdraw(RequestId { member: MemberId(0), number: 1 }, 0));
+        let moved = apply(release(1));
         assert_eq!(moved, [3, 5, 6, 6], "the third, whom it passes, and whom that lets in");
         let waits =
             |number: &u64| !replica.requests[&RequestId { member: MemberId(0), number: *number }].is_granted();
         assert_eq!((2..=6).filter(waits).collect::<Vec<_>>(), [3, 5]);
     }
 
+    /// The requests that wait after these events, by number.
+    fn waiting_after<const N: usize>(events: [Event; N]) -> Vec<u64> {
+        let mut replica = Replica::default();
+        events.into_iter().for_each(|event| replica.apply(event, &mut Effects::default()));
+        let waiting = replica.requests.values().filter(|request| !request.is_granted());
+        waiting.map(|request| request.ask.id.number).collect()
+    }
+
+    fn by(number: u64, thread: u64, reads: &[&str], writes: &[&str]) -> Event {
+        Event::Ask(ask(number, 0, thread, Owner::Thread, reads, writes))
+    }
+
+    fn release(number: u64) -> Event {
+        Event::Withdraw(RequestId { member: MemberId(0), number }, 0)
+    }
+
+    /// G3: or the third would get to `a/b` before the second.
+    #[test]
+    fn those_let_on_together_go_on_in_their_order() {
+        let asked = [by(1, 1, &[], &["a"]), by(2, 2, &[], &["a/b"]), by(3, 3, &[], &["a/b"]), release(1)];
+        assert_eq!(waiting_after(asked), [3]);
+    }
+
+    /// G3: the third waits at `a`, where the fourth passes it, and comes to `a/b` when that one waits there.
+    #[test]
+    fn request_keeps_its_place_in_its_next_queue() {
+        let (reads, nests) = (by(1, 1, &["a"], &[]), by(2, 1, &[], &["a/b/x"]));
+        let (writes, passes) = (by(3, 2, &[], &["a/b"]), by(4, 3, &["a/b"], &[]));
+        assert_eq!(waiting_after([reads, nests, writes, passes, release(1), release(2)]), [4]);
+    }
+
     proptest! {
         /// A member that reads the events and one that reads a new table agree for ever after (invariant 1): on which
         /// request has what, and on which are moved, in which order. And the events that are read are those that were
-        /// written.
+        /// written. Both
+        /// serve in the right order, and know which members to watch.
         #[test]
         fn restored_replica_goes_on_as_the_one_that_was_stored(changes in changes()) {
             let (mut always, mut restored) = (Replica::default(), Replica::default());
+            let mut judge = Judge::default();
             let mut apply = |event: Event, restored: &mut Replica| {
                 let bytes = postcard::to_stdvec(&event).unwrap();
                 let (mut one, mut other) = (Effects::default(), Effects::default());
+                let before = always.clone();
                 always.apply(event, &mut one);
                 restored.apply(postcard::from_bytes(&bytes).unwrap(), &mut other);
+                judge.judge(&before, &always, &one.moved);
                 assert_eq!((one.moved, one.left), (other.moved, other.left));
                 assert_eq!(seen(&always), seen(restored));
                 assert!(always.nodes.values().all(Node::is_settled), "somebody waits who may go on (G4, G9)");
