@@ -153,7 +153,7 @@ impl Engine for Redis {
         }
         run.arg(MOST_ENTRIES);
         let value: Value = self.run(deadline, |connection| run.invoke(connection))?;
-        reply_of(value).ok_or_else(|| {
+        reply_of(value, &call.says).ok_or_else(|| {
             EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(
                 "its answer is not that of the script",
             )))
@@ -171,25 +171,40 @@ impl Engine for Redis {
     }
 }
 
-fn reply_of(value: Value) -> Option<Reply> {
+/// The first field is text, with a word for each thing it tells.
+fn reply_of(value: Value, says: &Says) -> Option<Reply> {
     let mut fields = array(value)?.into_iter();
-    let mut next = || fields.next();
-    let kind = text(next()?)?;
-    Some(match &*kind {
+    let told = text(fields.next()?)?;
+    let mut words = told.split(' ');
+    let kind = words.next()?;
+    let mut number = || words.next()?.parse::<u64>().ok();
+    Some(match kind {
         "lost" => Reply::OrderLost,
         "expired" => Reply::Expired,
-        "format" => Reply::OtherFormat(text(next()?)?),
-        "closed" => Reply::Closed(Duration::from_micros(number(next()?)?)),
-        "news" => {
-            let session = SessionId { identity: Identity::of_text(&text(next()?)?)?, member: number(next()?)? };
-            let (head, kept) = (Position(number(next()?)?), number(next()?)?);
-            let first_end = Duration::from_micros(number(next()?)?);
-            let (snapped, snapshot) = (text(next()?)?, bytes(next()?)?);
-            let snapshot = match &*snapped {
-                "" => None,
-                snapped => Some((Position(snapped.parse().ok()?), snapshot)),
+        "format" => Reply::OtherFormat(words.next()?.to_owned()),
+        "closed" => Reply::Closed(Duration::from_micros(number()?)),
+        // The client has seen all that there is, but its own batch.
+        "nothing" | "own" => {
+            let (kept, first_end) = (number()?, Duration::from_micros(number()?));
+            let Says::GoesOn { session, since, batch, .. } = says else { return None };
+            let own = number().map(Position);
+            let entry = |position| {
+                let events = batch.as_ref()?.events.clone();
+                Some(Entry { position, member: session.member, events })
             };
-            let entries = array(next()?)?.into_iter().map(entry_of).collect::<Option<_>>()?;
+            let entries = own.map(entry).into_iter().collect::<Option<_>>()?;
+            let head = own.unwrap_or(*since);
+            Reply::News(News { session: *session, snapshot: None, entries, head, kept, first_end })
+        }
+        "news" => {
+            let (kept, first_end, head) = (number()?, Duration::from_micros(number()?), Position(number()?));
+            let identity = Identity::of_text(words.next()?)?;
+            let session = SessionId { identity, member: words.next()?.parse().ok()? };
+            let snapshot = match <[Value; 2]>::try_from(array(fields.next()?)?) {
+                Ok([position, snapshot]) => Some((Position(text(position)?.parse().ok()?), bytes(snapshot)?)),
+                Err(_) => None,
+            };
+            let entries = array(fields.next()?)?.into_iter().map(entry_of).collect::<Option<_>>()?;
             Reply::News(News { session, snapshot, entries, head, kept, first_end })
         }
         _ => return None,
@@ -200,7 +215,7 @@ fn entry_of(value: Value) -> Option<Entry> {
     let [id, fields] = <[Value; 2]>::try_from(array(value)?).ok()?;
     let position = Position(text(id)?.split('-').next()?.parse().ok()?);
     let [_, member, _, events] = <[Value; 4]>::try_from(array(fields)?).ok()?;
-    Some(Entry { position, member: number(member)?, events: bytes(events)? })
+    Some(Entry { position, member: text(member)?.parse().ok()?, events: bytes(events)? })
 }
 
 fn array(value: Value) -> Option<Vec<Value>> {
@@ -220,11 +235,4 @@ fn bytes(value: Value) -> Option<Vec<u8>> {
 
 fn text(value: Value) -> Option<String> {
     String::from_utf8(bytes(value)?).ok()
-}
-
-fn number(value: Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => number.try_into().ok(),
-        value => text(value)?.parse().ok(),
-    }
 }
