@@ -61,7 +61,7 @@ struct State {
     /// Calls that were begun, and the last one that was answered.
     begun: u64,
     heard: u64,
-    /// When the last call was sent that was answered.
+    /// When the last call was sent by which the session is renewed.
     renewed: Instant,
     /// When the first of the sessions ends.
     first_end: Instant,
@@ -410,7 +410,7 @@ impl Client {
         state.is_sending = true;
         state.begun += 1;
         let (call, generation) = (state.begun, state.generation);
-        let says = state.says(&self.about);
+        let says = state.says(&self.about, self.settings.time_to_live / 3);
         drop(state);
         let sent = Instant::now();
         let reply = self.exchange(says.clone(), deadline);
@@ -466,10 +466,13 @@ impl Client {
         match reply {
             Reply::News(news) => {
                 state.opens = None;
-                state.renewed = sent;
-                state.first_end = now + news.first_end;
+                let renewed = news.first_end.map(|first_end| {
+                    state.renewed = sent;
+                    state.first_end = now + first_end;
+                    Lease::end_by(sent, self.settings.time_to_live, self.settings.margin)
+                });
                 let identity = news.session.identity;
-                match self.take_news(state, sent, now, news) {
+                match self.take_news(state, renewed, now, news) {
                     Ok(true) => None,
                     Ok(false) => {
                         state.leave();
@@ -497,12 +500,21 @@ impl Client {
     }
 
     /// `false`: they came too late, and the lease has ended.
-    fn take_news(&self, state: &mut State, sent: Instant, now: Instant, news: News) -> Result<bool, Damaged> {
-        let end = Lease::end_by(sent, self.settings.time_to_live, self.settings.margin);
+    fn take_news(
+        &self,
+        state: &mut State,
+        renewed: Option<Instant>,
+        now: Instant,
+        news: News,
+    ) -> Result<bool, Damaged> {
         if let Some((session, joined)) = &mut state.session {
-            let is_valid = joined.lease.renew(now, end);
+            let is_valid = match renewed {
+                Some(end) => joined.lease.renew(now, end),
+                None => joined.lease.is_valid_at(now),
+            };
             return session.hear(news).map(|()| is_valid);
         }
+        let end = renewed.unwrap_or(now);
         let key = news.session.identity.0;
         let session = Session::begin(news)?;
         let location = self.settings.location.clone();
@@ -633,7 +645,7 @@ impl State {
         [again, opens].into_iter().flatten().filter(|&until| until > now).max()
     }
 
-    fn says(&mut self, about: &About) -> Says {
+    fn says(&mut self, about: &About, renewal: Duration) -> Says {
         if let Some(identity) = self.broken {
             return Says::Breaks { identity };
         }
@@ -641,7 +653,10 @@ impl State {
             return Says::Leaves { session };
         }
         match &mut self.session {
-            Some((session, _)) => session.call(),
+            Some((session, _)) => {
+                let now = Instant::now();
+                session.call(now >= self.renewed + renewal || now >= self.first_end)
+            }
             None => Session::join(about.clone()),
         }
     }

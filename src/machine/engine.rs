@@ -8,11 +8,12 @@
 //!    it has, draws a new identity, and is *closed* for one time to live: it takes no batches meanwhile. So whoever believes to
 //!    hold something by the lost order ceases to believe it before anybody is let in.
 //! 2. A client of another identity is told that the order was lost.
-//! 3. *The dead are buried.* For each session whose time has passed an entry without events is written in its name.
+//! 3. *The dead are buried*, when a client joins or renews its session: for each session whose time has passed an entry
+//!    without events is written in its name.
 //! 4. A client that joins gets a member's number and a session. One whose session is over is told so.
 //! 5. A batch is written as one entry, unless its number says that it was written before. So a client whose reply was lost
 //!    sends the same batch again, and nothing happens twice.
-//! 6. The session's time begins again.
+//! 6. If the client says that it renews its session, the time of that begins again.
 //! 7. A snapshot takes the place of all entries up to its position.
 //! 8. The reply has all entries since the position that the client names; and the snapshot, if some of those are gone.
 //!
@@ -64,7 +65,14 @@ pub(crate) enum Says {
     /// It begins a session, with these events as its first.
     Joins { events: Vec<u8> },
     /// It goes on.
-    GoesOn { session: SessionId, since: Position, batch: Option<Batch>, snapshot: Option<(Position, Vec<u8>)> },
+    GoesOn {
+        session: SessionId,
+        since: Position,
+        /// Most calls do not, so that they cost the engine less.
+        renews: bool,
+        batch: Option<Batch>,
+        snapshot: Option<(Position, Vec<u8>)>,
+    },
     /// It ends its session in order.
     Leaves { session: SessionId },
     /// It has met what cannot be: the order of this identity must begin anew.
@@ -107,10 +115,10 @@ pub(crate) struct News {
     pub(crate) entries: Vec<Entry>,
     /// The position of the last entry.
     pub(crate) head: Position,
-    /// So many entries are kept.
-    pub(crate) kept: u64,
-    /// When the first of the sessions ends, if nobody renews it.
-    pub(crate) first_end: Duration,
+    /// So many entries are kept, where that is told.
+    pub(crate) kept: Option<u64>,
+    /// When the first of the sessions ends, if nobody renews it; told to a client that joins or renews its own.
+    pub(crate) first_end: Option<Duration>,
 }
 
 /// An entry of the order.

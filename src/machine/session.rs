@@ -153,7 +153,7 @@ impl Session {
     }
 
     /// What to say next: what was said before, if its reply is not known, or else all that is in the outbox.
-    pub(crate) fn call(&mut self) -> Says {
+    pub(crate) fn call(&mut self, renews: bool) -> Says {
         if self.in_flight.is_none() && !self.outbox.is_empty() {
             self.batches += 1;
             let events = write(&std::mem::take(&mut self.outbox));
@@ -164,6 +164,7 @@ impl Session {
         Says::GoesOn {
             session: self.id,
             since: self.seen,
+            renews,
             batch: self.in_flight.clone().map(|(batch, _)| batch),
             snapshot,
         }
@@ -176,7 +177,7 @@ impl Session {
             self.written = last;
         }
         self.head = news.head;
-        self.kept = news.kept;
+        self.kept = news.kept.unwrap_or(self.kept + news.entries.len() as u64);
         if let Some((position, bytes)) = news.snapshot {
             // That of an order that begins is empty.
             let stored = match &bytes[..] {

@@ -36,6 +36,7 @@ use redis::{Client, Connection, ErrorKind, RedisError, Script, Value};
 use std::error::Error;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A [`MachineTreeLock`] in a Redis or Valkey server.
@@ -71,15 +72,25 @@ impl<P: ?Sized + TreePath> Deref for RedisTreeLock<P> {
 struct Redis {
     client: Client,
     keys: [String; 4],
-    script: Script,
-    /// Connections that nobody uses: one for calls, one that listens, and rarely more.
-    idle: Mutex<Vec<Connection>>,
+    exchange: Script,
+    append: Script,
+    /// Connections that nobody uses, with their timeouts: one for calls, one that listens, and rarely more.
+    idle: Mutex<Vec<(Connection, Duration)>>,
+    /// Whether other clients wrote something before the last call.
+    is_shared: AtomicBool,
 }
 
 impl Redis {
     fn new(client: Client, namespace: &str) -> Self {
         let keys = ["meta", "log", "live", "snap"].map(|key| format!("{{treelock:{namespace}}}:{key}"));
-        Redis { client, keys, script: Script::new(include_str!("exchange.lua")), idle: Mutex::default() }
+        Redis {
+            client,
+            keys,
+            exchange: Script::new(include_str!("exchange.lua")),
+            append: Script::new(include_str!("append.lua")),
+            idle: Mutex::default(),
+            is_shared: AtomicBool::new(false),
+        }
     }
 
     /// Runs something on a connection, which is used again if that works.
@@ -88,21 +99,78 @@ impl Redis {
         deadline: Instant,
         run: impl FnOnce(&mut Connection) -> Result<R, RedisError>,
     ) -> Result<R, EngineError> {
-        let rest = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let rest = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let idle = self.idle.lock().pop();
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => self.client.get_connection_with_timeout(rest()).map_err(told)?,
+        let (mut connection, mut timeout) = match idle {
+            Some(idle) => idle,
+            None => (self.client.get_connection_with_timeout(rest).map_err(told)?, Duration::ZERO),
         };
-        let timeouts =
-            connection.set_read_timeout(Some(rest())).and_then(|()| connection.set_write_timeout(Some(rest())));
-        timeouts.map_err(told)?;
+        // To set it is two more calls of the kernel.
+        if rest < timeout * 9 / 10 || timeout * 2 < rest {
+            timeout = rest;
+            connection.set_read_timeout(Some(rest)).map_err(told)?;
+            connection.set_write_timeout(Some(rest)).map_err(told)?;
+        }
         let result = run(&mut connection).map_err(told);
         // After an error an answer may still be on its way.
         if result.is_ok() {
-            self.idle.lock().push(connection);
+            self.idle.lock().push((connection, timeout));
         }
         result
+    }
+
+    /// The short way: one that has a session, and neither renews it nor has a snapshot. `None`: it must take the long way.
+    fn short(
+        &self,
+        connection: &mut Connection,
+        session: SessionId,
+        since: Position,
+        batch: Option<&Batch>,
+    ) -> Result<Option<Reply>, RedisError> {
+        // With the one that is known: should that be missing, so may others.
+        let mut range = redis::cmd("XRANGE");
+        range.arg(&self.keys[1]).arg(format!("{}-0", since.0)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
+        let (own, range) = match batch {
+            None => (None, range.query(connection)?),
+            Some(batch) => {
+                let mut append = redis::cmd("EVALSHA");
+                append.arg(self.append.get_hash()).arg(2).arg(&self.keys[..2]);
+                append.arg(session.identity.to_text()).arg(session.member).arg(batch.number).arg(&batch.events);
+                // Most who share a namespace are told of others each time, and most who do not never.
+                let is_shared = self.is_shared.load(Ordering::Relaxed);
+                let mut sent = redis::pipe();
+                sent.add_command(append);
+                if is_shared {
+                    sent.add_command(range.clone());
+                }
+                let mut replies = sent.query::<Vec<Value>>(connection)?.into_iter();
+                let Some(Value::Array(positions)) = replies.next() else { return Ok(None) };
+                let [before, own] = positions.into_iter().map(position).collect::<Vec<_>>()[..] else {
+                    return Ok(None);
+                };
+                let is_alone = before == Some(since);
+                self.is_shared.store(!is_alone, Ordering::Relaxed);
+                match (is_alone, replies.next()) {
+                    (true, _) => (own, Value::Nil),
+                    (false, Some(range)) => (None, range),
+                    (false, None) => (None, range.query(connection)?),
+                }
+            }
+        };
+        let mut entries = Vec::new();
+        if let (Some(position), Some(batch)) = (own, batch) {
+            entries.push(Entry { position, member: session.member, events: batch.events.clone() });
+        } else {
+            let all: Option<Vec<_>> = array(range).and_then(|all| all.into_iter().map(entry_of).collect());
+            let Some(all) = all.filter(|all| all.first().is_some_and(|first| first.position == since)) else {
+                return Ok(None);
+            };
+            entries.extend(all.into_iter().skip(1));
+        }
+        let is_all = entries.len() < MOST_ENTRIES;
+        let last = entries.last().map_or(since, |last| last.position);
+        let head = if is_all { last } else { Position(last.0 + 1) };
+        Ok(Some(Reply::News(News { session, snapshot: None, entries, head, kept: None, first_end: None })))
     }
 }
 
@@ -120,40 +188,59 @@ fn told(error: RedisError) -> EngineError {
 
 impl Engine for Redis {
     fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
-        let mut run = self.script.prepare_invoke();
+        let short = match &call.says {
+            Says::GoesOn { session, since, renews: false, batch, snapshot: None } => {
+                Some((*session, *since, batch.as_ref()))
+            }
+            _ => None,
+        };
+        let mut run = self.exchange.prepare_invoke();
         for key in &self.keys {
             run.key(key);
         }
         run.arg(FORMAT).arg(call.fresh.to_text()).arg(call.time_to_live.as_micros() as u64);
-        let session = |session: SessionId| (session.identity.to_text(), session.member.to_string());
-        let nothing: &[u8] = &[];
+        let of = |session: &SessionId| (session.identity.to_text(), session.member.to_string());
+        let (kind, (identity, member)) = match &call.says {
+            Says::Joins { .. } => ("joins", Default::default()),
+            Says::GoesOn { session, .. } => ("goes on", of(session)),
+            Says::Leaves { session } => ("leaves", of(session)),
+            Says::Breaks { identity } => ("breaks", (identity.to_text(), String::new())),
+        };
+        run.arg(kind).arg(identity).arg(member);
         match &call.says {
-            Says::Joins { events } => {
-                run.arg("joins").arg("").arg("").arg("").arg("").arg(&events[..]).arg("").arg("");
-            }
-            Says::GoesOn { session: id, since, batch, snapshot } => {
-                let (identity, member) = session(*id);
-                run.arg("goes on").arg(identity).arg(member).arg(since.0);
+            Says::Joins { events } => run.arg("").arg("").arg("").arg(&events[..]).arg("").arg(""),
+            Says::GoesOn { since, renews, batch, snapshot, .. } => {
+                run.arg(since.0).arg(if *renews { "1" } else { "" });
                 match batch {
                     Some(Batch { number, events }) => run.arg(*number).arg(&events[..]),
                     None => run.arg("").arg(""),
                 };
                 match snapshot {
                     Some((position, bytes)) => run.arg(position.0).arg(&bytes[..]),
-                    None => run.arg("").arg(nothing),
-                };
+                    None => run.arg("").arg(""),
+                }
             }
-            Says::Leaves { session: id } => {
-                let (identity, member) = session(*id);
-                run.arg("leaves").arg(identity).arg(member).arg("").arg("").arg("").arg("").arg("");
-            }
-            Says::Breaks { identity } => {
-                run.arg("breaks").arg(identity.to_text()).arg("").arg("").arg("").arg("").arg("").arg("");
-            }
-        }
+            Says::Leaves { .. } | Says::Breaks { .. } => run.arg("").arg("").arg("").arg("").arg("").arg(""),
+        };
         run.arg(MOST_ENTRIES);
-        let value: Value = self.run(deadline, |connection| run.invoke(connection))?;
-        reply_of(value, &call.says).ok_or_else(|| {
+        let value = self.run(deadline, |connection| {
+            let short = short.map(|(session, since, batch)| self.short(connection, session, since, batch));
+            match short.transpose() {
+                Ok(Some(Some(reply))) => return Ok(Ok(reply)),
+                // A server that was started again does not know it.
+                Err(error) if error.code() == Some("NOSCRIPT") => {
+                    self.append.prepare_invoke().load(connection)?;
+                }
+                Err(error) => return Err(error),
+                Ok(Some(None) | None) => {}
+            }
+            run.invoke::<Value>(connection).map(Err)
+        })?;
+        let reply = match value {
+            Ok(reply) => Some(reply),
+            Err(value) => reply_of(value),
+        };
+        reply.ok_or_else(|| {
             EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(
                 "its answer is not that of the script",
             )))
@@ -171,40 +258,24 @@ impl Engine for Redis {
     }
 }
 
-/// The first field is text, with a word for each thing it tells.
-fn reply_of(value: Value, says: &Says) -> Option<Reply> {
+fn reply_of(value: Value) -> Option<Reply> {
     let mut fields = array(value)?.into_iter();
-    let told = text(fields.next()?)?;
-    let mut words = told.split(' ');
-    let kind = words.next()?;
-    let mut number = || words.next()?.parse::<u64>().ok();
-    Some(match kind {
+    let mut next = || fields.next();
+    Some(match &*text(next()?)? {
         "lost" => Reply::OrderLost,
         "expired" => Reply::Expired,
-        "format" => Reply::OtherFormat(words.next()?.to_owned()),
-        "closed" => Reply::Closed(Duration::from_micros(number()?)),
-        // The client has seen all that there is, but its own batch.
-        "nothing" | "own" => {
-            let (kept, first_end) = (number()?, Duration::from_micros(number()?));
-            let Says::GoesOn { session, since, batch, .. } = says else { return None };
-            let own = number().map(Position);
-            let entry = |position| {
-                let events = batch.as_ref()?.events.clone();
-                Some(Entry { position, member: session.member, events })
-            };
-            let entries = own.map(entry).into_iter().collect::<Option<_>>()?;
-            let head = own.unwrap_or(*since);
-            Reply::News(News { session: *session, snapshot: None, entries, head, kept, first_end })
-        }
+        "format" => Reply::OtherFormat(text(next()?)?),
+        "closed" => Reply::Closed(Duration::from_micros(number(next()?)?)),
         "news" => {
-            let (kept, first_end, head) = (number()?, Duration::from_micros(number()?), Position(number()?));
-            let identity = Identity::of_text(words.next()?)?;
-            let session = SessionId { identity, member: words.next()?.parse().ok()? };
-            let snapshot = match <[Value; 2]>::try_from(array(fields.next()?)?) {
-                Ok([position, snapshot]) => Some((Position(text(position)?.parse().ok()?), bytes(snapshot)?)),
+            let (kept, head) = (number(next()?), position(next()?)?);
+            let first_end = number(next()?).map(Duration::from_micros);
+            let identity = Identity::of_text(&text(next()?)?)?;
+            let session = SessionId { identity, member: text(next()?)?.parse().ok()? };
+            let snapshot = match <[Value; 2]>::try_from(array(next()?)?) {
+                Ok([snapped, snapshot]) => Some((position(snapped)?, bytes(snapshot)?)),
                 Err(_) => None,
             };
-            let entries = array(fields.next()?)?.into_iter().map(entry_of).collect::<Option<_>>()?;
+            let entries = array(next()?)?.into_iter().map(entry_of).collect::<Option<_>>()?;
             Reply::News(News { session, snapshot, entries, head, kept, first_end })
         }
         _ => return None,
@@ -214,8 +285,23 @@ fn reply_of(value: Value, says: &Says) -> Option<Reply> {
 fn entry_of(value: Value) -> Option<Entry> {
     let [id, fields] = <[Value; 2]>::try_from(array(value)?).ok()?;
     let position = Position(text(id)?.split('-').next()?.parse().ok()?);
-    let [_, member, _, events] = <[Value; 4]>::try_from(array(fields)?).ok()?;
-    Some(Entry { position, member: text(member)?.parse().ok()?, events: bytes(events)? })
+    let [member, events] = <[Value; 2]>::try_from(array(fields)?).ok()?;
+    // The first entry of an order has no member.
+    let member = text(member)?;
+    let member = if member.is_empty() { u64::MAX } else { member.parse().ok()? };
+    Some(Entry { position, member, events: bytes(events)? })
+}
+
+/// `None` where it is negative.
+fn number(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => number.try_into().ok(),
+        _ => None,
+    }
+}
+
+fn position(value: Value) -> Option<Position> {
+    number(value).map(Position)
 }
 
 fn array(value: Value) -> Option<Vec<Value>> {
