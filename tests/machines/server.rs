@@ -13,6 +13,16 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// Of most tests: long for a busy machine.
 pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(3);
 
+/// Checks again and again until the answer is yes.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain until {what}");
+        std::thread::yield_now();
+    }
+}
+
 pub(crate) struct Server {
     directory: TempDir,
     pub(crate) port: u16,
