@@ -4,9 +4,10 @@
 //! is in the outbox, its own and that of others, and hears the answer for all of them. Those that come meanwhile wait, and one
 //! of them sends next. So the more threads ask at a time, the fewer round trips each costs.
 //!
-//! One more thread, the *keeper*, does what nobody waits for: it renews the session, it listens for entries of others while a request
-//! of this client waits, it asks when the session of somebody else ends, so that the engine buries that one, and it sends
-//! what a thread left behind that gave up.
+//! Two more threads do what nobody waits for. The *keeper* renews the session, asks for entries of others when there are
+//! some, asks when the session of somebody else ends, so that the engine buries that one, and sends what a thread left behind that
+//! gave up. The *listener* blocks at the engine while a request of this client waits, and tells the keeper of entries of
+//! others: the keeper itself must never be where nobody can wake it.
 //!
 //! A session that is lost is replaced by a new one with the next request. Requests that waited ask again in it; guards are lost.
 //!
@@ -31,6 +32,9 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
+/// The listener blocks no longer than this at a time, so that it ends that much later than its client at most.
+const LONGEST_LISTEN: Duration = Duration::from_secs(5);
+
 /// A session, and what guards and requests need of it.
 #[derive(Clone)]
 pub(crate) struct Joined {
@@ -48,12 +52,15 @@ pub(crate) struct Client {
     about: About,
     state: Mutex<State>,
     keeper: Condvar,
+    listener: Condvar,
 }
 
 struct State {
     session: Option<(Session, Joined)>,
     generation: u64,
     is_sending: bool,
+    /// The listener has met something that the last call did not bring.
+    has_news: bool,
     /// Calls that were begun, and the last one that was answered.
     begun: u64,
     heard: u64,
@@ -89,6 +96,8 @@ enum Wants {
         generation: u64,
         id: RequestId,
         is_try: bool,
+        /// When it is to be looked for a deadlock, if it waits in the order.
+        look: Option<Instant>,
     },
     /// A batch to be in the order.
     Written {
@@ -117,7 +126,7 @@ enum Stop {
 type Locked<'a> = MutexGuard<'a, State>;
 
 impl Client {
-    /// Joins, and starts the keeper.
+    /// Joins, and starts the keeper and the listener.
     pub(crate) fn connect(engine: Box<dyn Engine>, settings: Options) -> Result<Arc<Self>, EngineError> {
         let base = Instant::now();
         let client = Arc::new(Client {
@@ -129,6 +138,7 @@ impl Client {
                 session: None,
                 generation: 0,
                 is_sending: false,
+                has_news: false,
                 begun: 0,
                 heard: 0,
                 renewed: base,
@@ -141,18 +151,24 @@ impl Client {
                 has_ended: false,
             }),
             keeper: Condvar::default(),
+            listener: Condvar::default(),
         });
         client.joined(None).map_err(|stop| match stop {
             Stop::Failed(error) => error,
             Stop::Over | Stop::Deadline => EngineError::Lost,
         })?;
-        let keeper = Arc::clone(&client);
-        let started = std::thread::Builder::new().name("treelock-keeper".into()).spawn(move || keeper.keep());
-        started.map_err(|error| EngineError::Refused(Arc::new(error)))?;
+        for (name, run) in [("treelock-keeper", Client::keep as fn(&Client)), ("treelock-listen", Client::listen)] {
+            let of_thread = Arc::clone(&client);
+            let started = std::thread::Builder::new().name(name.into()).spawn(move || run(&of_thread));
+            if let Err(error) = started {
+                client.end();
+                return Err(EngineError::Refused(Arc::new(error)));
+            }
+        }
         Ok(client)
     }
 
-    /// Ends the session and the keeper.
+    /// Ends the session, the keeper and the listener.
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.has_ended = true;
@@ -161,6 +177,7 @@ impl Client {
         state.wake_all();
         drop(state);
         self.keeper.notify_one();
+        self.listener.notify_one();
         if let Some(session) = session {
             // If it is not heard, the time of the session passes.
             let _ = self.exchange(Says::Leaves { session }, Some(Instant::now() + self.settings.response));
@@ -192,8 +209,10 @@ impl Client {
             let ask = plan(&joined.asking)?;
             let mut state = self.state.lock();
             let Some(session) = state.session_of(joined.generation) else { continue };
+            // While it waits its thread neither gets nor releases a guard.
+            let is_nested = session.is_nested(&ask);
             let id = session.ask(ask, is_try);
-            match self.wait(state, &joined, id, is_try, deadline) {
+            match self.wait(state, &joined, id, is_nested, is_try, deadline) {
                 Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence }),
                 Ok(Outcome::OddFrame) => return Err(odd_frame()),
                 Ok(_) => return Err(MachineLockError::WouldBlock),
@@ -209,16 +228,15 @@ impl Client {
         mut state: Locked<'a>,
         joined: &Joined,
         id: RequestId,
+        is_nested: bool,
         is_try: bool,
         deadline: Option<Instant>,
     ) -> Result<Outcome, Waited> {
         let generation = joined.generation;
         let mut rest = FIRST_LOOK;
         loop {
-            let nested = state.session_of(generation).is_some_and(|session| session.replica.is_nested(id));
-            let look = nested.then(|| Instant::now() + rest);
-            let until = [deadline, look].into_iter().flatten().min();
-            let (locked, driven) = self.drive(state, Wants::Settled { generation, id, is_try }, until);
+            let look = is_nested.then(|| Instant::now() + rest);
+            let (locked, driven) = self.drive(state, Wants::Settled { generation, id, is_try, look }, deadline);
             state = locked;
             let session = state.session_of(generation);
             let error = match (driven, session) {
@@ -235,12 +253,15 @@ impl Client {
                 }
                 (Err(Stop::Deadline), Some(session)) => {
                     rest = (rest * 2).min(LONGEST_LOOK);
-                    let waits = session.outcome(id) == Outcome::Waits;
-                    match waits.then(|| session.replica.deadlock(id)).flatten() {
+                    if session.deadlock(id).is_none() {
+                        continue;
+                    }
+                    // Somebody may have given up since the last call.
+                    let news = Wants::Heard(state.begun + 1);
+                    state = self.drive(state, news, deadline).0;
+                    match state.session_of(generation).and_then(|session| session.deadlock(id)) {
                         None => continue,
-                        Some(cycle) => {
-                            MachineLockError::Deadlock(Box::new(report::deadlock(&session.replica, &cycle)))
-                        }
+                        Some(deadlock) => MachineLockError::Deadlock(Box::new(deadlock)),
                     }
                 }
             };
@@ -347,18 +368,20 @@ impl Client {
                     return (state, Err(Stop::Failed(error)));
                 }
             }
-            if deadline.is_some_and(|deadline| now >= deadline) {
+            let must_send = state.must_send(wants);
+            // A call that is under way is not cut off for a look.
+            let look = wants.look().filter(|_| !must_send);
+            if [deadline, look].into_iter().flatten().any(|until| now >= until) {
                 state.hand_on(&self.keeper);
                 return (state, Err(Stop::Deadline));
             }
             let pause = state.pause(now);
-            let must_send = state.must_send(wants);
             if must_send && !state.is_sending && pause.is_none() {
                 state = self.send(state, deadline);
                 continue;
             }
             let gives_up = state.failing.as_ref().map(|_| gives_up);
-            let until = [deadline, pause.filter(|_| must_send), gives_up].into_iter().flatten().min();
+            let until = [deadline, look, pause.filter(|_| must_send), gives_up].into_iter().flatten().min();
             let turn = Arc::new(Condvar::default());
             state.parked.push((wants, Arc::clone(&turn)));
             let waits = wants.may_wait_for_others();
@@ -373,6 +396,7 @@ impl Client {
     /// Sends what is to be said next, and takes the answer.
     fn send<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Locked<'a> {
         state.is_sending = true;
+        state.has_news = false;
         state.begun += 1;
         let (call, generation) = (state.begun, state.generation);
         let says = state.says(&self.about);
@@ -405,6 +429,7 @@ impl Client {
         }
         state.wake_settled();
         state.hand_on(&self.keeper);
+        self.listener.notify_one();
         match lost {
             None => state,
             Some(lease) => {
@@ -511,8 +536,8 @@ impl Client {
                 || session.has_to_say()
                 || !session.is_up_to_date()
                 || !state.leaving.is_empty()
+                || state.has_news
                 || (waits && now >= state.first_end);
-            let seen = session.seen();
             let mut until = renewal.min(end);
             if waits {
                 until = until.min(state.first_end);
@@ -523,19 +548,38 @@ impl Client {
                 state = self.send(state, None);
             } else if is_due {
                 state = self.keeper.wait_until(state, pause.map(|pause| pause.min(end))).0;
-            } else if waits {
-                drop(state);
-                let listened = self.engine.await_entry(seen, until);
-                state = self.state.lock();
-                let is_news = state.session.as_ref().is_some_and(|(session, _)| session.seen() == seen);
-                if is_news && !state.is_sending && !state.has_ended {
-                    state = self.send(state, None);
-                }
-                if listened.is_err() {
-                    state = self.keeper.wait_until(state, Some(Instant::now() + FIRST_PAUSE)).0;
-                }
             } else {
                 state = self.keeper.wait_until(state, Some(until)).0;
+            }
+        }
+    }
+
+    /// What the listener does, until the client ends.
+    fn listen(&self) {
+        let mut state = self.state.lock();
+        // Until when it does not ask again, after an error.
+        let (mut again, mut pause): (Option<Instant>, _) = (None, FIRST_PAUSE);
+        while !state.has_ended {
+            again = again.filter(|&again| Instant::now() < again);
+            let is_idle = !state.is_sending && !state.has_news && state.failing.is_none() && again.is_none();
+            let session = state.session.as_ref().filter(|(session, _)| is_idle && session.has_waiters());
+            let Some(seen) = session.map(|(session, _)| session.seen()) else {
+                state = self.listener.wait_until(state, again).0;
+                continue;
+            };
+            drop(state);
+            let listened = self.engine.await_entry(seen, Instant::now() + LONGEST_LISTEN);
+            state = self.state.lock();
+            pause = match listened {
+                Ok(()) => FIRST_PAUSE,
+                Err(_) => (pause * 2).min(LONGEST_PAUSE),
+            };
+            again = listened.is_err().then(|| Instant::now() + pause);
+            // What is being sent may bring it. Otherwise this listens again, and meets it at once.
+            let is_unknown = state.session.as_ref().is_some_and(|(session, _)| session.seen() == seen);
+            if is_unknown && !state.is_sending {
+                state.has_news = true;
+                self.keeper.notify_one();
             }
         }
     }
@@ -570,6 +614,13 @@ impl Wants {
     fn may_wait_for_others(self) -> bool {
         matches!(self, Wants::Settled { .. })
     }
+
+    fn look(self) -> Option<Instant> {
+        match self {
+            Wants::Settled { look, .. } => look,
+            Wants::Session | Wants::Written { .. } | Wants::Heard(_) => None,
+        }
+    }
 }
 
 impl State {
@@ -583,7 +634,7 @@ impl State {
         let of = |generation: u64| session.filter(|(_, joined)| joined.generation == generation);
         match wants {
             Wants::Session => session.map(|(_, joined)| Ok(Got::Session(joined.clone()))),
-            Wants::Settled { generation, id, is_try } => match of(generation) {
+            Wants::Settled { generation, id, is_try, .. } => match of(generation) {
                 None => Some(Err(Stop::Over)),
                 Some((session, _)) => match session.outcome(id) {
                     Outcome::Unheard if is_try && self.opens.is_some() => Some(Ok(Got::Outcome(Outcome::Refused))),

@@ -19,8 +19,9 @@
 //!
 //! Not here: until when the session is valid (`lease.rs`); who sends the calls, and who waits (`client.rs`).
 
+use crate::inspect::Deadlock;
 use crate::machine::engine::{Batch, Entry, MOST_ENTRIES, News, Position, Says, SessionId};
-use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, Stored};
+use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, Stored, report};
 use std::collections::BTreeMap;
 
 /// A snapshot is written when more entries than this are kept, and more than the snapshot would have requests.
@@ -118,6 +119,21 @@ impl Session {
     /// Whether that batch is in the order.
     pub(crate) fn has_written(&self, batch: u64) -> bool {
         batch < self.batches || (batch == self.batches && self.in_flight.is_none())
+    }
+
+    /// Whether the thread that asks has guards, so that its wait may be part of a deadlock.
+    pub(crate) fn is_nested(&self, ask: &Ask) -> bool {
+        self.replica.has_guards(self.member(), ask.thread)
+    }
+
+    /// The deadlock that a request is in, if it is the one to report it: of those in the cycle that which began to wait last, so that
+    /// two clients that look at the same time do not both give up.
+    pub(crate) fn deadlock(&self, id: RequestId) -> Option<Deadlock> {
+        if self.outcome(id) != Outcome::Waits {
+            return None;
+        }
+        let cycle = self.replica.deadlock(id).filter(|cycle| self.replica.is_last_to_wait(cycle))?;
+        Some(report::deadlock(&self.replica, &cycle))
     }
 
     /// Puts a request into the outbox. A try is not to wait.
