@@ -9,18 +9,18 @@
 //! | `storm.rs` | a hundred processes killed at random moments |
 //! | `agent.rs`, `proxy.rs`, `server.rs` | another process; a way to the server that can be cut; the server |
 
-//mod agent;
+mod agent;
 mod conformance;
-//mod death;
-//mod loss;
-//mod network;
-//mod proxy;
+mod death;
+mod loss;
+mod network;
+mod proxy;
 mod server;
-//mod storm;
+mod storm;
 
 /// What an agent runs; not a test.
 #[test]
 #[ignore = "is run by the other tests, as the process that they talk to"]
 fn child_process() {
-    //agent::run();
+    agent::run();
 }

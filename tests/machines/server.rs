@@ -10,9 +10,6 @@ use treelock::redis::RedisTreeLock;
 /// Nothing that works takes so long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// Of most tests: long for a busy machine.
-pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(3);
-
 /// Checks again and again until the answer is yes.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
@@ -78,6 +75,10 @@ impl Server {
         child.wait().unwrap();
     }
 
+    pub(crate) fn child(&self) -> &Child {
+        self.child.as_ref().unwrap()
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
@@ -88,10 +89,6 @@ impl Server {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.query(&mut client.get_connection()?)
-    }
-
-    pub(crate) fn open(&self) -> RedisTreeLock {
-        self.open_with(Options::new().time_to_live(TIME_TO_LIVE))
     }
 
     pub(crate) fn open_with(&self, options: Options) -> RedisTreeLock {
