@@ -163,7 +163,9 @@ fn cut_of_a_moment_does_not_end_a_wait_that_is_longer_than_the_patience() {
         wait_until("it waits", || holds.snapshot().unwrap().waiters.len() == 1);
         let start = Instant::now();
         wait_until("it has waited for longer than the patience", || start.elapsed() > 2 * patience);
-        proxy.cut();
+        proxy.close(true);
+        wait_until("it has called in vain", || proxy.refused() > 0);
+        proxy.close(false);
         // The entries of others make it call.
         wait_until("it has called again", || {
             drop(holds.write("b").unwrap());
@@ -306,6 +308,43 @@ fn server_that_is_not_there_is_told_when_the_lock_is_opened() {
         let opened = RedisTreeLock::<str>::connect(url, "test", Options::new()).map(drop);
         assert!(matches!(opened, Err(EngineError::Refused(_))), "{opened:?}");
     }
+}
+
+/// The session that a client begins after a loss is renewed as the first one was.
+#[test]
+fn guard_of_a_second_session_stays_valid() {
+    let Some((server, _)) = begin() else { return };
+    let (lock, other) = (server.open_with(options(SHORT)), server.open_with(options(SHORT)));
+    let first = lock.write_arc("a").unwrap();
+    server.ask(&["FLUSHALL"]).unwrap();
+    wait_until("it is lost", || !first.is_valid());
+    // When this has got in, the namespace takes requests again, and nobody waits.
+    drop(other.try_write_for("b", LIMIT).unwrap());
+    let second = lock.write_arc("a").unwrap();
+    let start = Instant::now();
+    wait_until("two times to live have passed", || start.elapsed() > 2 * SHORT);
+    assert!(second.is_valid());
+    second.release().unwrap();
+}
+
+/// What was cut off is asked for again at once, not when the session is to be renewed.
+#[test]
+fn waiter_whose_connections_were_cut_hears_of_its_grant() {
+    let Some((server, proxy)) = begin() else { return };
+    let (waits, holds) = (proxy.open(options(10 * LONG)), server.open_with(options(10 * LONG)));
+    let held = holds.write("a").unwrap();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| waits.try_write_for("a", LIMIT).map(drop));
+        wait_until("it waits", || holds.snapshot().unwrap().waiters.len() == 1);
+        proxy.close(true);
+        wait_until("it has called in vain", || proxy.refused() > 0);
+        proxy.close(false);
+        let start = Instant::now();
+        held.release().unwrap();
+        waiter.join().unwrap().unwrap();
+        eprintln!("granted {:?} after the release", start.elapsed());
+        assert!(start.elapsed() < LONG);
+    });
 }
 
 /// While nobody answers a waiting client asks now and then, and not all the time.
