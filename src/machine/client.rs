@@ -82,6 +82,8 @@ struct State {
 struct Failing {
     /// The last call that failed.
     call: u64,
+    /// When the first of them was sent.
+    since: Instant,
     error: EngineError,
     again: Instant,
     pause: Duration,
@@ -103,6 +105,8 @@ enum Wants {
     Written {
         generation: u64,
         batch: u64,
+        /// Whether it is tried again if it fails.
+        waits: bool,
     },
     /// The answer to a call.
     Heard(u64),
@@ -153,10 +157,17 @@ impl Client {
             keeper: Condvar::default(),
             listener: Condvar::default(),
         });
-        client.joined(None).map_err(|stop| match stop {
-            Stop::Failed(error) => error,
-            Stop::Over | Stop::Deadline => EngineError::Lost,
-        })?;
+        if let Err(stop) = client.joined(None) {
+            let broken = client.state.lock().broken.take();
+            if let Some(identity) = broken {
+                // There is no keeper that would do it.
+                let _ = client.exchange(Says::Breaks { identity }, None);
+            }
+            return Err(match stop {
+                Stop::Failed(error) => error,
+                Stop::Over | Stop::Deadline => EngineError::Lost,
+            });
+        }
         for (name, run) in [("treelock-keeper", Client::keep as fn(&Client)), ("treelock-listen", Client::listen)] {
             let of_thread = Arc::clone(&client);
             let started = std::thread::Builder::new().name(name.into()).spawn(move || run(&of_thread));
@@ -305,7 +316,7 @@ impl Client {
             self.keeper.notify_one();
             return Ok(());
         }
-        let (state, driven) = self.drive(state, Wants::Written { generation, batch }, None);
+        let (state, driven) = self.drive(state, Wants::Written { generation, batch, waits }, None);
         drop(state);
         match driven {
             Ok(_) => Ok(()),
@@ -331,7 +342,8 @@ impl Client {
             if let Err(Stop::Failed(error)) = driven {
                 return Err(error);
             }
-            if let Some(session) = state.session_of(joined.generation) {
+            // One answer may not have had all.
+            if let Some(session) = state.session_of(joined.generation).filter(|session| session.is_up_to_date()) {
                 return Ok(report::snapshot(&session.replica));
             }
         }
@@ -351,7 +363,7 @@ impl Client {
         wants: Wants,
         deadline: Option<Instant>,
     ) -> (Locked<'a>, Result<Got, Stop>) {
-        let (begun, gives_up) = (state.begun, Instant::now() + self.settings.patience);
+        let (begun, start) = (state.begun, Instant::now());
         loop {
             match state.gets(wants) {
                 Some(got) => {
@@ -362,8 +374,18 @@ impl Client {
                 None => {}
             }
             let now = Instant::now();
-            if let Some(failing) = state.failing.as_ref().filter(|failing| failing.call > begun) {
-                if !matches!(failing.error, EngineError::Away(_)) || now >= gives_up {
+            let mut gives_up = None;
+            if let Some(failing) = &state.failing {
+                let is_new = failing.call > begun;
+                let is_over = match failing.error {
+                    EngineError::Away(_) => {
+                        let until = failing.since.max(start) + self.settings.patience;
+                        gives_up = Some(until);
+                        now >= until || (is_new && wants.is_not_waited_for())
+                    }
+                    _ => is_new,
+                };
+                if is_over {
                     let error = failing.error.clone();
                     return (state, Err(Stop::Failed(error)));
                 }
@@ -380,7 +402,6 @@ impl Client {
                 state = self.send(state, deadline);
                 continue;
             }
-            let gives_up = state.failing.as_ref().map(|_| gives_up);
             let until = [deadline, look, pause.filter(|_| must_send), gives_up].into_iter().flatten().min();
             let turn = Arc::new(Condvar::default());
             state.parked.push((wants, Arc::clone(&turn)));
@@ -400,6 +421,9 @@ impl Client {
         state.begun += 1;
         let (call, generation) = (state.begun, state.generation);
         let says = state.says(&self.about);
+        // An answer that comes after the end of the lease is of no use, and others are to be told of the end.
+        let end = state.session.as_ref().map(|(_, joined)| joined.lease.end());
+        let deadline = [deadline, end].into_iter().flatten().min();
         drop(state);
         let sent = Instant::now();
         let reply = self.exchange(says.clone(), deadline);
@@ -422,7 +446,7 @@ impl Client {
                     Says::Joins { .. } | Says::GoesOn { .. } => lost = self.hear(&mut state, sent, reply),
                 }
             }
-            Err(error) => state.fail(error),
+            Err(error) => state.fail(error, sent),
         }
         if is_answered {
             state.heard = call;
@@ -442,7 +466,7 @@ impl Client {
 
     fn exchange(&self, says: Says, deadline: Option<Instant>) -> Result<Reply, EngineError> {
         let now = Instant::now();
-        let latest = now + self.settings.response;
+        let latest = now + self.settings.response.min(self.settings.patience);
         let soonest = now + Duration::from_millis(1);
         let deadline = deadline.map_or(latest, |deadline| deadline.clamp(soonest, latest));
         let fresh = Identity([sync::random_seed(), sync::random_seed()]);
@@ -467,7 +491,7 @@ impl Client {
                     }
                     Err(Damaged) => {
                         state.broken = Some(identity);
-                        state.fail(EngineError::Damaged);
+                        state.fail(EngineError::Damaged, sent);
                         state.lose()
                     }
                 }
@@ -478,9 +502,9 @@ impl Client {
             }
             Reply::Expired | Reply::OrderLost => state.lose(),
             Reply::OtherFormat(format) => {
-                let (call, pause) = (state.begun, LONGEST_PAUSE);
-                state.failing =
-                    Some(Failing { call, error: EngineError::OtherFormat(format), again: now + pause, pause });
+                let (call, since, pause) = (state.begun, sent, LONGEST_PAUSE);
+                let error = EngineError::OtherFormat(format);
+                state.failing = Some(Failing { call, since, error, again: now + pause, pause });
                 state.lose()
             }
         }
@@ -502,6 +526,8 @@ impl Client {
             asking: Arc::new(Asking { seeds: Seeds::specified(key), location }),
         };
         state.session = Some((session, joined));
+        // It has slept since the last session ended.
+        self.keeper.notify_one();
         Ok(true)
     }
 
@@ -537,7 +563,8 @@ impl Client {
                 || !session.is_up_to_date()
                 || !state.leaving.is_empty()
                 || state.has_news
-                || (waits && now >= state.first_end);
+                // Nobody listens before a call is answered.
+                || (waits && (now >= state.first_end || state.failing.is_some()));
             let mut until = renewal.min(end);
             if waits {
                 until = until.min(state.first_end);
@@ -615,6 +642,11 @@ impl Wants {
         matches!(self, Wants::Settled { .. })
     }
 
+    /// Whether it is left to the keeper after the first call that fails.
+    fn is_not_waited_for(self) -> bool {
+        matches!(self, Wants::Written { waits: false, .. })
+    }
+
     fn look(self) -> Option<Instant> {
         match self {
             Wants::Settled { look, .. } => look,
@@ -642,7 +674,7 @@ impl State {
                     settled => Some(Ok(Got::Outcome(settled))),
                 },
             },
-            Wants::Written { generation, batch } => match of(generation) {
+            Wants::Written { generation, batch, .. } => match of(generation) {
                 None => Some(Err(Stop::Over)),
                 Some((session, _)) => session.has_written(batch).then_some(Ok(Got::Done)),
             },
@@ -679,9 +711,12 @@ impl State {
     }
 
     /// Notes that the last call has failed.
-    fn fail(&mut self, error: EngineError) {
-        let pause = self.failing.as_ref().map_or(FIRST_PAUSE, |failing| (failing.pause * 2).min(LONGEST_PAUSE));
-        self.failing = Some(Failing { call: self.begun, error, again: Instant::now() + pause, pause });
+    fn fail(&mut self, error: EngineError, sent: Instant) {
+        let (since, pause) = match &self.failing {
+            Some(failing) => (failing.since, (failing.pause * 2).min(LONGEST_PAUSE)),
+            None => (sent, FIRST_PAUSE),
+        };
+        self.failing = Some(Failing { call: self.begun, since, error, again: Instant::now() + pause, pause });
     }
 
     /// Has the engine told that the session is over.

@@ -189,7 +189,9 @@ fn reply_of(value: Value) -> Option<Reply> {
                 "" => None,
                 snapped => Some((Position(snapped.parse().ok()?), snapshot)),
             };
-            let entries = array(next()?)?.into_iter().map(entry_of).collect::<Option<_>>()?;
+            // One that no treelock has written: no session can take it.
+            let foreign = || Entry { position: Position(0), member: 0, events: Vec::new() };
+            let entries = array(next()?)?.into_iter().map(|entry| entry_of(entry).unwrap_or_else(foreign)).collect();
             Reply::News(News { session, snapshot, entries, head, kept, first_end })
         }
         _ => return None,
