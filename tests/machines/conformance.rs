@@ -93,6 +93,7 @@ conforms! {
         guard_tells_its_roots_their_modes_and_its_fence,
         snapshot_shows_holders_and_waiters_of_all_clients,
         relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten,
+        paths_that_are_not_utf_8_exclude_themselves_only,
         empty_path_is_the_root_beside_relative_and_absolute_paths,
         refused_paths_leave_nothing_behind,
         one_path_is_tried_without_a_list,
@@ -590,6 +591,18 @@ fn relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten(place: &i
     assert!(matches!(other.try_write("a"), Err(MachineLockError::Path(_))));
     drop(one);
     drop(other.try_write("a/./b/../c").unwrap());
+}
+
+/// The lock goes by bytes; what it prints is escaped.
+fn paths_that_are_not_utf_8_exclude_themselves_only(place: &impl Place) {
+    use std::os::unix::ffi::OsStrExt;
+    let open = || place.open_as::<Path>(Options::new().time_to_live(LONG));
+    let path = |bytes: &'static [u8]| Path::new(std::ffi::OsStr::from_bytes(bytes));
+    let (one, other) = (open(), open());
+    let _held = one.write(path(b"a/\xff")).unwrap();
+    assert!(matches!(other.try_read(path(b"a/\xff/x")), Err(MachineLockError::WouldBlock)));
+    drop(other.try_write(path(b"a/\xfe")).unwrap());
+    assert_eq!(other.snapshot().unwrap().holders[0].roots[0].segments, ["a", "\\xFF"]);
 }
 
 /// G1: the empty path is everything, whatever the other paths are relative to.

@@ -121,6 +121,59 @@ fn waiter_gets_in_after_the_loss() {
     assert!(!held.is_valid());
 }
 
+/// What a callback does is none of the lock's business.
+#[test]
+fn callback_that_panics_leaves_the_lock_usable() {
+    let Some(server) = Server::start() else { return };
+    let lock = server.open_with(options());
+    let (guard, told) = watched(&lock, "a");
+    guard.on_lost(|| std::panic::resume_unwind(Box::new("as it was told")));
+    let (_second, told_too) = watched(&lock, "b");
+    server.ask(&["FLUSHALL"]).unwrap();
+    wait_until("both are told", || told.load(Ordering::SeqCst) && told_too.load(Ordering::SeqCst));
+    let later = lock.write_arc("a").unwrap();
+    let start = Instant::now();
+    wait_until("two times to live have passed", || start.elapsed() > 2 * SHORT);
+    assert!(later.is_valid(), "nobody renews the session");
+}
+
+/// A new namespace is closed for one time to live: requests wait, tries fail, deadlines pass, and snapshots are answered. The client that
+/// waits renews its session meanwhile.
+#[test]
+fn new_namespace_is_closed_for_one_time_to_live() {
+    let Some(server) = Server::start() else { return };
+    let time_to_live = 3 * SHORT;
+    let lock = server.open_with(options().time_to_live(time_to_live));
+    let start = Instant::now();
+    assert!(matches!(lock.try_write("a"), Err(MachineLockError::WouldBlock)));
+    let refused = lock.try_write_for("a", Duration::from_millis(50)).map(drop);
+    assert!(matches!(refused, Err(MachineLockError::TimedOut)), "{refused:?}");
+    assert!(lock.snapshot().unwrap().holders.is_empty());
+    assert!(start.elapsed() < SHORT, "{:?}", start.elapsed());
+    let guard = lock.write("a").unwrap();
+    let took = start.elapsed();
+    eprintln!("time to live {time_to_live:?}: the first grant after {took:?}");
+    assert!(took > time_to_live.mul_f64(0.95) && took < 2 * time_to_live);
+    let members = server.ask(&["HGET", &key("meta"), "members"]).unwrap();
+    assert_eq!(members, Value::BulkString(b"1".into()), "it has needed another session");
+    guard.release().unwrap();
+    for _ in 0..100 {
+        drop(lock.try_write("a").unwrap());
+    }
+}
+
+/// Such a client would lose each session as it begins.
+#[test]
+fn margin_that_leaves_nothing_of_the_time_to_live_is_refused() {
+    let Some(server) = Server::start() else { return };
+    let open =
+        |margin| RedisTreeLock::<str>::connect(&server.url(), "test", options().clock_margin(margin)).map(drop);
+    for margin in [SHORT, 2 * SHORT] {
+        assert!(matches!(open(margin), Err(EngineError::Refused(_))), "{margin:?}");
+    }
+    open(SHORT / 2).unwrap();
+}
+
 /// The first client that opens it afterwards is told, and the namespace begins anew, as its error says.
 #[test]
 fn foreign_entries_are_told_and_the_namespace_begins_anew() {

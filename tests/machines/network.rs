@@ -327,6 +327,29 @@ fn guard_of_a_second_session_stays_valid() {
     second.release().unwrap();
 }
 
+/// It asks again in a new session, behind those that came meanwhile.
+#[test]
+fn waiter_whose_session_is_lost_asks_again() {
+    let Some((server, proxy)) = begin() else { return };
+    let (waits, holds) = (proxy.open(options(SHORT)), server.open_with(options(LONG)));
+    let held = holds.write("a").unwrap();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| waits.try_write_for("a", LIMIT).map(|guard| guard.release()));
+        let number = || {
+            let waiters = holds.snapshot().unwrap().waiters;
+            waiters.first().map(|waiter| waiter.process.as_ref().unwrap().member)
+        };
+        wait_until("it waits", || number().is_some());
+        let first = number();
+        proxy.be_silent(true);
+        wait_until("it is buried", || number().is_none());
+        proxy.be_silent(false);
+        wait_until("it waits again", || number().is_some_and(|number| Some(number) != first));
+        held.release().unwrap();
+        waiter.join().unwrap().unwrap().unwrap();
+    });
+}
+
 /// What was cut off is asked for again at once, not when the session is to be renewed.
 #[test]
 fn waiter_whose_connections_were_cut_hears_of_its_grant() {

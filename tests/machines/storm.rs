@@ -5,7 +5,7 @@
 //! that somebody else was there while its guard was valid has seen a *violation*. The file compares the fences, so a late write of one
 //! who has lost the lock does not count.
 
-use super::agent::{Agent, Store};
+use super::agent::{self, Agent, Store};
 use super::server::{LIMIT, Server};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -118,6 +118,48 @@ fn hundred_processes_that_are_killed_at_random_moments_never_meet() {
     assert_eq!(violations(folder.path()), "");
     assert!(visits > 100, "{visits}");
     assert!(lock.snapshot().unwrap().holders.is_empty());
+}
+
+/// M1, M3, M6: the same while the server is killed, flushed or stopped at random moments.
+#[test]
+fn processes_never_meet_while_the_server_loses_all_now_and_then() {
+    let Some(mut server) = Server::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let time_to_live = Duration::from_millis(600);
+    let mut random = StdRng::seed_from_u64(11);
+    let start = Instant::now();
+    let mut workers: Vec<Agent> = (0..5).map(|_| Agent::new(&server, time_to_live)).collect();
+    for (number, worker) in workers.iter_mut().enumerate() {
+        worker.send(&format!("work {} {number}", folder.path().display()));
+    }
+    let pass = |time: u64| {
+        let moment = Instant::now() + Duration::from_millis(time);
+        while Instant::now() < moment {
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    for round in 0..15 {
+        // Often enough in the time in which nobody is let in, and often later.
+        pass(random.random_range(200..1600));
+        match round % 3 {
+            0 => {
+                server.kill();
+                server.go_on();
+            }
+            1 => drop(server.ask(&["FLUSHALL"]).unwrap()),
+            _ => {
+                agent::stop(server.child());
+                pass(random.random_range(100..1200));
+                agent::go_on(server.child());
+            }
+        }
+    }
+    pass(1500);
+    drop(workers);
+    let visits = Store::open(&folder.path().join("visits")).get().0;
+    eprintln!("15 losses in {:?}, {visits} visits, violations: {:?}", start.elapsed(), violations(folder.path()));
+    assert_eq!(violations(folder.path()), "");
+    assert!(visits > 100, "{visits}");
 }
 
 /// The check can fail: without the lock they meet.
