@@ -25,6 +25,7 @@ use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::replica::ask::Asking;
 use crate::replica::{About, Ask, RequestId, report};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,7 @@ struct State {
     renewed: Instant,
     /// When the first of the sessions ends.
     first_end: Instant,
-    /// The engine takes no batch before.
+    /// The engine takes no batch before; see [`State::opens`].
     opens: Option<Instant>,
     failing: Option<Failing>,
     /// Sessions that this client knows to be over, and the engine may not.
@@ -132,6 +133,11 @@ type Locked<'a> = MutexGuard<'a, State>;
 impl Client {
     /// Joins, and starts the keeper and the listener.
     pub(crate) fn connect(engine: Box<dyn Engine>, settings: Options) -> Result<Arc<Self>, EngineError> {
+        if settings.margin >= settings.time_to_live {
+            let told =
+                format!("a clock margin of {:?} in a time to live of {:?}", settings.margin, settings.time_to_live);
+            return Err(EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(told))));
+        }
         let base = Instant::now();
         let client = Arc::new(Client {
             engine,
@@ -402,7 +408,8 @@ impl Client {
                 state = self.send(state, deadline);
                 continue;
             }
-            let until = [deadline, look, pause.filter(|_| must_send), gives_up].into_iter().flatten().min();
+            let until = [deadline, look, pause.filter(|_| must_send), gives_up, state.opens()];
+            let until = until.into_iter().flatten().min();
             let turn = Arc::new(Condvar::default());
             state.parked.push((wants, Arc::clone(&turn)));
             let waits = wants.may_wait_for_others();
@@ -479,7 +486,6 @@ impl Client {
         let now = Instant::now();
         match reply {
             Reply::News(news) => {
-                state.opens = None;
                 state.renewed = sent;
                 state.first_end = now + news.first_end;
                 let identity = news.session.identity;
@@ -559,7 +565,7 @@ impl Client {
             let waits = session.has_waiters();
             let end = joined.lease.end();
             let is_due = now >= renewal
-                || session.has_to_say()
+                || state.has_to_say()
                 || !session.is_up_to_date()
                 || !state.leaving.is_empty()
                 || state.has_news
@@ -568,6 +574,9 @@ impl Client {
             let mut until = renewal.min(end);
             if waits {
                 until = until.min(state.first_end);
+            }
+            if let Some(opens) = state.opens().filter(|_| session.has_to_say()) {
+                until = until.min(opens);
             }
             if state.is_sending {
                 state = self.keeper.wait_until(state, Some(end)).0;
@@ -669,7 +678,7 @@ impl State {
             Wants::Settled { generation, id, is_try, .. } => match of(generation) {
                 None => Some(Err(Stop::Over)),
                 Some((session, _)) => match session.outcome(id) {
-                    Outcome::Unheard if is_try && self.opens.is_some() => Some(Ok(Got::Outcome(Outcome::Refused))),
+                    Outcome::Unheard if is_try && self.opens().is_some() => Some(Ok(Got::Outcome(Outcome::Refused))),
                     Outcome::Unheard | Outcome::Waits => None,
                     settled => Some(Ok(Got::Outcome(settled))),
                 },
@@ -682,19 +691,30 @@ impl State {
         }
     }
 
+    /// When the engine will take batches, if it does not yet.
+    fn opens(&self) -> Option<Instant> {
+        self.opens.filter(|&opens| Instant::now() < opens)
+    }
+
+    /// Whether there is something to be written that the engine would take.
+    fn has_to_say(&self) -> bool {
+        self.session.as_ref().is_some_and(|(session, _)| session.has_to_say()) && self.opens().is_none()
+    }
+
     /// Whether something must be sent for it.
     fn must_send(&self, wants: Wants) -> bool {
         match (wants, &self.session) {
-            (Wants::Session | Wants::Heard(_) | Wants::Written { .. }, _) | (_, None) => true,
-            (Wants::Settled { id, .. }, Some((session, _))) => session.outcome(id) == Outcome::Unheard,
+            (Wants::Session | Wants::Heard(_), _) | (_, None) => true,
+            (Wants::Written { .. }, Some(_)) => self.opens().is_none(),
+            (Wants::Settled { id, .. }, Some((session, _))) => {
+                session.outcome(id) == Outcome::Unheard && self.opens().is_none()
+            }
         }
     }
 
     /// Until when nothing may be sent.
     fn pause(&self, now: Instant) -> Option<Instant> {
-        let again = self.failing.as_ref().map(|failing| failing.again);
-        let opens = self.opens.filter(|_| self.session.as_ref().is_some_and(|(session, _)| session.has_to_say()));
-        [again, opens].into_iter().flatten().filter(|&until| until > now).max()
+        self.failing.as_ref().map(|failing| failing.again).filter(|&until| until > now)
     }
 
     fn says(&mut self, about: &About) -> Says {
@@ -704,8 +724,9 @@ impl State {
         if let Some(&session) = self.leaving.first() {
             return Says::Leaves { session };
         }
+        let takes_batches = self.opens().is_none();
         match &mut self.session {
-            Some((session, _)) => session.call(),
+            Some((session, _)) => session.call(takes_batches),
             None => Session::join(about.clone()),
         }
     }
@@ -753,10 +774,9 @@ impl State {
             return;
         }
         let next = self.parked.iter().find(|(wants, _)| self.gets(*wants).is_none() && self.must_send(*wants));
-        let keeper_must = self
-            .session
-            .as_ref()
-            .is_none_or(|(session, _)| session.has_to_say() || session.has_waiters() || !session.is_up_to_date());
+        let session = self.session.as_ref();
+        let keeper_must =
+            self.has_to_say() || session.is_none_or(|(session, _)| session.has_waiters() || !session.is_up_to_date());
         match next {
             Some((_, turn)) => _ = turn.notify_one(),
             None if keeper_must || !self.leaving.is_empty() || self.broken.is_some() => _ = keeper.notify_one(),

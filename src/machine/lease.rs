@@ -11,6 +11,7 @@
 //! A lease that has ended never comes back, also if the engine has not buried the session yet: somebody may have seen the end.
 
 use crate::sync::Mutex;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,9 @@ impl Lease {
     pub(crate) fn lose(&self) {
         self.end.store(LOST, Ordering::Release);
         let callbacks = self.callbacks.lock().take();
-        callbacks.into_iter().flatten().for_each(|(_, callback)| callback());
+        for (_, callback) in callbacks.into_iter().flatten() {
+            // A panic of one is not to keep the others from being told, nor to end the thread that tells them.
+            let _ = catch_unwind(AssertUnwindSafe(callback));
+        }
     }
 }

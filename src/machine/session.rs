@@ -57,6 +57,8 @@ pub(crate) struct Session {
     outbox: Vec<Event>,
     /// And the last request that it has.
     in_flight: Option<(Batch, u64)>,
+    /// Whether the last call had it.
+    is_said: bool,
     batches: u64,
     requests: u64,
     /// The last request that is known to be in the order.
@@ -80,6 +82,7 @@ impl Session {
             kept: 0,
             outbox: Vec::new(),
             in_flight: None,
+            is_said: false,
             batches: 0,
             requests: 0,
             written: 0,
@@ -173,27 +176,25 @@ impl Session {
         self.own.values().any(|outcome| *outcome == Outcome::Waits)
     }
 
-    /// What to say next: what was said before, if its reply is not known, or else all that is in the outbox.
-    pub(crate) fn call(&mut self) -> Says {
-        if self.in_flight.is_none() && !self.outbox.is_empty() {
+    /// What to say next: what was said before, if its reply is not known, or else all that is in the outbox. Nothing of that
+    /// while the engine takes no batches, which is no reason not to renew the session.
+    pub(crate) fn call(&mut self, takes_batches: bool) -> Says {
+        if takes_batches && self.in_flight.is_none() && !self.outbox.is_empty() {
             self.batches += 1;
             let events = write(&std::mem::take(&mut self.outbox));
             self.in_flight = Some((Batch { number: self.batches, events }, self.requests));
         }
         let is_long = self.kept > MOST_KEPT.max(4 * self.replica.requests.len() as u64);
         let snapshot = (is_long && self.is_up_to_date()).then(|| (self.seen, write(&self.replica.store())));
-        Says::GoesOn {
-            session: self.id,
-            since: self.seen,
-            batch: self.in_flight.clone().map(|(batch, _)| batch),
-            snapshot,
-        }
+        let batch = self.in_flight.clone().filter(|_| takes_batches).map(|(batch, _)| batch);
+        self.is_said = batch.is_some();
+        Says::GoesOn { session: self.id, since: self.seen, batch, snapshot }
     }
 
     /// Takes the answer to the last call. On an error it is of no use any longer.
     pub(crate) fn hear(&mut self, news: News) -> Result<(), Damaged> {
         // Only a reply to a call that had the batch says that it is written.
-        if let Some((_, last)) = self.in_flight.take() {
+        if let Some((_, last)) = self.in_flight.take_if(|_| self.is_said) {
             self.written = last;
         }
         self.head = news.head;
