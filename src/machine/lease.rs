@@ -91,3 +91,32 @@ impl Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody may have seen the end; so it is the end.
+    #[test]
+    fn lease_that_has_ended_never_comes_back() {
+        let base = Instant::now();
+        let at = |millis| base + Duration::from_millis(millis);
+        let lease = Lease::new(base, at(10));
+        assert!(lease.is_valid_at(at(9)) && lease.renew(at(9), at(20)));
+        assert!(lease.is_valid_at(at(19)) && !lease.is_valid_at(at(20)));
+        assert!(!lease.renew(at(20), at(30)) && !lease.is_valid_at(at(25)));
+        let lost = Lease::new(base, at(10));
+        lost.lose();
+        assert!(!lost.is_valid_at(base) && !lost.renew(at(1), at(30)) && !lost.is_valid_at(at(2)));
+    }
+
+    /// An answer to an earlier call may come later.
+    #[test]
+    fn renewal_never_shortens_a_lease() {
+        let base = Instant::now();
+        let at = |millis| base + Duration::from_millis(millis);
+        let lease = Lease::new(base, at(10));
+        assert!(lease.renew(at(1), at(20)) && lease.renew(at(2), at(15)));
+        assert_eq!(lease.end(), at(20));
+    }
+}

@@ -1,7 +1,7 @@
 //! Processes that are killed or stopped (M1, M2, M3, M5), and what a lock costs that does nothing.
 
 use super::agent::{Agent, Store};
-use super::server::{Server, wait_until};
+use super::server::{LIMIT, Server, wait_until};
 use std::time::{Duration, Instant};
 use treelock::machine::{MachineLockError, Options};
 
@@ -22,7 +22,7 @@ fn what_a_killed_process_held_is_free_when_its_session_ends() {
         let fence = holder.locks("lock 1 w:a/b r:c");
         assert!(matches!(lock.try_write("a"), Err(MachineLockError::WouldBlock)));
         let killed = holder.kill();
-        let guard = lock.lock(&[], &["a", "c"]).unwrap();
+        let guard = lock.try_lock_for(&[], &["a", "c"], LIMIT).unwrap();
         times.push(killed.elapsed());
         assert!(guard.fence() > fence);
     }
@@ -62,7 +62,7 @@ fn holder_that_was_stopped_knows_that_it_has_lost_and_its_late_write_is_refused(
     assert_eq!(holder.answer(), "looked");
     holder.stop();
     let stopped = Instant::now();
-    let guard = lock.write("a").unwrap();
+    let guard = lock.try_write_for("a", LIMIT).unwrap();
     eprintln!("time to live {SHORT:?}; from the stop of the holder to the grant: {:?}", stopped.elapsed());
     assert!(guard.fence() > old);
     for path in [&path, &control] {

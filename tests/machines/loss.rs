@@ -174,6 +174,24 @@ fn margin_that_leaves_nothing_of_the_time_to_live_is_refused() {
     open(SHORT / 2).unwrap();
 }
 
+/// Each client is idle but for its renewals while others write much.
+#[test]
+fn log_is_kept_short() {
+    let Some(server) = Server::start() else { return };
+    drop(server.open_with(options().time_to_live(Duration::from_millis(50))).write("a").unwrap());
+    let (lock, _idle) = (server.open_with(options()), server.open_with(options()));
+    let mut longest = 0;
+    for _ in 0..15 {
+        for _ in 0..100 {
+            drop(lock.write("a").unwrap());
+        }
+        let Value::Int(entries) = server.ask(&["XLEN", &key("log")]).unwrap() else { panic!() };
+        longest = longest.max(entries);
+    }
+    eprintln!("3000 batches; never more than {longest} entries seen");
+    assert!(longest < 1500, "{longest}");
+}
+
 /// The first client that opens it afterwards is told, and the namespace begins anew, as its error says.
 #[test]
 fn foreign_entries_are_told_and_the_namespace_begins_anew() {

@@ -23,7 +23,8 @@
 //! at most; whatever was granted by the lost writes can be granted again before. The fences of what is granted later are higher, if
 //! the clocks of both servers agree; so use them, or `min-replicas-to-write` and a server that is not promoted by itself.
 //!
-//! Configure `noeviction` for a server that keeps locks. Redis 6.2 or newer.
+//! Configure `noeviction` for a server that keeps locks. One that is full refuses requests, and renewals too: what is held is lost
+//! if that lasts for a time to live. Redis 6.2 or newer.
 
 use crate::core::path::TreePath;
 use crate::machine::engine::SessionId;
