@@ -393,9 +393,22 @@ impl Replica {
     }
 
     /// Whether the thread that asks has plain guards: only such a request ever gets the report of a deadlock.
+    #[cfg(feature = "process")]
     pub(crate) fn is_nested(&self, id: RequestId) -> bool {
         let Some(Request { ask, .. }) = self.requests.get(&id).map(Box::as_ref) else { return false };
-        self.guards_of(id.member, ask.thread).next().is_some()
+        self.has_guards(id.member, ask.thread)
+    }
+
+    /// Whether a thread has plain guards.
+    pub(crate) fn has_guards(&self, member: MemberId, thread: u64) -> bool {
+        self.guards_of(member, thread).next().is_some()
+    }
+
+    /// Whether the first one in a cycle is that which began to wait last: in every replica the same one.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_last_to_wait(&self, cycle: &[InCycle]) -> bool {
+        let stamps = cycle.iter().map(|party| self.requests[&party.waits].stamp);
+        stamps.max().flatten() == self.requests[&cycle[0].waits].stamp
     }
 
     /// The cycle that a waiting request is in, itself first, if it is the one to report it.
