@@ -40,13 +40,13 @@ fn nothing_was_written_twice(server: &Server) {
         .map(|entry| {
             let Value::Array(entry) = entry else { panic!() };
             let Value::Array(fields) = &entry[1] else { panic!() };
-            text(&fields[1])
+            text(&fields[0])
         })
         .collect();
     let mut checked = 0;
     for pair in meta.chunks(2) {
         let (field, batches) = (text(&pair[0]), text(&pair[1]));
-        if let Some(member) = field.strip_prefix('b') {
+        if let Some(member) = Some(&field).filter(|field| field.starts_with(|first: char| first.is_ascii_digit())) {
             let entries = members.iter().filter(|of| *of == member).count();
             assert_eq!(entries as u64, batches.parse::<u64>().unwrap() + 1, "of member {member}");
             checked += 1;
