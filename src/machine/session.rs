@@ -24,7 +24,7 @@ use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, S
 use std::collections::BTreeMap;
 
 /// A snapshot is written when more entries than this are kept, and more than the snapshot would have requests.
-const MOST_KEPT: u64 = 1000;
+const MOST_KEPT: u64 = if cfg!(test) { 8 } else { 1000 };
 
 /// What has become of a request of this session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

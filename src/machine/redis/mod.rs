@@ -25,6 +25,9 @@
 //!
 //! Configure `noeviction` for a server that keeps locks. Redis 6.2 or newer.
 
+#[cfg(test)]
+mod differential;
+
 use crate::core::path::TreePath;
 use crate::machine::engine::SessionId;
 use crate::machine::engine::{
