@@ -28,8 +28,8 @@ struct Meta {
     opens: u64,
     members: u64,
     alive: usize,
-    /// The number of the last batch of each member that has a session.
-    batches: BTreeMap<u64, u64>,
+    /// Of each member that has a session, the key of that and the number of its last batch.
+    batches: BTreeMap<u64, (u32, u64)>,
 }
 
 /// What a server may lose.
@@ -47,7 +47,7 @@ pub(crate) enum Part {
 impl Meta {
     /// The number of the last batch of a session, if that is not over.
     fn last_batch(&self, session: &SessionId) -> Option<u64> {
-        self.batches.get(&session.member).copied()
+        self.batches.get(&session.member).filter(|(key, _)| *key == session.key).map(|(_, last)| *last)
     }
 }
 
@@ -64,8 +64,10 @@ impl Memory {
     }
 
     /// Has the session of a member end at a time.
-    pub(crate) fn end_session(&mut self, member: u64, end: u64) {
-        self.live.entry(member).and_modify(|until| *until = end);
+    pub(crate) fn end_session(&mut self, session: &SessionId, end: u64) {
+        if self.meta.as_ref().is_some_and(|meta| meta.last_batch(session).is_some()) {
+            self.live.entry(session.member).and_modify(|until| *until = end);
+        }
     }
 
     /// Ends the time for which a new order is closed; `false` if there is no order.
@@ -133,7 +135,7 @@ impl Memory {
                 && self.log.is_some();
             let is_alone = meta.head == since;
             if is_next {
-                self.write(&mut meta, now, session.member, batch);
+                self.write(&mut meta, now, &session, batch);
             }
             let head = meta.head;
             self.meta = Some(meta);
@@ -180,16 +182,16 @@ impl Memory {
         if renews {
             let dead = self.live.iter().filter(|(_, end)| **end < now);
             let mut dead: Vec<u64> = dead.map(|(&member, _)| member).collect();
-            dead.sort_by_key(|member| (self.live[member], member.to_string()));
+            dead.sort_by_key(|member| (self.live[member], format!("{member}.")));
             dead.into_iter().for_each(|member| self.leave(meta, now, member));
         }
         // 4.
         let (session, since) = match says {
             Says::Joins { events } => {
-                let session = SessionId { identity, member: meta.members };
+                let session = SessionId { identity, member: meta.members, key: call.fresh.key() };
                 meta.members += 1;
                 meta.alive += 1;
-                self.write(meta, now, session.member, &Batch { number: 0, events: events.clone() });
+                self.write(meta, now, &session, &Batch { number: 0, events: events.clone() });
                 (session, None)
             }
             Says::GoesOn { session, since, batch, .. } => {
@@ -199,7 +201,7 @@ impl Memory {
                     if now < meta.opens {
                         return Reply::Closed(Duration::from_micros(meta.opens - now));
                     }
-                    self.write(meta, now, session.member, batch);
+                    self.write(meta, now, &session, batch);
                 }
                 (*session, Some(*since))
             }
@@ -239,9 +241,9 @@ impl Memory {
         })
     }
 
-    fn write(&mut self, meta: &mut Meta, now: u64, member: u64, batch: &Batch) {
-        self.append(meta, now, member, batch.events.clone());
-        meta.batches.insert(member, batch.number);
+    fn write(&mut self, meta: &mut Meta, now: u64, session: &SessionId, batch: &Batch) {
+        self.append(meta, now, session.member, batch.events.clone());
+        meta.batches.insert(session.member, (session.key, batch.number));
     }
 
     fn append(&mut self, meta: &mut Meta, now: u64, member: u64, events: Vec<u8>) {

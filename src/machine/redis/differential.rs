@@ -22,6 +22,8 @@ enum Step {
     /// next one, and perhaps a snapshot of one of those positions.
     GoOn {
         which: usize,
+        /// The key is that of another session.
+        is_other: bool,
         renews: bool,
         since: Since,
         batch: Option<(i64, Vec<u8>)>,
@@ -56,11 +58,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     let number = prop_oneof![6 => Just(0i64), 2 => Just(-1), 1 => Just(-3), 1 => Just(2)];
     let snapshot = proptest::option::weighted(0.15, (0..8usize, bytes()));
-    let go_on = (which(), any::<bool>(), since, proptest::option::of((number, bytes())), snapshot);
+    let go_on = (
+        which(),
+        prop::bool::weighted(0.05),
+        any::<bool>(),
+        since,
+        proptest::option::of((number, bytes())),
+        snapshot,
+    );
     let parts = vec![Part::All, Part::Meta, Part::Log, Part::Live, Part::Snap, Part::Oldest];
     let step = prop_oneof![
         6 => bytes().prop_map(Step::Join),
-        30 => go_on.prop_map(|(which, renews, since, batch, snapshot)| Step::GoOn { which, renews, since, batch, snapshot }),
+        30 => go_on.prop_map(|(which, is_other, renews, since, batch, snapshot)| Step::GoOn { which, is_other, renews, since, batch, snapshot }),
         2 => which().prop_map(Step::Leave),
         1 => which().prop_map(Step::Break),
         3 => which().prop_map(Step::Expire),
@@ -136,7 +145,7 @@ impl Pair {
         let session = |which: usize, of: &Pair| of.sessions.iter().rev().nth(which).copied();
         match step {
             Step::Join(events) => self.compare(|_| Says::Joins { events: events.clone() }),
-            Step::GoOn { which, renews, since, batch, snapshot } => {
+            Step::GoOn { which, is_other, renews, since, batch, snapshot } => {
                 let Some((session, last)) = session(which, self) else { return };
                 let batch = batch.map(|(by, events)| Batch { number: (last + 1).saturating_add_signed(by), events });
                 if let Some(batch) = &batch {
@@ -145,6 +154,8 @@ impl Pair {
                 }
                 let at =
                     |back: usize, of: &Pair| of.same.iter().rev().nth(back).map(|(&real, &memory)| (real, memory));
+                let key = if is_other { !session.key } else { session.key };
+                let session = SessionId { key, ..session };
                 let since = match since {
                     Since::Before(back) => at(back, self).unwrap_or_default(),
                     Since::Beyond => {
@@ -170,8 +181,8 @@ impl Pair {
             }
             Step::Expire(which) => {
                 let Some((session, _)) = session(which, self) else { return };
-                self.ask(&["ZADD", &live, "XX", "1", &session.member.to_string()]);
-                self.memory.end_session(session.member, 1);
+                self.ask(&["ZADD", &live, "XX", "1", &super::name_of(&session)]);
+                self.memory.end_session(&session, 1);
             }
             Step::Open => {
                 if self.memory.open() {
@@ -202,7 +213,7 @@ impl Pair {
 
     fn compare(&mut self, says: impl Fn(bool) -> Says) {
         self.identities += 1;
-        let fresh = Identity([self.identities, 7]);
+        let fresh = Identity([self.identities << 32, 7]);
         let call = |is_real| Call { fresh, time_to_live: DAY, says: says(is_real) };
         let real = self.real.exchange(&call(true), Instant::now() + Duration::from_secs(20)).unwrap();
         let memory = self.memory.exchange(self.now, &call(false));
