@@ -201,6 +201,8 @@ impl Client {
             match self.wait(state, &joined, id, is_try, deadline) {
                 Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence }),
                 Ok(Outcome::OddFrame) => return Err(odd_frame()),
+                // What a snapshot stands for tells only that it is refused.
+                Ok(_) if !is_try => return Err(odd_frame()),
                 Ok(_) => return Err(MachineLockError::WouldBlock),
                 Err(Waited::Over) => {}
                 Err(Waited::Failed(error)) => return Err(error),
@@ -363,7 +365,8 @@ impl Client {
                 return (state, Err(Stop::Deadline));
             }
             let pause = state.pause(now);
-            let must_send = state.must_send(wants);
+            // After a failure the one that waits asks, since that tells all whether the engine is back, and listening does not.
+            let must_send = state.must_send(wants) || (state.failing.is_some() && state.waits(wants));
             if must_send && !state.is_sending && pause.is_none() {
                 state = self.send(state, deadline);
                 continue;
@@ -417,7 +420,8 @@ impl Client {
         let mut state = self.state.lock();
         state.is_sending = false;
         let mut lost = None;
-        let is_answered = reply.is_ok();
+        // What a session is told; that one has left says nothing of the order.
+        let is_heard = reply.is_ok() && matches!(says, Says::Joins { .. } | Says::GoesOn { .. });
         match reply {
             Ok(reply) => {
                 state.failing = None;
@@ -435,7 +439,7 @@ impl Client {
             }
             Err(error) => state.fail(error),
         }
-        if is_answered {
+        if is_heard {
             state.heard = call;
         }
         state.wake_settled();
@@ -559,7 +563,8 @@ impl Client {
                 || !state.leaving.is_empty()
                 || state.broken.is_some();
             state = if state.is_sending {
-                self.keeper.wait_until(state, Some(end)).0
+                // The one that sends may fail, and leave what is due.
+                self.keeper.wait_until(state, Some(end.min(now + self.settings.time_to_live / 20))).0
             } else if is_due && pause.is_none() {
                 self.send(state, None)
             } else if is_due {
