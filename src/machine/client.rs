@@ -201,8 +201,8 @@ impl Client {
             match self.wait(state, &joined, id, is_try, deadline) {
                 Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence }),
                 Ok(Outcome::OddFrame) => return Err(odd_frame()),
-                // What a snapshot stands for tells only that it is refused.
-                Ok(_) if !is_try => return Err(odd_frame()),
+                // A snapshot does not tell why. Or a lagging copy was promoted, which has it not. So ask again.
+                Ok(_) if !is_try => {}
                 Ok(_) => return Err(MachineLockError::WouldBlock),
                 Err(Waited::Over) => {}
                 Err(Waited::Failed(error)) => return Err(error),

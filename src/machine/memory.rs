@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
+type Log = BTreeMap<Position, (Option<u64>, Vec<u8>)>;
+
 /// What the four keys of a server have.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
     meta: Option<Meta>,
     /// The first entry of an order is nobody's.
-    log: Option<BTreeMap<Position, (Option<u64>, Vec<u8>)>>,
+    log: Option<Log>,
     /// When the session of each member ends.
     live: BTreeMap<u64, u64>,
     snap: Option<Vec<u8>>,
@@ -201,7 +203,7 @@ impl Memory {
                     if now < meta.opens {
                         return Reply::Closed(Duration::from_micros(meta.opens - now));
                     }
-                    self.write(meta, now, &session, batch);
+                    self.write(meta, now, session, batch);
                 }
                 (*session, Some(*since))
             }

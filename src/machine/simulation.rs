@@ -9,15 +9,12 @@
 //!
 //! 1. A grant lasts from its entry to the entry of its release, or to the end of the lease by its client's own clock, whichever
 //!    comes first. Two grants of different owners that conflict never last at the same time (M1, M2). Where a lagging copy was
-//!    promoted in between, this is so from the moment at which the client of the earlier one has been renewed by that copy.
+//!    promoted meanwhile, this is so from the moment at which the client of the earlier one has been renewed by that copy.
 //! 2. Of two grants that conflict the later one has the higher fence, whatever was lost (M3).
 //! 3. No request is written twice in one order, and nothing is written for a member that has left (M4).
 //! 4. All replicas that stand at one position of one order agree, hold nothing that conflicts, and let nobody wait who may go on.
 //! 5. When the faults are over every request is granted, refused, or told of a deadlock, and at last nothing is left (M5).
 //! 6. A lease that was not valid at one moment is not valid at a later one.
-
-#[path = "../../model/spec.rs"]
-mod spec;
 
 use super::engine::{Call, Identity, News, Position, Reply, Says, SessionId};
 use super::lease::Lease;
@@ -27,10 +24,12 @@ use crate::core::mode::Mode;
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
 use crate::replica::ask::Asking;
+use crate::replica::judge::spec::Request;
 use crate::replica::{About, Event, Replica, RequestId};
 use proptest::prelude::*;
-use spec::Request;
-use std::collections::{HashMap, HashSet};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::Location;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -71,6 +70,8 @@ enum Step {
     ExchangeLate(usize, u64, u64),
     /// Some clients go on for a time, and the others are stopped.
     GoOn(u8, u64),
+    /// The client's process ends, and another one begins.
+    Die(usize),
     Wait(u64),
     Lose(Part),
     /// The server is copied.
@@ -103,6 +104,7 @@ fn steps(is_copied: bool) -> impl Strategy<Value = Vec<Step>> {
         10 => client().prop_map(Step::Hear),
         3 => (client(), 0..3usize).prop_map(|(client, which)| Step::Drop(client, which)),
         3 => client().prop_map(Step::Look),
+        1 => client().prop_map(Step::Die),
         4 => (client(), 0..TIME_TO_LIVE / 4, 0..TIME_TO_LIVE / 2)
             .prop_map(|(client, before, after)| Step::ExchangeLate(client, before, after)),
         12 => (1..16u8, 0..TIME_TO_LIVE * 3 / 2).prop_map(|(who, time)| Step::GoOn(who, time)),
@@ -203,16 +205,25 @@ struct World {
     written: HashMap<(Identity, Position), u64>,
     /// The requests that were asked for, and the members that have left, since a copy was promoted.
     once: HashSet<(Identity, RequestId)>,
+    /// The requests that were seen to wait.
+    waited: HashSet<(Identity, RequestId)>,
+    /// The batches that came to the engine.
+    arrived: HashSet<(Identity, u64, u64)>,
     left: HashSet<(Identity, u64)>,
     released: HashMap<(Identity, RequestId), u64>,
     downgraded: HashMap<(Identity, RequestId), u64>,
     requests: HashMap<(Identity, RequestId), (Option<u64>, Request)>,
-    replicas: HashMap<(Identity, Position), Vec<(RequestId, usize, bool, Vec<Mode>)>>,
+    replicas: HashMap<(Identity, Position), Seen>,
     identities: u64,
+    /// How often what is to be judged came about.
+    reached: BTreeMap<&'static str, u64>,
 }
 
+/// Of each request, how many of its steps it has taken, whether it is granted, and its modes.
+type Seen = Vec<(RequestId, usize, bool, Vec<Mode>)>;
+
 /// What can be seen of a replica.
-fn seen(replica: &Replica) -> Vec<(RequestId, usize, bool, Vec<Mode>)> {
+fn seen(replica: &Replica) -> Seen {
     let requests = replica.requests.values();
     let seen = requests.map(|request| {
         let modes = request.ask.steps.iter().map(|step| step.mode).collect();
@@ -253,13 +264,20 @@ impl World {
             grants: Vec::new(),
             written: HashMap::new(),
             once: HashSet::new(),
+            waited: HashSet::new(),
+            arrived: HashSet::new(),
             left: HashSet::new(),
             released: HashMap::new(),
             downgraded: HashMap::new(),
             requests: HashMap::new(),
             replicas: HashMap::new(),
             identities: 0,
+            reached: BTreeMap::new(),
         }
+    }
+
+    fn reach(&mut self, what: &'static str) {
+        *self.reached.entry(what).or_default() += 1;
     }
 
     /// The clock of a client.
@@ -334,6 +352,13 @@ impl World {
                     self.now += time / 8;
                     (0..CLIENTS).filter(|client| who & (1 << client) != 0).for_each(|client| self.exchange(client));
                 }
+            }
+            Step::Die(client) => {
+                self.lose(client);
+                let this = &mut self.clients[client];
+                this.wishes.clear();
+                this.leaving.clear();
+                (this.awaited, this.broken) = (None, None);
             }
             Step::Wait(time) => self.now += time,
             Step::Lose(part) => self.engine.lose(part),
@@ -441,9 +466,30 @@ impl World {
     }
 
     fn arrive(&mut self, client: usize, which: usize) {
-        let under_way = self.clients[client].letters.iter().enumerate().filter(|(_, letter)| letter.reply.is_none());
-        let Some((index, _)) = under_way.clone().nth(which).or(under_way.last()) else { return };
-        let reply = self.engine.exchange(self.now, &self.clients[client].letters[index].call);
+        let mut under_way =
+            self.clients[client].letters.iter().enumerate().filter(|(_, letter)| letter.reply.is_none());
+        let Some((index, _)) = under_way.clone().nth(which).or(under_way.next_back()) else { return };
+        let call = &self.clients[client].letters[index].call;
+        let joins = matches!(call.says, Says::Joins { .. });
+        let batch = match &call.says {
+            Says::GoesOn { session, batch: Some(batch), .. } => {
+                Some((session.identity, session.member, batch.number))
+            }
+            _ => None,
+        };
+        let reply = self.engine.exchange(self.now, call);
+        if batch.is_some_and(|batch| !self.arrived.insert(batch)) {
+            self.reach("a batch that arrives again");
+        }
+        self.reach(match &reply {
+            Reply::News(news) if news.snapshot.is_some() && !joins => "a snapshot",
+            Reply::News(news) if news.first_end.is_none() => "news without a renewal",
+            Reply::News(_) => "news with a renewal",
+            Reply::Closed(_) => "a closed order",
+            Reply::Expired => "a session that is over",
+            Reply::OrderLost => "an order that is lost",
+            Reply::OtherFormat(_) => unreachable!("there is one format"),
+        });
         self.note();
         let this = &mut self.clients[client];
         if this.awaited == Some(this.letters[index].number) {
@@ -521,6 +567,7 @@ impl World {
                     match self.take_news(client, renewed, given, news) {
                         Ok(true) => self.heard(client),
                         Ok(false) => {
+                            self.reach("an answer that is too late");
                             self.leave(client);
                             self.lose(client);
                         }
@@ -591,21 +638,33 @@ impl World {
                     let time = self.written.get(&(identity, fence)).copied();
                     let time = time.unwrap_or_else(|| panic!("no entry is at {fence:?}, the fence of {id:?}"));
                     asked.granted = Some(self.grants.len());
+                    let what = match self.waited.contains(&id) {
+                        true => "a grant after waiting",
+                        false => "a grant at once",
+                    };
+                    *self.reached.entry(what).or_default() += 1;
                     self.grants.push(Grant { owner, request, session: *place, id, fence, time });
                 }
                 (Outcome::Granted(fence), Some(grant)) => {
                     assert_eq!(fence, self.grants[grant].fence, "the fence of a grant changes")
                 }
                 (outcome, Some(_)) => panic!("what was granted is {outcome:?}"),
-                (Outcome::Waits, None) => assert!(!asked.wish.is_try, "a try waits"),
+                (Outcome::Waits, None) => {
+                    assert!(!asked.wish.is_try, "a try waits");
+                    self.waited.insert((identity, asked.id));
+                }
                 (Outcome::Refused | Outcome::OddFrame, None) => {
-                    assert!(asked.wish.is_try, "a request is refused that was to wait");
                     session.forget(asked.id);
+                    if !asked.wish.is_try {
+                        assert!(!self.promoted.is_empty(), "a request is refused that was to wait");
+                        this.wishes.push(asked.wish.clone());
+                    }
                 }
                 (Outcome::Unheard, None) => {}
             }
         }
         this.asked.retain(|asked| asked.granted.is_some() || session.outcome(asked.id) != Outcome::Refused);
+        self.ask(client);
         self.judge_replica(client);
     }
 
@@ -696,7 +755,7 @@ impl World {
     }
 
     /// 1 and 2.
-    fn judge_grants(&self) {
+    fn judge_grants(&mut self) {
         let end_of = |grant: &Grant| {
             let lived = &self.sessions[grant.session];
             let end = lived.lease.end().saturating_duration_since(self.base).as_micros() as u64;
@@ -715,6 +774,7 @@ impl World {
                 None => lasting.push((grant, grant.request.clone(), grant.time, end)),
             }
         }
+        let mut conflicts = 0;
         for (first, request, start, end) in &lasting {
             for (later, other, later_start, _) in &lasting {
                 let is_earlier = start < later_start;
@@ -722,11 +782,14 @@ impl World {
                     continue;
                 }
                 assert!(first.fence < later.fence, "the later grant has the lower fence: {first:?} {later:?}");
-                let promoted = self.promoted.iter().filter(|time| (start..=later_start).contains(time)).max();
+                let told = &self.sessions[first.session].told;
+                let since = told.first().map_or(0, |(given, _)| *given);
+                let promoted = self.promoted.iter().filter(|time| (since..=*later_start).contains(time)).max();
+                conflicts += 1;
                 let from = match promoted {
                     None => *later_start,
                     Some(promoted) => {
-                        let told = self.sessions[first.session].told.iter().find(|(given, _)| given > promoted);
+                        let told = told.iter().find(|(given, _)| given > promoted);
                         told.map_or(u64::MAX, |(_, heard)| *later_start.max(heard))
                     }
                 };
@@ -737,6 +800,7 @@ impl World {
                 );
             }
         }
+        *self.reached.entry("a pair of grants that conflict").or_default() += conflicts;
     }
 }
 
@@ -757,6 +821,20 @@ fn write(client: usize, root: &'static str) -> Step {
     Step::Ask { client, thread: 0, owner: Owner::Thread, is_try: false, reads: vec![], writes: vec![root] }
 }
 
+/// The histories have what they are to judge, or their silence would mean nothing.
+#[test]
+fn histories_come_to_what_they_judge() {
+    let mut runner = TestRunner::deterministic();
+    let mut reached = BTreeMap::<&str, u64>::new();
+    for _ in 0..300 {
+        let steps = steps(true).new_tree(&mut runner).unwrap().current();
+        run(steps).reached.into_iter().for_each(|(what, count)| *reached.entry(what).or_default() += count);
+    }
+    println!("{reached:#?}");
+    let all = reached.len() == 11 && reached.values().all(|count| *count > 0);
+    assert!(all, "something does not come about: {reached:#?}");
+}
+
 /// M1: the number of a member that joined in the part of the order that was lost is given to another one.
 #[test]
 fn client_of_a_lost_tail_ends_no_session_of_another() {
@@ -773,7 +851,8 @@ fn snapshot_does_not_hide_a_lost_tail() {
     let open = vec![Step::Exchange(0), Step::Exchange(1), Step::GoOn(3, TIME_TO_LIVE * 3 / 2), Step::Copy];
     let lost = vec![write(0, ""), Step::Exchange(0), Step::Promote(0)];
     let traffic = vec![write(1, "d"), Step::Exchange(1), Step::LetGo(1, 0), Step::Exchange(1)];
-    let granted = vec![Step::Exchange(0), write(1, "a"), Step::Exchange(1), Step::Wait(1000)];
+    let granted =
+        vec![Step::Wait(TIME_TO_LIVE / 2), Step::Exchange(0), write(1, "a"), Step::Exchange(1), Step::Wait(1000)];
     run([open, lost, vec![traffic; 10].concat(), granted].concat());
 }
 

@@ -542,7 +542,7 @@ fn held_by_owner(
 }
 
 #[cfg(test)]
-mod judge;
+pub(crate) mod judge;
 
 #[cfg(test)]
 mod tests {
