@@ -232,8 +232,8 @@ impl Client {
             match self.wait(state, &joined, id, is_nested, is_try, deadline) {
                 Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence }),
                 Ok(Outcome::OddFrame) => return Err(odd_frame()),
-                // What a snapshot stands for tells only that it is refused.
-                Ok(_) if !is_try => return Err(odd_frame()),
+                // A snapshot does not tell why. Or a lagging copy was promoted, which has it not. So ask again.
+                Ok(_) if !is_try => {}
                 Ok(_) => return Err(MachineLockError::WouldBlock),
                 Err(Waited::Over) => {}
                 Err(Waited::Failed(error)) => return Err(error),
@@ -585,6 +585,7 @@ impl Client {
                 || state.has_to_say()
                 || !session.is_up_to_date()
                 || !state.leaving.is_empty()
+                || state.broken.is_some()
                 || state.has_news
                 // Nobody listens before a call is answered.
                 || (waits && (now >= state.first_end || state.failing.is_some()));

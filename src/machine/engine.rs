@@ -10,7 +10,8 @@
 //! 2. A client of another identity is told that the order was lost.
 //! 3. *The dead are buried*, when a client joins or renews its session: for each session whose time has passed an entry
 //!    without events is written in its name.
-//! 4. A client that joins gets a member's number and a session. One whose session is over is told so.
+//! 4. A client that joins gets a member's number and a session. One whose session is over is told so. A session has a key of
+//!    its own beside the number: a copy of a server that lagged, and was promoted, gives the same number again.
 //! 5. A batch is written as one entry, unless its number says that it was written before. So a client whose reply was lost
 //!    sends the same batch again, and nothing happens twice.
 //! 6. If the client says that it renews its session, the time of that begins again.
@@ -30,7 +31,7 @@ use std::time::{Duration, Instant};
 pub(crate) const FORMAT: u32 = 1;
 
 /// The most entries of one reply. Whoever gets so many asks for more.
-pub(crate) const MOST_ENTRIES: usize = 1000;
+pub(crate) const MOST_ENTRIES: usize = if cfg!(test) { 6 } else { 1000 };
 
 /// Where an entry stands in the order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -41,6 +42,12 @@ pub(crate) struct Position(pub(crate) u64);
 pub(crate) struct Identity(pub(crate) [u64; 2]);
 
 impl Identity {
+    /// The key of a session that is joined by a call which draws this one: its first eight digits.
+    #[cfg(test)]
+    pub(crate) fn key(self) -> u32 {
+        (self.0[0] >> 32) as u32
+    }
+
     pub(crate) fn to_text(self) -> String {
         format!("{:016x}{:016x}", self.0[0], self.0[1])
     }
@@ -54,7 +61,8 @@ impl Identity {
 /// What a client says.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// The identity of an order that this client would begin.
+    /// The identity of an order that this client would begin. It is drawn for each call, so a session that it joins by has its key
+    /// of it.
     pub(crate) fresh: Identity,
     pub(crate) time_to_live: Duration,
     pub(crate) says: Says,
@@ -84,6 +92,8 @@ pub(crate) enum Says {
 pub(crate) struct SessionId {
     pub(crate) identity: Identity,
     pub(crate) member: u64,
+    /// See rule 4, and [`Identity::key`].
+    pub(crate) key: u32,
 }
 
 /// Events that are written together, or not at all.

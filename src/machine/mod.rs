@@ -22,7 +22,8 @@
 //! | `client.rs` | the threads of a client: who sends, who waits, who renews |
 //! | `lease.rs` | until when what is held is held |
 //! | `error.rs` | what a request, and an engine, can fail with |
-//! | `memory.rs` | an engine for tests, which fails as networks and servers do |
+//! | `memory.rs` | an engine for tests, which loses what it is told to lose |
+//! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
 //! | `redis/` | Redis and Valkey |
 //!
 //! # Invariants
@@ -40,9 +41,13 @@ mod engine;
 mod error;
 mod guard;
 mod lease;
+#[cfg(test)]
+mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod session;
+#[cfg(test)]
+mod simulation;
 
 pub use crate::replica::report::Wait;
 pub use error::{EngineError, MachineLockError};

@@ -5,7 +5,7 @@
 //! between requests of one root each the specification decides.
 
 #[path = "../../model/spec.rs"]
-mod spec;
+pub(crate) mod spec;
 
 use super::{Channel, MemberId, Replica, Request, RequestId, Step};
 use crate::core::mode::Mode;

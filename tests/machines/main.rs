@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `conformance.rs` | does an engine keep the contract? One list of tests for all engines |
 //! | `death.rs` | what is left of a process that is killed or stopped, and who is told |
+//! | `listening.rs` | what becomes of a waiter whose connection is cut while it listens |
 //! | `loss.rs` | what becomes of guards when the server loses data, or is full, or holds something foreign |
 //! | `network.rs` | what becomes of requests when the server, or the way to it, stops for a while |
 //! | `storm.rs` | a hundred processes killed at random moments |
@@ -12,6 +13,7 @@
 mod agent;
 mod conformance;
 mod death;
+mod listening;
 mod loss;
 mod network;
 mod proxy;

@@ -6,6 +6,8 @@
 -- live   a sorted set: members by the end of their sessions
 -- snap   the snapshot
 --
+-- A member is told by its number and the key of its session, as in 7.0a1b2c3d.
+--
 -- Positions and times are microseconds since 1970, which a double has exactly until the year 2255.
 local meta, log, live, snap = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local format, fresh, lives, says, identity, member, since, renews = unpack(ARGV, 1, 8)
@@ -69,7 +71,7 @@ end
 
 -- 4.
 if says == 'joins' then
-    member = text(members)
+    member = text(members) .. '.' .. string.sub(fresh, 1, 8)
     members, alive, since = members + 1, alive + 1, -1
     call('ZADD', live, text(now + lives), member)
     call('HSET', meta, member, '0')

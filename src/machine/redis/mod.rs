@@ -17,14 +17,18 @@
 //!
 //! # What a server may lose
 //!
-//! A restart without its data, `FLUSHALL`, a deleted or evicted key: whatever is missing is noticed by the next call of any client.
-//! All guards of the namespace are lost then, and it is closed for one time to live. A replica that is promoted and lacks the
-//! newest writes is noticed by the clients that have seen them, with their next call, which is a third of the time to live away
-//! at most; whatever was granted by the lost writes can be granted again before. The fences of what is granted later are higher, if
-//! the clocks of both servers agree; so use them, or `min-replicas-to-write` and a server that is not promoted by itself.
+//! A restart without its data, `FLUSHALL`, a deleted or evicted key: whatever is missing is noticed by the next client that
+//! renews its session, if no call before does. All guards of the namespace are lost then, and it is closed for one time to live. A
+//! replica that is promoted and lacks the newest writes is noticed by the clients that have seen them, when they renew their
+//! session at the latest, which is a third of the time to live away at most; whatever was granted by the lost writes, or kept by
+//! a renewal that is lost, can be granted again before. The fences of what is granted later are higher, if the clocks of both
+//! servers agree; so use them, or `min-replicas-to-write` and a server that is not promoted by itself.
 //!
 //! Configure `noeviction` for a server that keeps locks. One that is full refuses requests, and renewals too: what is held is lost
 //! if that lasts for a time to live. Redis 6.2 or newer.
+
+#[cfg(test)]
+mod differential;
 
 use crate::core::path::TreePath;
 use crate::machine::engine::SessionId;
@@ -136,7 +140,7 @@ impl Redis {
             Some(batch) => {
                 let mut append = redis::cmd("EVALSHA");
                 append.arg(self.append.get_hash()).arg(2).arg(&self.keys[..2]);
-                append.arg(session.identity.to_text()).arg(session.member).arg(batch.number).arg(&batch.events);
+                append.arg(session.identity.to_text()).arg(name_of(&session)).arg(batch.number).arg(&batch.events);
                 // Most who share a namespace are told of others each time, and most who do not never.
                 let is_shared = self.is_shared.load(Ordering::Relaxed);
                 let mut sent = redis::pipe();
@@ -200,7 +204,7 @@ impl Engine for Redis {
             run.key(key);
         }
         run.arg(FORMAT).arg(call.fresh.to_text()).arg(call.time_to_live.as_micros() as u64);
-        let of = |session: &SessionId| (session.identity.to_text(), session.member.to_string());
+        let of = |session: &SessionId| (session.identity.to_text(), name_of(session));
         let (kind, (identity, member)) = match &call.says {
             Says::Joins { .. } => ("joins", Default::default()),
             Says::GoesOn { session, .. } => ("goes on", of(session)),
@@ -271,7 +275,7 @@ fn reply_of(value: Value) -> Option<Reply> {
             let (kept, head) = (number(next()?), position(next()?)?);
             let first_end = number(next()?).map(Duration::from_micros);
             let identity = Identity::of_text(&text(next()?)?)?;
-            let session = SessionId { identity, member: text(next()?)?.parse().ok()? };
+            let session = session_of(identity, &text(next()?)?)?;
             let snapshot = match <[Value; 2]>::try_from(array(next()?)?) {
                 Ok([snapped, snapshot]) => Some((position(snapped)?, bytes(snapshot)?)),
                 Err(_) => None,
@@ -291,8 +295,18 @@ fn entry_of(value: Value) -> Option<Entry> {
     let [member, events] = <[Value; 2]>::try_from(array(fields)?).ok()?;
     // The first entry of an order has no member.
     let member = text(member)?;
-    let member = if member.is_empty() { u64::MAX } else { member.parse().ok()? };
+    let member = if member.is_empty() { u64::MAX } else { member.split('.').next()?.parse().ok()? };
     Some(Entry { position, member, events: bytes(events)? })
+}
+
+/// How the scripts name a session, beside its order.
+fn name_of(session: &SessionId) -> String {
+    format!("{}.{:08x}", session.member, session.key)
+}
+
+fn session_of(identity: Identity, name: &str) -> Option<SessionId> {
+    let (member, key) = name.split_once('.')?;
+    Some(SessionId { identity, member: member.parse().ok()?, key: u32::from_str_radix(key, 16).ok()? })
 }
 
 /// `None` where it is negative.

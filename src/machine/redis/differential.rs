@@ -1,0 +1,288 @@
+//! `exchange.lua` in a server against `memory.rs`: the same calls have the same answers, so what the simulations find of the one
+//! is so of the other.
+//!
+//! The two have different clocks, so positions are compared by the entries that stand at them, and times not at all. All sessions
+//! live for a day, and end when the test says so.
+
+use super::Redis;
+use crate::machine::engine::{Batch, Call, Engine, Entry, Identity, Position, Reply, Says, SessionId};
+use crate::machine::memory::{Memory, Part};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[derive(Clone, Debug)]
+enum Step {
+    Join(Vec<u8>),
+    /// One of the sessions goes on, from one of the positions that were seen, with a batch of such a number relative to the
+    /// next one, and perhaps a snapshot of one of those positions.
+    GoOn {
+        which: usize,
+        /// The key is that of another session.
+        is_other: bool,
+        renews: bool,
+        since: Since,
+        batch: Option<(i64, Vec<u8>)>,
+        snapshot: Option<(usize, Vec<u8>)>,
+    },
+    Leave(usize),
+    Break(usize),
+    /// The session's time is over.
+    Expire(usize),
+    /// An order that is closed is no longer.
+    Open,
+    Lose(Part),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Since {
+    /// Such a number of entries before the last that was seen.
+    Before(usize),
+    /// Where nothing is.
+    Beyond,
+    Zero,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 1..4);
+    let which = || 0..5usize;
+    let since = prop_oneof![
+        20 => Just(Since::Before(0)),
+        8 => (1..12usize).prop_map(Since::Before),
+        1 => Just(Since::Beyond),
+        2 => Just(Since::Zero),
+    ];
+    let number = prop_oneof![6 => Just(0i64), 2 => Just(-1), 1 => Just(-3), 1 => Just(2)];
+    let snapshot = proptest::option::weighted(0.15, (0..8usize, bytes()));
+    let go_on = (
+        which(),
+        prop::bool::weighted(0.05),
+        any::<bool>(),
+        since,
+        proptest::option::of((number, bytes())),
+        snapshot,
+    );
+    let parts = vec![Part::All, Part::Meta, Part::Log, Part::Live, Part::Snap, Part::Oldest];
+    let step = prop_oneof![
+        6 => bytes().prop_map(Step::Join),
+        30 => go_on.prop_map(|(which, is_other, renews, since, batch, snapshot)| Step::GoOn { which, is_other, renews, since, batch, snapshot }),
+        2 => which().prop_map(Step::Leave),
+        1 => which().prop_map(Step::Break),
+        3 => which().prop_map(Step::Expire),
+        4 => Just(Step::Open),
+        1 => prop::sample::select(parts).prop_map(Step::Lose),
+    ];
+    proptest::collection::vec(step, 0..60)
+}
+
+/// A server of the test's own, ended with it.
+struct Server {
+    _directory: tempfile::TempDir,
+    child: Child,
+    client: redis::Client,
+}
+
+impl Server {
+    /// `None` where there is no program for it.
+    fn start() -> Option<Server> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let directory = tempfile::tempdir().unwrap();
+        let child = ["redis-server", "valkey-server"].into_iter().find_map(|program| {
+            let mut command = Command::new(program);
+            command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]);
+            command.arg(directory.path()).stdout(Stdio::null()).spawn().ok()
+        });
+        let Some(child) = child else {
+            assert!(std::env::var_os("CI").is_none(), "CI must have a server: apt-get install redis-server");
+            eprintln!("left out: the comparison with a server, which needs redis-server (Debian: redis-server)");
+            return None;
+        };
+        let client = redis::Client::open(format!("redis://127.0.0.1:{port}/")).unwrap();
+        let start = Instant::now();
+        while client.get_connection().is_err() {
+            assert!(start.elapsed() < Duration::from_secs(30), "the server does not begin to answer");
+            std::thread::yield_now();
+        }
+        Some(Server { _directory: directory, child, client })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Both engines, and what is known of them.
+struct Pair {
+    real: Redis,
+    connection: redis::Connection,
+    memory: Memory,
+    now: u64,
+    identities: u64,
+    /// The sessions, and the numbers of their last batches.
+    sessions: Vec<(SessionId, u64)>,
+    /// Where the same entry stands in the one and in the other.
+    same: BTreeMap<Position, Position>,
+    kinds: BTreeMap<&'static str, u64>,
+}
+
+impl Pair {
+    fn ask(&mut self, words: &[&str]) -> redis::Value {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query(&mut self.connection).unwrap()
+    }
+
+    fn step(&mut self, step: Step) {
+        self.now += 1000;
+        let [meta, log, live, snap] = self.real.keys.clone();
+        let session = |which: usize, of: &Pair| of.sessions.iter().rev().nth(which).copied();
+        match step {
+            Step::Join(events) => self.compare(|_| Says::Joins { events: events.clone() }),
+            Step::GoOn { which, is_other, renews, since, batch, snapshot } => {
+                let Some((session, last)) = session(which, self) else { return };
+                let batch = batch.map(|(by, events)| Batch { number: (last + 1).saturating_add_signed(by), events });
+                if let Some(batch) = &batch {
+                    let known = self.sessions.iter_mut().find(|(of, _)| *of == session).expect("it is one of them");
+                    known.1 = known.1.max(batch.number);
+                }
+                let at =
+                    |back: usize, of: &Pair| of.same.iter().rev().nth(back).map(|(&real, &memory)| (real, memory));
+                let key = if is_other { !session.key } else { session.key };
+                let session = SessionId { key, ..session };
+                let since = match since {
+                    Since::Before(back) => at(back, self).unwrap_or_default(),
+                    Since::Beyond => {
+                        let (real, memory) = at(0, self).unwrap_or_default();
+                        (Position(real.0 + 1), Position(memory.0 + 1))
+                    }
+                    Since::Zero => Default::default(),
+                };
+                let snapshot = snapshot.and_then(|(back, bytes)| Some((at(back, self)?, bytes)));
+                self.compare(|is_real| {
+                    let of = |(real, memory): (Position, Position)| if is_real { real } else { memory };
+                    let snapshot = snapshot.clone().map(|(position, bytes)| (of(position), bytes));
+                    Says::GoesOn { session, since: of(since), renews, batch: batch.clone(), snapshot }
+                });
+            }
+            Step::Leave(which) => {
+                let Some((session, _)) = session(which, self) else { return };
+                self.compare(|_| Says::Leaves { session });
+            }
+            Step::Break(which) => {
+                let Some((SessionId { identity, .. }, _)) = session(which, self) else { return };
+                self.compare(|_| Says::Breaks { identity });
+            }
+            Step::Expire(which) => {
+                let Some((session, _)) = session(which, self) else { return };
+                self.ask(&["ZADD", &live, "XX", "1", &super::name_of(&session)]);
+                self.memory.end_session(&session, 1);
+            }
+            Step::Open => {
+                if self.memory.open() {
+                    self.ask(&["HSET", &meta, "opens", "1"]);
+                }
+            }
+            Step::Lose(part) => {
+                self.memory.lose(part);
+                match part {
+                    Part::All => drop(self.ask(&["DEL", &meta, &log, &live, &snap])),
+                    Part::Meta => drop(self.ask(&["DEL", &meta])),
+                    Part::Log => drop(self.ask(&["DEL", &log])),
+                    Part::Live => drop(self.ask(&["DEL", &live])),
+                    Part::Snap => drop(self.ask(&["DEL", &snap])),
+                    Part::Oldest => self.delete(&["XRANGE", &log, "-", "+", "COUNT", "1"]),
+                }
+            }
+        }
+    }
+
+    /// Deletes the entry that a command finds.
+    fn delete(&mut self, find: &[&str]) {
+        let found = super::array(self.ask(find)).unwrap();
+        let Some(entry) = found.into_iter().next() else { return };
+        let id = super::array(entry).unwrap().into_iter().next().and_then(super::text).unwrap();
+        self.ask(&["XDEL", find[1], &id]);
+    }
+
+    fn compare(&mut self, says: impl Fn(bool) -> Says) {
+        self.identities += 1;
+        let fresh = Identity([self.identities << 32, 7]);
+        let call = |is_real| Call { fresh, time_to_live: DAY, says: says(is_real) };
+        let real = self.real.exchange(&call(true), Instant::now() + Duration::from_secs(20)).unwrap();
+        let memory = self.memory.exchange(self.now, &call(false));
+        let kind = match (real, memory) {
+            (Reply::News(real), Reply::News(memory)) => {
+                assert_eq!(real.session, memory.session);
+                if !self.sessions.iter().any(|(session, _)| *session == real.session) {
+                    self.sessions.push((real.session, 0));
+                }
+                assert_eq!(real.kept, memory.kept);
+                let told = |entries: &[Entry]| {
+                    entries.iter().map(|entry| (entry.member, entry.events.clone())).collect::<Vec<_>>()
+                };
+                assert_eq!(told(&real.entries), told(&memory.entries));
+                let position = |entry: &Entry| entry.position;
+                let mut pairs: Vec<(Position, Position)> =
+                    real.entries.iter().map(position).zip(memory.entries.iter().map(position)).collect();
+                pairs.push((real.head, memory.head));
+                match (real.snapshot, memory.snapshot) {
+                    (None, None) => {}
+                    (Some((at, bytes)), Some((at_memory, bytes_memory))) => {
+                        assert_eq!(bytes, bytes_memory);
+                        pairs.push((at, at_memory));
+                    }
+                    (real, memory) => panic!("{real:?}, and in memory {memory:?}"),
+                }
+                for (real, memory) in pairs {
+                    let known = *self.same.entry(real).or_insert(memory);
+                    assert_eq!(known, memory, "the entry at {real:?} stood elsewhere before");
+                }
+                "news"
+            }
+            (Reply::Closed(_), Reply::Closed(_)) => "closed",
+            (Reply::Expired, Reply::Expired) => "expired",
+            (Reply::OrderLost, Reply::OrderLost) => "lost",
+            (real, memory) => panic!("{real:?}, and in memory {memory:?}"),
+        };
+        *self.kinds.entry(kind).or_default() += 1;
+    }
+}
+
+/// All eight rules of `engine.rs`.
+#[test]
+fn script_and_memory_answer_alike() {
+    let Some(server) = Server::start() else { return };
+    let cases = std::env::var("COMPARISONS").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200);
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let namespaces = std::cell::Cell::new(0);
+    let kinds = std::cell::RefCell::new(BTreeMap::<&str, u64>::new());
+    let run = proptest::test_runner::TestRunner::new(config).run(&steps(), |steps| {
+        namespaces.set(namespaces.get() + 1);
+        let mut pair = Pair {
+            real: Redis::new(server.client.clone(), &namespaces.get().to_string()),
+            connection: server.client.get_connection().unwrap(),
+            memory: Memory::default(),
+            now: 1_000_000,
+            identities: 0,
+            sessions: Vec::new(),
+            same: BTreeMap::new(),
+            kinds: BTreeMap::new(),
+        };
+        // A server that does not know the short way yet takes the long one.
+        pair.real.append.prepare_invoke().load(&mut pair.connection).unwrap();
+        steps.into_iter().for_each(|step| pair.step(step));
+        pair.kinds.into_iter().for_each(|(kind, count)| *kinds.borrow_mut().entry(kind).or_default() += count);
+        Ok(())
+    });
+    run.unwrap_or_else(|error| panic!("{error}"));
+    let kinds = kinds.into_inner();
+    println!("{kinds:?}");
+    assert_eq!(kinds.into_keys().collect::<Vec<_>>(), ["closed", "expired", "lost", "news"], "each was seen");
+}
