@@ -129,13 +129,10 @@ impl Session {
         self.replica.has_guards(self.member(), ask.thread)
     }
 
-    /// The deadlock that a request is in, if it is the one to report it: of those in the cycle that which began to wait last, so that
-    /// two clients that look at the same time do not both give up.
+    /// The deadlock that a request is in, if it is the one to report it.
     pub(crate) fn deadlock(&self, id: RequestId) -> Option<Deadlock> {
-        if self.outcome(id) != Outcome::Waits {
-            return None;
-        }
-        let cycle = self.replica.deadlock(id).filter(|cycle| self.replica.is_last_to_wait(cycle))?;
+        let waits = self.outcome(id) == Outcome::Waits;
+        let cycle = waits.then(|| self.replica.deadlock_of_one(id)).flatten()?;
         Some(report::deadlock(&self.replica, &cycle))
     }
 

@@ -404,11 +404,12 @@ impl Replica {
         self.guards_of(member, thread).next().is_some()
     }
 
-    /// Whether the first one in a cycle is that which began to wait last: in every replica the same one.
+    /// The same, for clients that look at the same time: of those that may report, only the one that began to wait last does.
+    /// In all replicas it is the same one.
     #[cfg(feature = "redis")]
-    pub(crate) fn is_last_to_wait(&self, cycle: &[InCycle]) -> bool {
-        let stamps = cycle.iter().map(|party| self.requests[&party.waits].stamp);
-        stamps.max().flatten() == self.requests[&cycle[0].waits].stamp
+    pub(crate) fn deadlock_of_one(&self, me: RequestId) -> Option<Vec<InCycle>> {
+        let stamp = |party: &InCycle| self.requests[&party.waits].stamp;
+        self.deadlock(me).filter(|cycle| cycle.iter().map(stamp).max() == Some(stamp(&cycle[0])))
     }
 
     /// The cycle that a waiting request is in, itself first, if it is the one to report it.
@@ -670,6 +671,24 @@ mod tests {
         let (reads, nests) = (by(1, 1, &["a"], &[]), by(2, 1, &[], &["a/b/x"]));
         let (writes, passes) = (by(3, 2, &[], &["a/b"]), by(4, 3, &["a/b"], &[]));
         assert_eq!(waiting_after([reads, nests, writes, passes, release(1), release(2)]), [4]);
+    }
+
+    /// G2: the one that began to wait last holds no guard in the cycle, so it cannot be the one that reports.
+    #[test]
+    #[cfg(feature = "redis")]
+    fn deadlock_is_reported_by_one_that_may_report_it() {
+        let mut names = ["p", "q", "r"];
+        let step = |name: &str| ask(0, 0, 0, Owner::Thread, &[], &[name]).steps[1].node;
+        let order = ask(0, 0, 0, Owner::Thread, &[], &names).steps;
+        names.sort_by_key(|name| order.iter().position(|at| at.node == step(name)));
+        let [first, second, third] = names;
+        let mut replica = Replica::default();
+        let nests = by(3, 1, &[], &[first, second]);
+        let events =
+            [by(1, 1, &[], &[third]), by(2, 2, &[], &[first]), nests, by(4, 3, &[], &[second, third]), release(2)];
+        events.into_iter().for_each(|event| replica.apply(event, &mut Effects::default()));
+        let reports = |number| replica.deadlock_of_one(RequestId { member: MemberId(0), number }).is_some();
+        assert_eq!([3, 4].map(reports), [true, false]);
     }
 
     proptest! {
