@@ -409,7 +409,9 @@ impl Replica {
     #[cfg(feature = "redis")]
     pub(crate) fn deadlock_of_one(&self, me: RequestId) -> Option<Vec<InCycle>> {
         let stamp = |party: &InCycle| self.requests[&party.waits].stamp;
-        self.deadlock(me).filter(|cycle| cycle.iter().map(stamp).max() == Some(stamp(&cycle[0])))
+        let cycle = self.deadlock(me)?;
+        let mut later = cycle.iter().filter(|party| stamp(party) > stamp(&cycle[0]));
+        later.all(|party| self.deadlock(party.waits).is_none()).then_some(cycle)
     }
 
     /// The cycle that a waiting request is in, itself first, if it is the one to report it.
