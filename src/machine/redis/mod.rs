@@ -124,6 +124,40 @@ impl Redis {
         result
     }
 
+    /// The long way, which takes whatever a client says.
+    fn long(&self, connection: &mut Connection, call: &Call) -> Result<Value, RedisError> {
+        let mut run = self.exchange.prepare_invoke();
+        for key in &self.keys {
+            run.key(key);
+        }
+        run.arg(FORMAT).arg(call.fresh.to_text()).arg(call.time_to_live.as_micros() as u64);
+        let of = |session: &SessionId| (session.identity.to_text(), name_of(session));
+        let (kind, (identity, member)) = match &call.says {
+            Says::Joins { .. } => ("joins", Default::default()),
+            Says::GoesOn { session, .. } => ("goes on", of(session)),
+            Says::Leaves { session } => ("leaves", of(session)),
+            Says::Breaks { identity } => ("breaks", (identity.to_text(), String::new())),
+        };
+        run.arg(kind).arg(identity).arg(member);
+        match &call.says {
+            Says::Joins { events } => run.arg("").arg("").arg("").arg(&events[..]).arg("").arg(""),
+            Says::GoesOn { since, renews, batch, snapshot, .. } => {
+                run.arg(since.0).arg(if *renews { "1" } else { "" });
+                match batch {
+                    Some(Batch { number, events }) => run.arg(*number).arg(&events[..]),
+                    None => run.arg("").arg(""),
+                };
+                match snapshot {
+                    Some((position, bytes)) => run.arg(position.0).arg(&bytes[..]),
+                    None => run.arg("").arg(""),
+                }
+            }
+            Says::Leaves { .. } | Says::Breaks { .. } => run.arg("").arg("").arg("").arg("").arg("").arg(""),
+        };
+        run.arg(MOST_ENTRIES);
+        run.invoke(connection)
+    }
+
     /// The short way: one that has a session, and neither renews it nor has a snapshot. `None`: it must take the long way.
     fn short(
         &self,
@@ -143,12 +177,14 @@ impl Redis {
                 append.arg(session.identity.to_text()).arg(name_of(&session)).arg(batch.number).arg(&batch.events);
                 // Most who share a namespace are told of others each time, and most who do not never.
                 let is_shared = self.is_shared.load(Ordering::Relaxed);
-                let mut sent = redis::pipe();
-                sent.add_command(append);
-                if is_shared {
-                    sent.add_command(range.clone());
+                let mut replies = if is_shared {
+                    let mut sent = redis::pipe();
+                    sent.add_command(append).add_command(range.clone());
+                    sent.query::<Vec<Value>>(connection)?
+                } else {
+                    vec![append.query(connection)?]
                 }
-                let mut replies = sent.query::<Vec<Value>>(connection)?.into_iter();
+                .into_iter();
                 let Some(Value::Array(positions)) = replies.next() else { return Ok(None) };
                 let [before, own] = positions.into_iter().map(position).collect::<Vec<_>>()[..] else {
                     return Ok(None);
@@ -193,62 +229,22 @@ fn told(error: RedisError) -> EngineError {
 
 impl Engine for Redis {
     fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
-        let short = match &call.says {
-            Says::GoesOn { session, since, renews: false, batch, snapshot: None } => {
-                Some((*session, *since, batch.as_ref()))
-            }
-            _ => None,
-        };
-        let mut run = self.exchange.prepare_invoke();
-        for key in &self.keys {
-            run.key(key);
-        }
-        run.arg(FORMAT).arg(call.fresh.to_text()).arg(call.time_to_live.as_micros() as u64);
-        let of = |session: &SessionId| (session.identity.to_text(), name_of(session));
-        let (kind, (identity, member)) = match &call.says {
-            Says::Joins { .. } => ("joins", Default::default()),
-            Says::GoesOn { session, .. } => ("goes on", of(session)),
-            Says::Leaves { session } => ("leaves", of(session)),
-            Says::Breaks { identity } => ("breaks", (identity.to_text(), String::new())),
-        };
-        run.arg(kind).arg(identity).arg(member);
-        match &call.says {
-            Says::Joins { events } => run.arg("").arg("").arg("").arg(&events[..]).arg("").arg(""),
-            Says::GoesOn { since, renews, batch, snapshot, .. } => {
-                run.arg(since.0).arg(if *renews { "1" } else { "" });
-                match batch {
-                    Some(Batch { number, events }) => run.arg(*number).arg(&events[..]),
-                    None => run.arg("").arg(""),
-                };
-                match snapshot {
-                    Some((position, bytes)) => run.arg(position.0).arg(&bytes[..]),
-                    None => run.arg("").arg(""),
+        let reply = self.run(deadline, |connection| {
+            if let Says::GoesOn { session, since, renews: false, batch, snapshot: None } = &call.says {
+                match self.short(connection, *session, *since, batch.as_ref()) {
+                    Ok(None) => {}
+                    // A server that was started again does not know it.
+                    Err(error) if error.code() == Some("NOSCRIPT") => {
+                        self.append.prepare_invoke().load(connection)?;
+                    }
+                    done => return done,
                 }
             }
-            Says::Leaves { .. } | Says::Breaks { .. } => run.arg("").arg("").arg("").arg("").arg("").arg(""),
-        };
-        run.arg(MOST_ENTRIES);
-        let value = self.run(deadline, |connection| {
-            let short = short.map(|(session, since, batch)| self.short(connection, session, since, batch));
-            match short.transpose() {
-                Ok(Some(Some(reply))) => return Ok(Ok(reply)),
-                // A server that was started again does not know it.
-                Err(error) if error.code() == Some("NOSCRIPT") => {
-                    self.append.prepare_invoke().load(connection)?;
-                }
-                Err(error) => return Err(error),
-                Ok(Some(None) | None) => {}
-            }
-            run.invoke::<Value>(connection).map(Err)
+            self.long(connection, call).map(reply_of)
         })?;
-        let reply = match value {
-            Ok(reply) => Some(reply),
-            Err(value) => reply_of(value),
-        };
         reply.ok_or_else(|| {
-            EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(
-                "its answer is not that of the script",
-            )))
+            let answer = Box::<dyn Error + Send + Sync>::from("its answer is not that of the script");
+            EngineError::Refused(Arc::from(answer))
         })
     }
 
