@@ -233,3 +233,26 @@ fn the_published_modes_exclude_each_other_as_requests_do() {
         }
     }
 }
+
+/// A thread that takes one root again and again comes to own it. It takes it in the mode that it asks for, and not in that
+/// of the last time.
+#[test]
+fn root_that_is_taken_again_is_taken_in_the_mode_that_is_asked_for() {
+    let lock = TreeLock::<str>::default();
+    let others_may = |read: bool| {
+        std::thread::scope(|scope| {
+            let tries = scope.spawn(|| (lock.try_read("a/b").is_ok(), lock.try_write("a/b").is_ok()));
+            assert_eq!(tries.join().unwrap(), (read, false));
+        });
+    };
+    for _ in 0..3 {
+        (0..200).for_each(|_| drop(lock.write("a/b")));
+        let reads = lock.read("a/b");
+        others_may(true);
+        drop(reads);
+        (0..200).for_each(|_| drop(lock.read("a/b")));
+        let writes = lock.write("a/b");
+        others_may(false);
+        drop(writes);
+    }
+}

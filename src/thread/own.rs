@@ -348,8 +348,11 @@ mod tests {
         held.iter().for_each(|&&node| owned.hold(node, 1));
         let free = |owned: &Owned| nodes.iter().filter(|&&node| owned.is_free(node)).count();
         for &node in &nodes[OWNED_WAYS..] {
-            // Refused once if all others are in use.
-            let _ = owned.add(node) || owned.add(node);
+            // Refused once, as all others are in use.
+            if owned.add(node) || owned.add(node) {
+                owned.hold(node, 2);
+                owned.let_go(node);
+            }
             assert!(held.iter().all(|&&node| matches!(owned.slot(node), Some(slot) if slot.state == State::Held(1))));
             assert!(free(&owned) + held.len() <= OWNED_SETS * OWNED_WAYS);
         }
