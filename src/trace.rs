@@ -84,6 +84,16 @@ mod imp {
         }
     }
 
+    #[cfg(all(feature = "redis", not(feature = "model")))]
+    impl Refusal for crate::machine::MachineLockError {
+        fn deadlock(&self) -> Option<&Deadlock> {
+            match self {
+                crate::machine::MachineLockError::Deadlock(deadlock) => Some(deadlock),
+                _ => None,
+            }
+        }
+    }
+
     /// Paths as they were given: the first ones, and the number of the others.
     struct Paths<'a, P: ?Sized, Q>(&'a [Q], std::marker::PhantomData<fn(&P)>);
 

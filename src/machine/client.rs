@@ -4,12 +4,10 @@
 //! is in the outbox, its own and that of others, and hears the answer for all of them. Those that come meanwhile wait, and one
 //! of them sends next. So the more threads ask at a time, the fewer round trips each costs.
 //!
-//! A thread whose request waits for another client *listens*, if no other one does: it blocks at the engine until there is an
-//! entry, and asks for it then, for all. It asks as well when the session of another client ends, so that the engine buries that
-//! one. It need not be woken from there: whatever could settle its request is an entry, those of its own client too.
-//!
-//! One more thread, the *keeper*, does what nobody waits for: it renews the session, and sends what a thread left behind that
-//! gave up.
+//! Two more threads do what nobody waits for. The *keeper* renews the session, asks for entries of others when there are
+//! some, asks when the session of somebody else ends, so that the engine buries that one, and sends what a thread left behind that
+//! gave up. The *listener* blocks at the engine while a request of this client waits, and tells the keeper of entries of
+//! others: the keeper itself must never be where nobody can wake it.
 //!
 //! A session that is lost is replaced by a new one with the next request. Requests that waited ask again in it; guards are lost.
 //!
@@ -27,12 +25,16 @@ use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::replica::ask::Asking;
 use crate::replica::{About, Ask, RequestId, report};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A pause after a call that failed, which grows up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// The listener blocks no longer than this at a time, so that it ends that much later than its client at most.
+const LONGEST_LISTEN: Duration = Duration::from_secs(5);
 
 /// A session, and what guards and requests need of it.
 #[derive(Clone)]
@@ -51,13 +53,15 @@ pub(crate) struct Client {
     about: About,
     state: Mutex<State>,
     keeper: Condvar,
+    listener: Condvar,
 }
 
 struct State {
     session: Option<(Session, Joined)>,
     generation: u64,
     is_sending: bool,
-    is_listening: bool,
+    /// The listener has met something that the last call did not bring.
+    has_news: bool,
     /// Calls that were begun, and the last one that was answered.
     begun: u64,
     heard: u64,
@@ -65,7 +69,7 @@ struct State {
     renewed: Instant,
     /// When the first of the sessions ends.
     first_end: Instant,
-    /// The engine takes no batch before.
+    /// The engine takes no batch before; see [`State::opens`].
     opens: Option<Instant>,
     failing: Option<Failing>,
     /// Sessions that this client knows to be over, and the engine may not.
@@ -79,6 +83,8 @@ struct State {
 struct Failing {
     /// The last call that failed.
     call: u64,
+    /// When the first of them was sent.
+    since: Instant,
     error: EngineError,
     again: Instant,
     pause: Duration,
@@ -93,11 +99,15 @@ enum Wants {
         generation: u64,
         id: RequestId,
         is_try: bool,
+        /// When it is to be looked for a deadlock, if it waits in the order.
+        look: Option<Instant>,
     },
     /// A batch to be in the order.
     Written {
         generation: u64,
         batch: u64,
+        /// Whether it is tried again if it fails.
+        waits: bool,
     },
     /// The answer to a call.
     Heard(u64),
@@ -121,8 +131,13 @@ enum Stop {
 type Locked<'a> = MutexGuard<'a, State>;
 
 impl Client {
-    /// Joins, and starts the keeper.
+    /// Joins, and starts the keeper and the listener.
     pub(crate) fn connect(engine: Box<dyn Engine>, settings: Options) -> Result<Arc<Self>, EngineError> {
+        if settings.margin >= settings.time_to_live {
+            let told =
+                format!("a clock margin of {:?} in a time to live of {:?}", settings.margin, settings.time_to_live);
+            return Err(EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(told))));
+        }
         let base = Instant::now();
         let client = Arc::new(Client {
             engine,
@@ -133,7 +148,7 @@ impl Client {
                 session: None,
                 generation: 0,
                 is_sending: false,
-                is_listening: false,
+                has_news: false,
                 begun: 0,
                 heard: 0,
                 renewed: base,
@@ -146,18 +161,31 @@ impl Client {
                 has_ended: false,
             }),
             keeper: Condvar::default(),
+            listener: Condvar::default(),
         });
-        client.joined(None).map_err(|stop| match stop {
-            Stop::Failed(error) => error,
-            Stop::Over | Stop::Deadline => EngineError::Lost,
-        })?;
-        let keeper = Arc::clone(&client);
-        let started = std::thread::Builder::new().name("treelock-keeper".into()).spawn(move || keeper.keep());
-        started.map_err(|error| EngineError::Refused(Arc::new(error)))?;
+        if let Err(stop) = client.joined(None) {
+            let broken = client.state.lock().broken.take();
+            if let Some(identity) = broken {
+                // There is no keeper that would do it.
+                let _ = client.exchange(Says::Breaks { identity }, None);
+            }
+            return Err(match stop {
+                Stop::Failed(error) => error,
+                Stop::Over | Stop::Deadline => EngineError::Lost,
+            });
+        }
+        for (name, run) in [("treelock-keeper", Client::keep as fn(&Client)), ("treelock-listen", Client::listen)] {
+            let of_thread = Arc::clone(&client);
+            let started = std::thread::Builder::new().name(name.into()).spawn(move || run(&of_thread));
+            if let Err(error) = started {
+                client.end();
+                return Err(EngineError::Refused(Arc::new(error)));
+            }
+        }
         Ok(client)
     }
 
-    /// Ends the session and the keeper.
+    /// Ends the session, the keeper and the listener.
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.has_ended = true;
@@ -166,6 +194,7 @@ impl Client {
         state.wake_all();
         drop(state);
         self.keeper.notify_one();
+        self.listener.notify_one();
         if let Some(session) = session {
             // If it is not heard, the time of the session passes.
             let _ = self.exchange(Says::Leaves { session }, Some(Instant::now() + self.settings.response));
@@ -197,8 +226,10 @@ impl Client {
             let ask = plan(&joined.asking)?;
             let mut state = self.state.lock();
             let Some(session) = state.session_of(joined.generation) else { continue };
+            // While it waits its thread neither gets nor releases a guard.
+            let is_nested = session.is_nested(&ask);
             let id = session.ask(ask, is_try);
-            match self.wait(state, &joined, id, is_try, deadline) {
+            match self.wait(state, &joined, id, is_nested, is_try, deadline) {
                 Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence }),
                 Ok(Outcome::OddFrame) => return Err(odd_frame()),
                 // A snapshot does not tell why. Or a lagging copy was promoted, which has it not. So ask again.
@@ -216,16 +247,15 @@ impl Client {
         mut state: Locked<'a>,
         joined: &Joined,
         id: RequestId,
+        is_nested: bool,
         is_try: bool,
         deadline: Option<Instant>,
     ) -> Result<Outcome, Waited> {
         let generation = joined.generation;
         let mut rest = FIRST_LOOK;
         loop {
-            let nested = state.session_of(generation).is_some_and(|session| session.replica.is_nested(id));
-            let look = nested.then(|| Instant::now() + rest);
-            let until = [deadline, look].into_iter().flatten().min();
-            let (locked, driven) = self.drive(state, Wants::Settled { generation, id, is_try }, until);
+            let look = is_nested.then(|| Instant::now() + rest);
+            let (locked, driven) = self.drive(state, Wants::Settled { generation, id, is_try, look }, deadline);
             state = locked;
             let session = state.session_of(generation);
             let error = match (driven, session) {
@@ -242,12 +272,15 @@ impl Client {
                 }
                 (Err(Stop::Deadline), Some(session)) => {
                     rest = (rest * 2).min(LONGEST_LOOK);
-                    let waits = session.outcome(id) == Outcome::Waits;
-                    match waits.then(|| session.replica.deadlock(id)).flatten() {
+                    if session.deadlock(id).is_none() {
+                        continue;
+                    }
+                    // Somebody may have given up since the last call.
+                    let news = Wants::Heard(state.begun + 1);
+                    state = self.drive(state, news, deadline).0;
+                    match state.session_of(generation).and_then(|session| session.deadlock(id)) {
                         None => continue,
-                        Some(cycle) => {
-                            MachineLockError::Deadlock(Box::new(report::deadlock(&session.replica, &cycle)))
-                        }
+                        Some(deadlock) => MachineLockError::Deadlock(Box::new(deadlock)),
                     }
                 }
             };
@@ -291,7 +324,7 @@ impl Client {
             self.keeper.notify_one();
             return Ok(());
         }
-        let (state, driven) = self.drive(state, Wants::Written { generation, batch }, None);
+        let (state, driven) = self.drive(state, Wants::Written { generation, batch, waits }, None);
         drop(state);
         match driven {
             Ok(_) => Ok(()),
@@ -317,7 +350,8 @@ impl Client {
             if let Err(Stop::Failed(error)) = driven {
                 return Err(error);
             }
-            if let Some(session) = state.session_of(joined.generation) {
+            // One answer may not have had all.
+            if let Some(session) = state.session_of(joined.generation).filter(|session| session.is_up_to_date()) {
                 return Ok(report::snapshot(&session.replica));
             }
         }
@@ -343,7 +377,7 @@ impl Client {
         wants: Wants,
         deadline: Option<Instant>,
     ) -> (Locked<'a>, Result<Got, Stop>) {
-        let (begun, gives_up) = (state.begun, Instant::now() + self.settings.patience);
+        let (begun, start) = (state.begun, Instant::now());
         loop {
             match state.gets(wants) {
                 Some(got) => {
@@ -354,66 +388,57 @@ impl Client {
                 None => {}
             }
             let now = Instant::now();
-            if let Some(failing) = state.failing.as_ref().filter(|failing| failing.call > begun) {
-                if !matches!(failing.error, EngineError::Away(_)) || now >= gives_up {
+            let mut gives_up = None;
+            if let Some(failing) = &state.failing {
+                let is_new = failing.call > begun;
+                let is_over = match failing.error {
+                    EngineError::Away(_) => {
+                        let until = failing.since.max(start) + self.settings.patience;
+                        gives_up = Some(until);
+                        now >= until || (is_new && wants.is_not_waited_for())
+                    }
+                    _ => is_new,
+                };
+                if is_over {
                     let error = failing.error.clone();
                     return (state, Err(Stop::Failed(error)));
                 }
             }
-            if deadline.is_some_and(|deadline| now >= deadline) {
+            let must_send = state.must_send(wants);
+            // A call that is under way is not cut off for a look.
+            let look = wants.look().filter(|_| !must_send);
+            if [deadline, look].into_iter().flatten().any(|until| now >= until) {
                 state.hand_on(&self.keeper);
                 return (state, Err(Stop::Deadline));
             }
             let pause = state.pause(now);
-            // After a failure the one that waits asks, since that tells all whether the engine is back, and listening does not.
-            let must_send = state.must_send(wants) || (state.failing.is_some() && state.waits(wants));
             if must_send && !state.is_sending && pause.is_none() {
                 state = self.send(state, deadline);
                 continue;
             }
-            if state.waits(wants) && !state.is_sending && !state.is_listening && pause.is_none() {
-                state = self.listen(state, deadline);
-                continue;
-            }
-            let gives_up = state.failing.as_ref().map(|_| gives_up);
-            let until = [deadline, pause.filter(|_| must_send), gives_up].into_iter().flatten().min();
+            let until = [deadline, look, pause.filter(|_| must_send), gives_up, state.opens()];
+            let until = until.into_iter().flatten().min();
             let turn = Arc::new(Condvar::default());
             state.parked.push((wants, Arc::clone(&turn)));
+            if !must_send {
+                // From now on it asks when the session of another client ends.
+                self.keeper.notify_one();
+            }
             state = turn.wait_until(state, until).0;
             state.parked.retain(|(_, parked)| !Arc::ptr_eq(parked, &turn));
         }
     }
 
-    /// Waits at the engine until there is something new, and asks for it.
-    fn listen<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Locked<'a> {
-        let Some((session, joined)) = &state.session else { return state };
-        let (generation, seen) = (joined.generation, session.seen());
-        let until = state.first_end.min(joined.lease.end());
-        let until = deadline.map_or(until, |deadline| deadline.min(until));
-        if session.is_up_to_date() && Instant::now() < until {
-            state.is_listening = true;
-            drop(state);
-            let listened = self.engine.await_entry(seen, until);
-            state = self.state.lock();
-            state.is_listening = false;
-            if let Err(error) = listened {
-                state.begun += 1;
-                state.fail(error);
-                state.wake_settled();
-                return state;
-            }
-        }
-        let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let knows_more = state.session_of(generation).is_none_or(|session| session.seen() != seen);
-        if is_late || knows_more || state.is_sending { state } else { self.send(state, deadline) }
-    }
-
     /// Sends what is to be said next, and takes the answer.
     fn send<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Locked<'a> {
         state.is_sending = true;
+        state.has_news = false;
         state.begun += 1;
         let (call, generation) = (state.begun, state.generation);
         let says = state.says(&self.about, self.settings.time_to_live / 3);
+        // An answer that comes after the end of the lease is of no use, and others are to be told of the end.
+        let end = state.session.as_ref().map(|(_, joined)| joined.lease.end());
+        let deadline = [deadline, end].into_iter().flatten().min();
         drop(state);
         let sent = Instant::now();
         let reply = self.exchange(says.clone(), deadline);
@@ -437,13 +462,16 @@ impl Client {
                     Says::Joins { .. } | Says::GoesOn { .. } => lost = self.hear(&mut state, sent, reply),
                 }
             }
-            Err(error) => state.fail(error),
+            Err(error) => state.fail(error, sent),
         }
         if is_heard {
             state.heard = call;
         }
         state.wake_settled();
         state.hand_on(&self.keeper);
+        if state.session.as_ref().is_some_and(|(session, _)| session.has_waiters()) {
+            self.listener.notify_one();
+        }
         match lost {
             None => state,
             Some(lease) => {
@@ -456,7 +484,7 @@ impl Client {
 
     fn exchange(&self, says: Says, deadline: Option<Instant>) -> Result<Reply, EngineError> {
         let now = Instant::now();
-        let latest = now + self.settings.response;
+        let latest = now + self.settings.response.min(self.settings.patience);
         let soonest = now + Duration::from_millis(1);
         let deadline = deadline.map_or(latest, |deadline| deadline.clamp(soonest, latest));
         let fresh = Identity([sync::random_seed(), sync::random_seed()]);
@@ -469,14 +497,13 @@ impl Client {
         let now = Instant::now();
         match reply {
             Reply::News(news) => {
-                state.opens = None;
-                let renewed = news.first_end.map(|first_end| {
+                let end = news.first_end.map(|first_end| {
                     state.renewed = sent;
                     state.first_end = now + first_end;
                     Lease::end_by(sent, self.settings.time_to_live, self.settings.margin)
                 });
                 let identity = news.session.identity;
-                match self.take_news(state, renewed, now, news) {
+                match self.take_news(state, end, now, news) {
                     Ok(true) => None,
                     Ok(false) => {
                         state.leave();
@@ -484,7 +511,7 @@ impl Client {
                     }
                     Err(Damaged) => {
                         state.broken = Some(identity);
-                        state.fail(EngineError::Damaged);
+                        state.fail(EngineError::Damaged, sent);
                         state.lose()
                     }
                 }
@@ -495,30 +522,24 @@ impl Client {
             }
             Reply::Expired | Reply::OrderLost => state.lose(),
             Reply::OtherFormat(format) => {
-                let (call, pause) = (state.begun, LONGEST_PAUSE);
-                state.failing =
-                    Some(Failing { call, error: EngineError::OtherFormat(format), again: now + pause, pause });
+                let (call, since, pause) = (state.begun, sent, LONGEST_PAUSE);
+                let error = EngineError::OtherFormat(format);
+                state.failing = Some(Failing { call, since, error, again: now + pause, pause });
                 state.lose()
             }
         }
     }
 
     /// `false`: they came too late, and the lease has ended.
-    fn take_news(
-        &self,
-        state: &mut State,
-        renewed: Option<Instant>,
-        now: Instant,
-        news: News,
-    ) -> Result<bool, Damaged> {
+    fn take_news(&self, state: &mut State, end: Option<Instant>, now: Instant, news: News) -> Result<bool, Damaged> {
         if let Some((session, joined)) = &mut state.session {
-            let is_valid = match renewed {
+            let is_valid = match end {
                 Some(end) => joined.lease.renew(now, end),
                 None => joined.lease.is_valid_at(now),
             };
             return session.hear(news).map(|()| is_valid);
         }
-        let end = renewed.unwrap_or(now);
+        let end = end.unwrap_or(now);
         let key = news.session.identity.0;
         let session = Session::begin(news)?;
         let location = self.settings.location.clone();
@@ -528,6 +549,8 @@ impl Client {
             asking: Arc::new(Asking { seeds: Seeds::specified(key), location }),
         };
         state.session = Some((session, joined));
+        // It has slept since the last session ended.
+        self.keeper.notify_one();
         Ok(true)
     }
 
@@ -556,22 +579,63 @@ impl Client {
                 continue;
             };
             let renewal = state.renewed + self.settings.time_to_live / 3;
+            let waits = session.has_waiters();
             let end = joined.lease.end();
             let is_due = now >= renewal
-                || session.has_to_say()
+                || state.has_to_say()
                 || !session.is_up_to_date()
                 || !state.leaving.is_empty()
-                || state.broken.is_some();
-            state = if state.is_sending {
+                || state.broken.is_some()
+                || state.has_news
+                // Nobody listens before a call is answered.
+                || (waits && (now >= state.first_end || state.failing.is_some()));
+            let mut until = renewal.min(end);
+            if waits {
+                until = until.min(state.first_end);
+            }
+            if let Some(opens) = state.opens().filter(|_| session.has_to_say()) {
+                until = until.min(opens);
+            }
+            if state.is_sending {
                 // The one that sends may fail, and leave what is due.
-                self.keeper.wait_until(state, Some(end.min(now + self.settings.time_to_live / 20))).0
+                state = self.keeper.wait_until(state, Some(end.min(now + self.settings.time_to_live / 20))).0;
             } else if is_due && pause.is_none() {
-                self.send(state, None)
+                state = self.send(state, None);
             } else if is_due {
-                self.keeper.wait_until(state, pause.map(|pause| pause.min(end))).0
+                state = self.keeper.wait_until(state, pause.map(|pause| pause.min(end))).0;
             } else {
-                self.keeper.wait_until(state, Some(renewal.min(end))).0
+                state = self.keeper.wait_until(state, Some(until)).0;
+            }
+        }
+    }
+
+    /// What the listener does, until the client ends.
+    fn listen(&self) {
+        let mut state = self.state.lock();
+        // Until when it does not ask again, after an error.
+        let (mut again, mut pause): (Option<Instant>, _) = (None, FIRST_PAUSE);
+        while !state.has_ended {
+            again = again.filter(|&again| Instant::now() < again);
+            let is_idle = !state.is_sending && !state.has_news && state.failing.is_none() && again.is_none();
+            let session = state.session.as_ref().filter(|(session, _)| is_idle && session.has_waiters());
+            let Some(seen) = session.map(|(session, _)| session.seen()) else {
+                state = self.listener.wait_until(state, again).0;
+                continue;
             };
+            drop(state);
+            let listened = self.engine.await_entry(seen, Instant::now() + LONGEST_LISTEN);
+            state = self.state.lock();
+            pause = match listened {
+                Ok(()) => FIRST_PAUSE,
+                Err(_) => (pause * 2).min(LONGEST_PAUSE),
+            };
+            again = listened.is_err().then(|| Instant::now() + pause);
+            // What is being sent may bring it. Otherwise this listens again, and meets it at once.
+            let is_unknown = state.session.as_ref().is_some_and(|(session, _)| session.seen() == seen);
+            if is_unknown && !state.is_sending {
+                state.has_news = true;
+                self.keeper.notify_one();
+            }
         }
     }
 }
@@ -600,6 +664,20 @@ pub(crate) struct Granted {
     pub(crate) fence: Position,
 }
 
+impl Wants {
+    /// Whether it is left to the keeper after the first call that fails.
+    fn is_not_waited_for(self) -> bool {
+        matches!(self, Wants::Written { waits: false, .. })
+    }
+
+    fn look(self) -> Option<Instant> {
+        match self {
+            Wants::Settled { look, .. } => look,
+            Wants::Session | Wants::Written { .. } | Wants::Heard(_) => None,
+        }
+    }
+}
+
 impl State {
     fn session_of(&mut self, generation: u64) -> Option<&mut Session> {
         self.session.as_mut().filter(|(_, joined)| joined.generation == generation).map(|(session, _)| session)
@@ -611,15 +689,15 @@ impl State {
         let of = |generation: u64| session.filter(|(_, joined)| joined.generation == generation);
         match wants {
             Wants::Session => session.map(|(_, joined)| Ok(Got::Session(joined.clone()))),
-            Wants::Settled { generation, id, is_try } => match of(generation) {
+            Wants::Settled { generation, id, is_try, .. } => match of(generation) {
                 None => Some(Err(Stop::Over)),
                 Some((session, _)) => match session.outcome(id) {
-                    Outcome::Unheard if is_try && self.opens.is_some() => Some(Ok(Got::Outcome(Outcome::Refused))),
+                    Outcome::Unheard if is_try && self.opens().is_some() => Some(Ok(Got::Outcome(Outcome::Refused))),
                     Outcome::Unheard | Outcome::Waits => None,
                     settled => Some(Ok(Got::Outcome(settled))),
                 },
             },
-            Wants::Written { generation, batch } => match of(generation) {
+            Wants::Written { generation, batch, .. } => match of(generation) {
                 None => Some(Err(Stop::Over)),
                 Some((session, _)) => session.has_written(batch).then_some(Ok(Got::Done)),
             },
@@ -627,27 +705,30 @@ impl State {
         }
     }
 
+    /// When the engine will take batches, if it does not yet.
+    fn opens(&self) -> Option<Instant> {
+        self.opens.filter(|&opens| Instant::now() < opens)
+    }
+
+    /// Whether there is something to be written that the engine would take.
+    fn has_to_say(&self) -> bool {
+        self.session.as_ref().is_some_and(|(session, _)| session.has_to_say()) && self.opens().is_none()
+    }
+
     /// Whether something must be sent for it.
     fn must_send(&self, wants: Wants) -> bool {
         match (wants, &self.session) {
-            (Wants::Session | Wants::Heard(_) | Wants::Written { .. }, _) | (_, None) => true,
-            (Wants::Settled { id, .. }, Some((session, _))) => session.outcome(id) == Outcome::Unheard,
-        }
-    }
-
-    /// Whether it is a request that waits for others.
-    fn waits(&self, wants: Wants) -> bool {
-        match (wants, &self.session) {
-            (Wants::Settled { id, .. }, Some((session, _))) => session.outcome(id) == Outcome::Waits,
-            _ => false,
+            (Wants::Session | Wants::Heard(_), _) | (_, None) => true,
+            (Wants::Written { .. }, Some(_)) => self.opens().is_none(),
+            (Wants::Settled { id, .. }, Some((session, _))) => {
+                session.outcome(id) == Outcome::Unheard && self.opens().is_none()
+            }
         }
     }
 
     /// Until when nothing may be sent.
     fn pause(&self, now: Instant) -> Option<Instant> {
-        let again = self.failing.as_ref().map(|failing| failing.again);
-        let opens = self.opens.filter(|_| self.session.as_ref().is_some_and(|(session, _)| session.has_to_say()));
-        [again, opens].into_iter().flatten().filter(|&until| until > now).max()
+        self.failing.as_ref().map(|failing| failing.again).filter(|&until| until > now)
     }
 
     fn says(&mut self, about: &About, renewal: Duration) -> Says {
@@ -657,19 +738,22 @@ impl State {
         if let Some(&session) = self.leaving.first() {
             return Says::Leaves { session };
         }
+        let takes_batches = self.opens().is_none();
+        let now = Instant::now();
+        let renews = now >= self.renewed + renewal || now >= self.first_end;
         match &mut self.session {
-            Some((session, _)) => {
-                let now = Instant::now();
-                session.call(now >= self.renewed + renewal || now >= self.first_end)
-            }
+            Some((session, _)) => session.call(takes_batches, renews),
             None => Session::join(about.clone()),
         }
     }
 
     /// Notes that the last call has failed.
-    fn fail(&mut self, error: EngineError) {
-        let pause = self.failing.as_ref().map_or(FIRST_PAUSE, |failing| (failing.pause * 2).min(LONGEST_PAUSE));
-        self.failing = Some(Failing { call: self.begun, error, again: Instant::now() + pause, pause });
+    fn fail(&mut self, error: EngineError, sent: Instant) {
+        let (since, pause) = match &self.failing {
+            Some(failing) => (failing.since, (failing.pause * 2).min(LONGEST_PAUSE)),
+            None => (sent, FIRST_PAUSE),
+        };
+        self.failing = Some(Failing { call: self.begun, since, error, again: Instant::now() + pause, pause });
     }
 
     /// Has the engine told that the session is over.
@@ -700,20 +784,18 @@ impl State {
         }
     }
 
-    /// Has one of those go on that need somebody to send, or to listen; or else the keeper, if there is something left for it.
+    /// Has one of those send that need it, if nobody does; or else the keeper, which has others to do.
     fn hand_on(&self, keeper: &Condvar) {
         if self.is_sending {
             return;
         }
-        let is_open = |wants: &Wants| self.gets(*wants).is_none();
-        let sends = self.parked.iter().find(|(wants, _)| is_open(wants) && self.must_send(*wants));
-        let listens = || self.parked.iter().find(|(wants, _)| is_open(wants) && self.waits(*wants));
-        if let Some((_, turn)) = sends.or_else(|| if self.is_listening { None } else { listens() }) {
-            turn.notify_one();
-        }
-        let is_left = self.session.as_ref().is_some_and(|(session, _)| session.has_to_say());
-        if sends.is_none() && (is_left || !self.leaving.is_empty() || self.broken.is_some()) {
-            keeper.notify_one();
+        let next = self.parked.iter().find(|(wants, _)| self.gets(*wants).is_none() && self.must_send(*wants));
+        let session = self.session.as_ref();
+        let keeper_must = self.has_to_say() || session.is_none_or(|(session, _)| !session.is_up_to_date());
+        match next {
+            Some((_, turn)) => _ = turn.notify_one(),
+            None if keeper_must || !self.leaving.is_empty() || self.broken.is_some() => _ = keeper.notify_one(),
+            None => {}
         }
     }
 }

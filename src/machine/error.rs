@@ -7,7 +7,8 @@ use std::fmt::{self, Debug, Display};
 use std::io;
 use std::sync::Arc;
 
-/// Why a request between machines was not granted. Nothing of it is held, and nobody waits for it.
+/// Why a request between machines was not granted. Nothing of it is held. Of one that waited the engine is told after the caller is,
+/// so others may wait for it for one more round trip, or, if the engine is away, until it answers or the session ends.
 ///
 /// It becomes an [`io::Error`] as [`LockError`](crate::LockError) does; of the engine, by the kinds that [`EngineError`] tells.
 #[derive(Clone, Debug)]

@@ -67,7 +67,7 @@ macro_rules! guard {
             }
 
             /// Has `callback` called when this is lost, by a thread of the lock; at once, by this thread, if it is. Not
-            /// if the guard is released before.
+            /// if the guard is released before. It must be short: no session is renewed meanwhile. A panic of it is caught.
             pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
                 let granted = self.granted();
                 granted.joined.lease.on_lost(granted.id.number, Box::new(callback));

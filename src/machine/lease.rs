@@ -11,6 +11,7 @@
 //! A lease that has ended never comes back, also if the engine has not buried the session yet: somebody may have seen the end.
 
 use crate::sync::Mutex;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,38 @@ impl Lease {
     pub(crate) fn lose(&self) {
         self.end.store(LOST, Ordering::Release);
         let callbacks = self.callbacks.lock().take();
-        callbacks.into_iter().flatten().for_each(|(_, callback)| callback());
+        for (_, callback) in callbacks.into_iter().flatten() {
+            // A panic of one is not to keep the others from being told, nor to end the thread that tells them.
+            let _ = catch_unwind(AssertUnwindSafe(callback));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody may have seen the end; so it is the end.
+    #[test]
+    fn lease_that_has_ended_never_comes_back() {
+        let base = Instant::now();
+        let at = |millis| base + Duration::from_millis(millis);
+        let lease = Lease::new(base, at(10));
+        assert!(lease.is_valid_at(at(9)) && lease.renew(at(9), at(20)));
+        assert!(lease.is_valid_at(at(19)) && !lease.is_valid_at(at(20)));
+        assert!(!lease.renew(at(20), at(30)) && !lease.is_valid_at(at(25)));
+        let lost = Lease::new(base, at(10));
+        lost.lose();
+        assert!(!lost.is_valid_at(base) && !lost.renew(at(1), at(30)) && !lost.is_valid_at(at(2)));
+    }
+
+    /// An answer to an earlier call may come later.
+    #[test]
+    fn renewal_never_shortens_a_lease() {
+        let base = Instant::now();
+        let at = |millis| base + Duration::from_millis(millis);
+        let lease = Lease::new(base, at(10));
+        assert!(lease.renew(at(1), at(20)) && lease.renew(at(2), at(15)));
+        assert_eq!(lease.end(), at(20));
     }
 }

@@ -154,7 +154,7 @@ impl Options {
     }
 
     /// How much sooner than the engine a client holds its session to be over: half a second for a time to live of 10 s. It must
-    /// be more than the clocks of both machines drift apart in one time to live.
+    /// be more than the clocks of both machines drift apart in one time to live, and less than that, or the lock is not opened.
     #[must_use]
     pub fn clock_margin(mut self, margin: Duration) -> Self {
         self.margin = margin;

@@ -19,8 +19,9 @@
 //!
 //! Not here: until when the session is valid (`lease.rs`); who sends the calls, and who waits (`client.rs`).
 
+use crate::inspect::Deadlock;
 use crate::machine::engine::{Batch, Entry, MOST_ENTRIES, News, Position, Says, SessionId};
-use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, Stored};
+use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, Stored, report};
 use std::collections::BTreeMap;
 
 /// A snapshot is written when more entries than this are kept, and more than the snapshot would have requests.
@@ -56,6 +57,8 @@ pub(crate) struct Session {
     outbox: Vec<Event>,
     /// And the last request that it has.
     in_flight: Option<(Batch, u64)>,
+    /// Whether the last call had it.
+    is_said: bool,
     batches: u64,
     requests: u64,
     /// The last request that is known to be in the order.
@@ -79,6 +82,7 @@ impl Session {
             kept: 0,
             outbox: Vec::new(),
             in_flight: None,
+            is_said: false,
             batches: 0,
             requests: 0,
             written: 0,
@@ -120,6 +124,18 @@ impl Session {
         batch < self.batches || (batch == self.batches && self.in_flight.is_none())
     }
 
+    /// Whether the thread that asks has guards, so that its wait may be part of a deadlock.
+    pub(crate) fn is_nested(&self, ask: &Ask) -> bool {
+        self.replica.has_guards(self.member(), ask.thread)
+    }
+
+    /// The deadlock that a request is in, if it is the one to report it.
+    pub(crate) fn deadlock(&self, id: RequestId) -> Option<Deadlock> {
+        let waits = self.outcome(id) == Outcome::Waits;
+        let cycle = waits.then(|| self.replica.deadlock_of_one(id)).flatten()?;
+        Some(report::deadlock(&self.replica, &cycle))
+    }
+
     /// Puts a request into the outbox. A try is not to wait.
     pub(crate) fn ask(&mut self, mut ask: Ask, is_try: bool) -> RequestId {
         self.requests += 1;
@@ -152,28 +168,30 @@ impl Session {
         self.own.get(&id.number).copied().unwrap_or(Outcome::Refused)
     }
 
-    /// What to say next: what was said before, if its reply is not known, or else all that is in the outbox.
-    pub(crate) fn call(&mut self, renews: bool) -> Says {
-        if self.in_flight.is_none() && !self.outbox.is_empty() {
+    /// Whether any request of this client waits.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.own.values().any(|outcome| *outcome == Outcome::Waits)
+    }
+
+    /// What to say next: what was said before, if its reply is not known, or else all that is in the outbox. Nothing of that
+    /// while the engine takes no batches, which is no reason not to renew the session.
+    pub(crate) fn call(&mut self, takes_batches: bool, renews: bool) -> Says {
+        if takes_batches && self.in_flight.is_none() && !self.outbox.is_empty() {
             self.batches += 1;
             let events = write(&std::mem::take(&mut self.outbox));
             self.in_flight = Some((Batch { number: self.batches, events }, self.requests));
         }
         let is_long = self.kept > MOST_KEPT.max(4 * self.replica.requests.len() as u64);
         let snapshot = (is_long && self.is_up_to_date()).then(|| (self.seen, write(&self.replica.store())));
-        Says::GoesOn {
-            session: self.id,
-            since: self.seen,
-            renews,
-            batch: self.in_flight.clone().map(|(batch, _)| batch),
-            snapshot,
-        }
+        let batch = self.in_flight.clone().filter(|_| takes_batches).map(|(batch, _)| batch);
+        self.is_said = batch.is_some();
+        Says::GoesOn { session: self.id, since: self.seen, renews, batch, snapshot }
     }
 
     /// Takes the answer to the last call. On an error it is of no use any longer.
     pub(crate) fn hear(&mut self, news: News) -> Result<(), Damaged> {
         // Only a reply to a call that had the batch says that it is written.
-        if let Some((_, last)) = self.in_flight.take() {
+        if let Some((_, last)) = self.in_flight.take_if(|_| self.is_said) {
             self.written = last;
         }
         self.head = news.head;

@@ -436,11 +436,7 @@ impl World {
         self.identities += 1;
         let fresh = Identity([self.identities << 32, 7]);
         let this = &mut self.clients[client];
-        if this.opens.is_some_and(|opens| opens > clock)
-            && this.session.as_ref().is_some_and(|(session, _)| session.has_to_say())
-        {
-            return;
-        }
+        let takes_batches = this.opens.is_none_or(|opens| opens <= clock);
         let says = if let Some(identity) = this.broken {
             Says::Breaks { identity }
         } else if let Some(&session) = this.leaving.first() {
@@ -448,7 +444,8 @@ impl World {
         } else {
             match &mut this.session {
                 Some((session, _)) => {
-                    session.call(clock >= this.renewed + TIME_TO_LIVE / 3 || clock >= this.first_end)
+                    let renews = clock >= this.renewed + TIME_TO_LIVE / 3 || clock >= this.first_end;
+                    session.call(takes_batches, renews)
                 }
                 None => Session::join(this.about.clone()),
             }
@@ -733,8 +730,8 @@ impl World {
                         false
                     }
                     None if session.outcome(asked.id) == Outcome::Waits
-                        && session.replica.is_nested(asked.id)
-                        && session.replica.deadlock(asked.id).is_some() =>
+                        && session.replica.has_guards(session.member(), asked.wish.thread)
+                        && session.deadlock(asked.id).is_some() =>
                     {
                         session.withdraw(asked.id);
                         false

@@ -393,9 +393,25 @@ impl Replica {
     }
 
     /// Whether the thread that asks has plain guards: only such a request ever gets the report of a deadlock.
+    #[cfg(feature = "process")]
     pub(crate) fn is_nested(&self, id: RequestId) -> bool {
         let Some(Request { ask, .. }) = self.requests.get(&id).map(Box::as_ref) else { return false };
-        self.guards_of(id.member, ask.thread).next().is_some()
+        self.has_guards(id.member, ask.thread)
+    }
+
+    /// Whether a thread has plain guards.
+    pub(crate) fn has_guards(&self, member: MemberId, thread: u64) -> bool {
+        self.guards_of(member, thread).next().is_some()
+    }
+
+    /// The same, for clients that look at the same time: of those that may report, only the one that began to wait last does.
+    /// In all replicas it is the same one.
+    #[cfg(feature = "redis")]
+    pub(crate) fn deadlock_of_one(&self, me: RequestId) -> Option<Vec<InCycle>> {
+        let stamp = |party: &InCycle| self.requests[&party.waits].stamp;
+        let cycle = self.deadlock(me)?;
+        let mut later = cycle.iter().filter(|party| stamp(party) > stamp(&cycle[0]));
+        later.all(|party| self.deadlock(party.waits).is_none()).then_some(cycle)
     }
 
     /// The cycle that a waiting request is in, itself first, if it is the one to report it.
@@ -657,6 +673,24 @@ mod tests {
         let (reads, nests) = (by(1, 1, &["a"], &[]), by(2, 1, &[], &["a/b/x"]));
         let (writes, passes) = (by(3, 2, &[], &["a/b"]), by(4, 3, &["a/b"], &[]));
         assert_eq!(waiting_after([reads, nests, writes, passes, release(1), release(2)]), [4]);
+    }
+
+    /// G2: the one that began to wait last holds no guard in the cycle, so it cannot be the one that reports.
+    #[test]
+    #[cfg(feature = "redis")]
+    fn deadlock_is_reported_by_one_that_may_report_it() {
+        let mut names = ["p", "q", "r"];
+        let step = |name: &str| ask(0, 0, 0, Owner::Thread, &[], &[name]).steps[1].node;
+        let order = ask(0, 0, 0, Owner::Thread, &[], &names).steps;
+        names.sort_by_key(|name| order.iter().position(|at| at.node == step(name)));
+        let [first, second, third] = names;
+        let mut replica = Replica::default();
+        let nests = by(3, 1, &[], &[first, second]);
+        let events =
+            [by(1, 1, &[], &[third]), by(2, 2, &[], &[first]), nests, by(4, 3, &[], &[second, third]), release(2)];
+        events.into_iter().for_each(|event| replica.apply(event, &mut Effects::default()));
+        let reports = |number| replica.deadlock_of_one(RequestId { member: MemberId(0), number }).is_some();
+        assert_eq!([3, 4].map(reports), [true, false]);
     }
 
     proptest! {

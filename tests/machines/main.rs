@@ -1,5 +1,28 @@
 //! The lock between machines, over real servers that the tests start and end.
+//!
+//! | file | question |
+//! |---|---|
+//! | `conformance.rs` | does an engine keep the contract? One list of tests for all engines |
+//! | `death.rs` | what is left of a process that is killed or stopped, and who is told |
+//! | `listening.rs` | what becomes of a waiter whose connection is cut while it listens |
+//! | `loss.rs` | what becomes of guards when the server loses data, or is full, or holds something foreign |
+//! | `network.rs` | what becomes of requests when the server, or the way to it, stops for a while |
+//! | `storm.rs` | a hundred processes killed at random moments |
+//! | `agent.rs`, `proxy.rs`, `server.rs` | another process; a way to the server that can be cut; the server |
 
+mod agent;
+mod conformance;
+mod death;
 mod listening;
+mod loss;
+mod network;
+mod proxy;
 mod server;
-mod smoke;
+mod storm;
+
+/// What an agent runs; not a test.
+#[test]
+#[ignore = "is run by the other tests, as the process that they talk to"]
+fn child_process() {
+    agent::run();
+}

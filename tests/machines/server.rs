@@ -10,8 +10,15 @@ use treelock::redis::RedisTreeLock;
 /// Nothing that works takes so long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// Of most tests: long for a busy machine.
-pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(3);
+/// Checks again and again until the answer is yes.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain until {what}");
+        std::thread::yield_now();
+    }
+}
 
 pub(crate) struct Server {
     directory: TempDir,
@@ -68,6 +75,10 @@ impl Server {
         child.wait().unwrap();
     }
 
+    pub(crate) fn child(&self) -> &Child {
+        self.child.as_ref().unwrap()
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
@@ -78,10 +89,6 @@ impl Server {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.query(&mut client.get_connection()?)
-    }
-
-    pub(crate) fn open(&self) -> RedisTreeLock {
-        self.open_with(Options::new().time_to_live(TIME_TO_LIVE))
     }
 
     pub(crate) fn open_with(&self, options: Options) -> RedisTreeLock {

@@ -24,7 +24,8 @@
 //! a renewal that is lost, can be granted again before. The fences of what is granted later are higher, if the clocks of both
 //! servers agree; so use them, or `min-replicas-to-write` and a server that is not promoted by itself.
 //!
-//! Configure `noeviction` for a server that keeps locks. Redis 6.2 or newer.
+//! Configure `noeviction` for a server that keeps locks. One that is full refuses requests, and renewals too: what is held is lost
+//! if that lasts for a time to live. Redis 6.2 or newer.
 
 #[cfg(test)]
 mod differential;
@@ -279,7 +280,9 @@ fn reply_of(value: Value) -> Option<Reply> {
                 Ok([snapped, snapshot]) => Some((position(snapped)?, bytes(snapshot)?)),
                 Err(_) => None,
             };
-            let entries = array(next()?)?.into_iter().map(entry_of).collect::<Option<_>>()?;
+            // One that no treelock has written: no session can take it.
+            let foreign = || Entry { position: Position(0), member: 0, events: Vec::new() };
+            let entries = array(next()?)?.into_iter().map(|entry| entry_of(entry).unwrap_or_else(foreign)).collect();
             Reply::News(News { session, snapshot, entries, head, kept, first_end })
         }
         _ => return None,
