@@ -179,6 +179,9 @@ struct Lived {
     told: Vec<(u64, u64)>,
 }
 
+/// The thread that owns a request, and what it asks for.
+type Known = (Option<u64>, Request);
+
 /// A grant that a client has learned of.
 #[derive(Debug)]
 struct Grant {
@@ -214,7 +217,7 @@ struct World {
     released: HashMap<(Identity, RequestId), Vec<u64>>,
     downgraded: HashMap<(Identity, RequestId), Vec<u64>>,
     /// With the thread that owns it; nothing, where two have one name.
-    requests: HashMap<(Identity, RequestId), Option<(Option<u64>, Request)>>,
+    requests: HashMap<(Identity, RequestId), Option<Known>>,
     replicas: HashMap<(Identity, Position), Seen>,
     identities: u64,
     /// How often what is to be judged came about.
