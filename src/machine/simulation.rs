@@ -179,6 +179,9 @@ struct Lived {
     told: Vec<(u64, u64)>,
 }
 
+/// The thread that owns a request, and what it asks for.
+type Known = (Option<u64>, Request);
+
 /// A grant that a client has learned of.
 #[derive(Debug)]
 struct Grant {
@@ -210,9 +213,11 @@ struct World {
     /// The batches that came to the engine.
     arrived: HashSet<(Identity, u64, u64)>,
     left: HashSet<(Identity, u64)>,
-    released: HashMap<(Identity, RequestId), u64>,
-    downgraded: HashMap<(Identity, RequestId), u64>,
-    requests: HashMap<(Identity, RequestId), (Option<u64>, Request)>,
+    /// When entries released a request, or turned its writes into reads. After a promotion two requests can have one name.
+    released: HashMap<(Identity, RequestId), Vec<u64>>,
+    downgraded: HashMap<(Identity, RequestId), Vec<u64>>,
+    /// With the thread that owns it; nothing, where two have one name.
+    requests: HashMap<(Identity, RequestId), Option<Known>>,
     replicas: HashMap<(Identity, Position), Seen>,
     identities: u64,
     /// How often what is to be judged came about.
@@ -395,7 +400,8 @@ impl World {
             let id = session.ask(ask, wish.is_try);
             let request = Request::of_text(&wish.reads, &wish.writes);
             let thread = (owner == Owner::Thread).then_some(wish.thread);
-            self.requests.insert((session.id().identity, id), (thread, request));
+            let known = self.requests.entry((session.id().identity, id));
+            known.and_modify(|known| *known = None).or_insert(Some((thread, request)));
             this.asked.push(Asked { id, wish, granted: None });
         }
     }
@@ -516,8 +522,8 @@ impl World {
                     Event::Ask(ask) | Event::Try(ask) => {
                         assert!(self.once.insert((identity, ask.id)), "{:?} is written twice", ask.id);
                     }
-                    Event::Withdraw(id, _) => _ = self.released.entry((identity, id)).or_insert(self.now),
-                    Event::Downgrade(id, _) => _ = self.downgraded.entry((identity, id)).or_insert(self.now),
+                    Event::Withdraw(id, _) => self.released.entry((identity, id)).or_default().push(self.now),
+                    Event::Downgrade(id, _) => self.downgraded.entry((identity, id)).or_default().push(self.now),
                     Event::Join(_) | Event::Leave(..) | Event::Begin(_) | Event::Next(_) => {}
                 }
             }
@@ -626,7 +632,8 @@ impl World {
         for asked in &mut this.asked {
             match (session.outcome(asked.id), asked.granted) {
                 (Outcome::Granted(fence), None) => {
-                    let (thread, request) = self.requests[&(identity, asked.id)].clone();
+                    let request = Request::of_text(&asked.wish.reads, &asked.wish.writes);
+                    let thread = (asked.wish.owner == Owner::Thread).then_some(asked.wish.thread);
                     let id = (identity, asked.id);
                     let owner = match thread {
                         Some(thread) => (*place, Some(thread)),
@@ -676,13 +683,14 @@ impl World {
         assert!(replica.is_settled(), "somebody waits who may go on");
         // Those of another history that was lost are not known here.
         let known = replica.requests.values().filter_map(|request| {
-            let (thread, asked) = self.requests.get(&(identity, request.ask.id))?;
+            let (thread, asked) = self.requests.get(&(identity, request.ask.id))?.as_ref()?;
             let reads = request.ask.steps.iter().all(|step| step.mode == step.mode.downgraded());
             let asked = if reads { asked.downgraded() } else { asked.clone() };
             let owner = (request.ask.id.member, thread.ok_or(request.ask.id.number));
             Some((owner, request.is_granted(), asked))
         });
         let known: Vec<_> = known.collect();
+        let are_all = known.len() == replica.requests.len();
         for (index, (owner, is_granted, request)) in known.iter().enumerate() {
             let mut others = known.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, other)| other);
             if *is_granted {
@@ -691,7 +699,7 @@ impl World {
                 assert!(conflict.is_none(), "{owner:?} has {request:?} beside {conflict:?}");
             } else {
                 let is_free = !others.any(|(of, _, other)| of != owner && other.conflicts_with(request));
-                assert!(!is_free, "{request:?} waits for nobody");
+                assert!(!is_free || !are_all, "{request:?} waits for nobody");
             }
         }
     }
@@ -753,18 +761,21 @@ impl World {
 
     /// 1 and 2.
     fn judge_grants(&mut self) {
+        let first_after = |times: &HashMap<(Identity, RequestId), Vec<u64>>, grant: &Grant| {
+            times.get(&grant.id)?.iter().copied().find(|time| *time >= grant.time)
+        };
         let end_of = |grant: &Grant| {
             let lived = &self.sessions[grant.session];
             let end = lived.lease.end().saturating_duration_since(self.base).as_micros() as u64;
             let end = (end * 1000 / lived.rate).min(lived.lost.unwrap_or(u64::MAX));
-            end.min(self.released.get(&grant.id).copied().unwrap_or(u64::MAX))
+            end.min(first_after(&self.released, grant).unwrap_or(u64::MAX))
         };
         // A downgraded grant is one of writes that ends there, and one of reads.
         let mut lasting: Vec<(&Grant, Request, u64, u64)> = Vec::new();
         for grant in &self.grants {
             let end = end_of(grant);
-            match self.downgraded.get(&grant.id) {
-                Some(&downgraded) => {
+            match first_after(&self.downgraded, grant) {
+                Some(downgraded) => {
                     lasting.push((grant, grant.request.clone(), grant.time, end.min(downgraded)));
                     lasting.push((grant, grant.request.downgraded(), grant.time, end));
                 }
