@@ -601,6 +601,24 @@ fn node_reclaimed_while_looked_up() {
     });
 }
 
+/// G1: a thread that releases a node twice in a row comes to own it, but not while another thread waits there.
+#[test]
+fn awaited_node_comes_to_be_owned_by_nobody() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let cell = Protected::new();
+        let again = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                for _ in 0..3 {
+                    let _guard = lock.write("a");
+                    cell.write();
+                }
+            })
+        };
+        join_all([again, writer(lock, "a", &cell)]);
+    });
+}
+
 /// G1, G9: an `Arc` guard is released by a thread that did not take it.
 #[test]
 fn guard_dropped_on_another_thread() {
@@ -758,24 +776,19 @@ fn newcomer_goes_on_behind_those_let_on() {
     });
 }
 
-/// G3: a node with movers gets no bias; otherwise the second request of the newcomer would be published past them.
+/// G3: a node with movers gets no bias; otherwise a request that goes on behind them could set one, and a newcomer would be
+/// published past them.
 #[test]
 fn no_publication_passes_those_let_on() {
-    model(Bounds { quick: 3, slow: Some(4) }, |lock| {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
         let served = Served::default();
         let held = lock.write("a");
         let waiter = served.writer(lock, "waiter", "a/b");
         until_waiting(lock, 1);
-        let newcomer = {
-            let served = served.clone();
-            spawn(lock, move |lock| {
-                drop(lock.write("a/c"));
-                let _guard = lock.write("a/b");
-                served.note("newcomer");
-            })
-        };
+        let behind = spawn(lock, |lock| drop(lock.write("a/c")));
+        let newcomer = served.writer(lock, "newcomer", "a/b");
         drop(held);
-        join_all([waiter, newcomer]);
+        join_all([waiter, behind, newcomer]);
         assert_eq!(served.order(), ["waiter", "newcomer"]);
     });
 }
