@@ -33,6 +33,9 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
+/// No call is given less.
+const SHORTEST_CALL: Duration = Duration::from_millis(1);
+
 /// The listener blocks no longer than this at a time, so that it ends that much later than its client at most.
 const LONGEST_LISTEN: Duration = Duration::from_secs(5);
 
@@ -75,7 +78,7 @@ struct State {
     /// Sessions that this client knows to be over, and the engine may not.
     leaving: Vec<SessionId>,
     broken: Option<Identity>,
-    parked: Vec<(Wants, Arc<Condvar>)>,
+    parked: Vec<Parked>,
     has_ended: bool,
 }
 
@@ -88,6 +91,14 @@ struct Failing {
     error: EngineError,
     again: Instant,
     pause: Duration,
+}
+
+/// A thread that waits until somebody has answered.
+struct Parked {
+    wants: Wants,
+    /// Whether something had to be sent for it when it began to wait.
+    must_send: bool,
+    turn: Arc<Condvar>,
 }
 
 /// What a thread waits for.
@@ -189,16 +200,19 @@ impl Client {
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.has_ended = true;
-        let session = state.session.take().map(|(session, _)| session.id());
+        let session = state.session.take();
         state.generation += 1;
-        state.wake_all();
         drop(state);
+        if let Some((session, joined)) = session {
+            joined.lease.lose();
+            let session = session.id();
+            // If it is not heard, the time of the session passes.
+            let _ = self.exchange(Says::Leaves { session }, None);
+        }
+        // A thread that is told may end the process.
+        self.state.lock().wake_all();
         self.keeper.notify_one();
         self.listener.notify_one();
-        if let Some(session) = session {
-            // If it is not heard, the time of the session passes.
-            let _ = self.exchange(Says::Leaves { session }, Some(Instant::now() + self.settings.response));
-        }
     }
 
     /// A session, if need be a new one.
@@ -262,6 +276,7 @@ impl Client {
                 (Ok(Got::Outcome(outcome)), Some(session)) => {
                     if !matches!(outcome, Outcome::Granted(_)) {
                         session.forget(id);
+                        self.keeper.notify_one();
                     }
                     return Ok(outcome);
                 }
@@ -277,7 +292,11 @@ impl Client {
                     }
                     // Somebody may have given up since the last call.
                     let news = Wants::Heard(state.begun + 1);
-                    state = self.drive(state, news, deadline).0;
+                    let (locked, heard) = self.drive(state, news, deadline);
+                    state = locked;
+                    if heard.is_err() {
+                        continue;
+                    }
                     match state.session_of(generation).and_then(|session| session.deadlock(id)) {
                         None => continue,
                         Some(deadlock) => MachineLockError::Deadlock(Box::new(deadlock)),
@@ -393,9 +412,8 @@ impl Client {
                 let is_new = failing.call > begun;
                 let is_over = match failing.error {
                     EngineError::Away(_) => {
-                        let until = failing.since.max(start) + self.settings.patience;
-                        gives_up = Some(until);
-                        now >= until || (is_new && wants.is_not_waited_for())
+                        gives_up = failing.since.max(start).checked_add(self.settings.patience);
+                        gives_up.is_some_and(|until| now >= until) || (is_new && wants.is_not_waited_for())
                     }
                     _ => is_new,
                 };
@@ -405,7 +423,10 @@ impl Client {
                 }
             }
             let must_send = state.must_send(wants);
-            // A call that is under way is not cut off for a look.
+            // What is asked is answered first, as a try is, since the call is that of others too: unless the engine does not
+            // answer.
+            let deadline = deadline.filter(|_| !must_send || state.failing.is_some());
+            // Nor is a call that is under way cut off for a look.
             let look = wants.look().filter(|_| !must_send);
             if [deadline, look].into_iter().flatten().any(|until| now >= until) {
                 state.hand_on(&self.keeper);
@@ -413,32 +434,31 @@ impl Client {
             }
             let pause = state.pause(now);
             if must_send && !state.is_sending && pause.is_none() {
-                state = self.send(state, deadline);
+                state = self.send(state);
                 continue;
             }
             let until = [deadline, look, pause.filter(|_| must_send), gives_up, state.opens()];
             let until = until.into_iter().flatten().min();
             let turn = Arc::new(Condvar::default());
-            state.parked.push((wants, Arc::clone(&turn)));
+            state.parked.push(Parked { wants, must_send, turn: Arc::clone(&turn) });
             if !must_send {
                 // From now on it asks when the session of another client ends.
                 self.keeper.notify_one();
             }
             state = turn.wait_until(state, until).0;
-            state.parked.retain(|(_, parked)| !Arc::ptr_eq(parked, &turn));
+            state.parked.retain(|parked| !Arc::ptr_eq(&parked.turn, &turn));
         }
     }
 
     /// Sends what is to be said next, and takes the answer.
-    fn send<'a>(&'a self, mut state: Locked<'a>, deadline: Option<Instant>) -> Locked<'a> {
+    fn send<'a>(&'a self, mut state: Locked<'a>) -> Locked<'a> {
         state.is_sending = true;
         state.has_news = false;
         state.begun += 1;
         let (call, generation) = (state.begun, state.generation);
         let says = state.says(&self.about, self.settings.time_to_live / 3);
         // An answer that comes after the end of the lease is of no use, and others are to be told of the end.
-        let end = state.session.as_ref().map(|(_, joined)| joined.lease.end());
-        let deadline = [deadline, end].into_iter().flatten().min();
+        let deadline = state.session.as_ref().map(|(_, joined)| joined.lease.end());
         drop(state);
         let sent = Instant::now();
         let reply = self.exchange(says.clone(), deadline);
@@ -484,9 +504,10 @@ impl Client {
 
     fn exchange(&self, says: Says, deadline: Option<Instant>) -> Result<Reply, EngineError> {
         let now = Instant::now();
-        let latest = now + self.settings.response.min(self.settings.patience);
-        let soonest = now + Duration::from_millis(1);
-        let deadline = deadline.map_or(latest, |deadline| deadline.clamp(soonest, latest));
+        // A call that takes longer would leave no time for another one, on a new connection, before the lease ends.
+        let longest = (self.settings.time_to_live / 3).max(Duration::from_millis(100));
+        let latest = now + self.settings.response.min(self.settings.patience).clamp(SHORTEST_CALL, longest);
+        let deadline = deadline.map_or(latest, |deadline| deadline.clamp(now + SHORTEST_CALL, latest));
         let fresh = Identity([sync::random_seed(), sync::random_seed()]);
         let call = Call { fresh, time_to_live: self.settings.time_to_live, says };
         self.engine.exchange(&call, deadline)
@@ -573,7 +594,7 @@ impl Client {
             let Some((session, joined)) = &state.session else {
                 let has_to_say = !state.leaving.is_empty() || state.broken.is_some();
                 state = match pause {
-                    None if has_to_say && !state.is_sending => self.send(state, None),
+                    None if has_to_say && !state.is_sending => self.send(state),
                     _ => self.keeper.wait_until(state, pause.filter(|_| has_to_say)).0,
                 };
                 continue;
@@ -600,7 +621,7 @@ impl Client {
                 // The one that sends may fail, and leave what is due.
                 state = self.keeper.wait_until(state, Some(end.min(now + self.settings.time_to_live / 20))).0;
             } else if is_due && pause.is_none() {
-                state = self.send(state, None);
+                state = self.send(state);
             } else if is_due {
                 state = self.keeper.wait_until(state, pause.map(|pause| pause.min(end))).0;
             } else {
@@ -771,16 +792,18 @@ impl State {
 
     /// Wakes those that have got what they want.
     fn wake_settled(&self) {
-        for (wants, turn) in &self.parked {
-            if self.failing.is_some() || self.gets(*wants).is_some() {
-                turn.notify_one();
+        for parked in &self.parked {
+            // One that was not in the order yet may wait there now, and then its deadline counts.
+            let is_heard = parked.must_send && !self.must_send(parked.wants);
+            if is_heard || self.failing.is_some() || self.gets(parked.wants).is_some() {
+                parked.turn.notify_one();
             }
         }
     }
 
     fn wake_all(&self) {
-        for (_, turn) in &self.parked {
-            turn.notify_one();
+        for parked in &self.parked {
+            parked.turn.notify_one();
         }
     }
 
@@ -789,11 +812,12 @@ impl State {
         if self.is_sending {
             return;
         }
-        let next = self.parked.iter().find(|(wants, _)| self.gets(*wants).is_none() && self.must_send(*wants));
+        let next =
+            self.parked.iter().find(|parked| self.gets(parked.wants).is_none() && self.must_send(parked.wants));
         let session = self.session.as_ref();
         let keeper_must = self.has_to_say() || session.is_none_or(|(session, _)| !session.is_up_to_date());
         match next {
-            Some((_, turn)) => _ = turn.notify_one(),
+            Some(parked) => _ = parked.turn.notify_one(),
             None if keeper_must || !self.leaving.is_empty() || self.broken.is_some() => _ = keeper.notify_one(),
             None => {}
         }

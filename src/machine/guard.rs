@@ -45,6 +45,10 @@ macro_rules! guard {
         impl<$($generics)*> $type {
             /// A number that is higher than that of every grant before with which this one conflicts, whatever was lost in
             /// between. Give it to what is written, and let that refuse lower ones than the highest it has seen.
+            ///
+            /// Grants that do not conflict have fences in any order. So a store of a tree keeps the fence of each write with its
+            /// path, and refuses a write if a higher fence stands at its path, above it or below it. A nested guard has a
+            /// higher fence than the outer one: give what is written below both of them the inner one's, to the end.
             #[must_use]
             pub fn fence(&self) -> u64 {
                 self.granted().fence.0
@@ -52,7 +56,8 @@ macro_rules! guard {
 
             /// Whether nobody else can have been granted what this holds. Once it is `false` it stays so.
             ///
-            /// It is read from this machine's monotonic clock, and costs nothing else. See [what a lease cannot
+            /// It is read from this machine's monotonic clock, which counts no time while the machine is suspended. And a server
+            /// whose clock is set forward by more than the margin ends sessions early. The fence holds nevertheless. See [what a lease cannot
             /// promise](MachineTreeLock#what-a-lease-can-promise-and-what-it-cannot).
             #[must_use]
             pub fn is_valid(&self) -> bool {
@@ -66,7 +71,8 @@ macro_rules! guard {
                 self.granted().joined.lease.end()
             }
 
-            /// Has `callback` called when this is lost, by a thread of the lock; at once, by this thread, if it is. Not
+            /// Has `callback` called when this is lost, by a thread of the lock, or by one that is asking it for something; at
+            /// once, by this thread, if it is lost. So it must not wait for what such a thread may have. Not
             /// if the guard is released before. It must be short: no session is renewed meanwhile. A panic of it is caught.
             pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
                 let granted = self.granted();
@@ -77,7 +83,8 @@ macro_rules! guard {
             ///
             /// # Errors
             ///
-            /// [`EngineError`]. All is held as before then, unless it is [lost](EngineError::Lost).
+            /// [`EngineError`]. Its writes may be reads then, or become so at any time after, since it is tried again until the
+            /// session ends. So write no more.
             pub fn downgrade(&mut self) -> Result<(), EngineError> {
                 self.client().downgrade(self.granted())
             }

@@ -20,6 +20,9 @@ type Callback = Box<dyn FnOnce() + Send>;
 /// The end of a lease that is lost: before everything.
 const LOST: u64 = 0;
 
+/// Set when somebody has seen the end, which is final then: a renewal may be on its way that looked at the clock before.
+const SEEN: u64 = 1 << 63;
+
 /// The lease of one session.
 pub(crate) struct Lease {
     /// What moments are counted from.
@@ -49,17 +52,22 @@ impl Lease {
     /// Moves the end; `false` if that has passed.
     pub(crate) fn renew(&self, now: Instant, end: Instant) -> bool {
         let (now, end) = (Self::since(self.base, now), Self::since(self.base, end));
-        let renewed =
-            self.end.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| (now < old).then_some(old.max(end)));
+        let renewed = self.end.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
+            (old & SEEN == 0 && now < old).then_some(old.max(end))
+        });
         renewed.is_ok()
     }
 
     pub(crate) fn end(&self) -> Instant {
-        self.base + Duration::from_micros(self.end.load(Ordering::Acquire))
+        self.base + Duration::from_micros(self.end.load(Ordering::Acquire) & !SEEN)
     }
 
     pub(crate) fn is_valid_at(&self, now: Instant) -> bool {
-        Self::since(self.base, now) < self.end.load(Ordering::Acquire)
+        let now = Self::since(self.base, now);
+        let is_over = |end: u64| end & SEEN != 0 || end <= now;
+        let see = |end: u64| is_over(end).then_some(end | SEEN);
+        !is_over(self.end.load(Ordering::Acquire))
+            || self.end.fetch_update(Ordering::AcqRel, Ordering::Acquire, see).is_err()
     }
 
     /// Has it called when the lease is lost; at once if it is.

@@ -139,7 +139,7 @@ impl Options {
 
     /// How long a session lives that is not renewed: 10 s unless it is said. It is renewed at a third of it. So long others
     /// wait for what a client has that was killed, and so long a new namespace, or one whose data was lost, is closed. All clients
-    /// of a namespace should say the same. It sets the [margin](Options::clock_margin) to a twentieth of it.
+    /// of a namespace must say the same, or M1 fails after a loss: whoever begins anew lets others in after its own. It sets the [margin](Options::clock_margin) to a twentieth of it.
     ///
     /// # Panics
     ///
@@ -162,7 +162,7 @@ impl Options {
     }
 
     /// How long a request waits for an engine that does not answer, before it fails with [`EngineError::Away`]: 10 s unless
-    /// it is said. Its own deadline comes first.
+    /// it is said. Its own deadline comes first, but for the answer to the first call.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -460,6 +460,12 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
     #[must_use]
     pub fn waits(&self) -> Vec<Wait> {
         self.client.0.waits()
+    }
+
+    /// Ends the session, and with it all guards, which are lost. For a program that is about to exit without dropping them:
+    /// others are let in at once, and not when the time to live has passed. Requests fail from then on.
+    pub fn close(&self) {
+        self.client.0.end();
     }
 
     pub(crate) fn connect(engine: Box<dyn engine::Engine>, options: Options) -> Result<Self, EngineError> {

@@ -28,18 +28,35 @@ const FORWARDED: [i32; 9] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
 
 /// A command that may be running: another thread can send it a signal.
 #[derive(Clone, Default)]
-pub(crate) struct Running(Arc<Mutex<Option<Pid>>>);
+pub(crate) struct Running(Arc<Mutex<Started>>);
+
+#[derive(Default)]
+struct Started {
+    pid: Option<Pid>,
+    /// It is to be terminated, as soon as it has started.
+    is_terminated: bool,
+}
 
 impl Running {
     /// Sends the signal TERM, if the command has started and has not ended.
     #[cfg(feature = "redis")]
     pub(crate) fn terminate(&self) {
-        if let Some(pid) = *self.pid() {
+        let mut child = self.child();
+        child.is_terminated = true;
+        if let Some(pid) = child.pid {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 
-    fn pid(&self) -> MutexGuard<'_, Option<Pid>> {
+    fn started(&self, pid: Pid) {
+        let mut child = self.child();
+        child.pid = Some(pid);
+        if child.is_terminated {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+
+    fn child(&self) -> MutexGuard<'_, Started> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -55,7 +72,7 @@ pub(crate) fn run(words: &[OsString], variables: &[(&str, String)], running: &Ru
     let handle = signals.handle();
     let mut child = spawn(words, variables)?;
     let pid = Pid::from_child(&child);
-    *running.pid() = Some(pid);
+    running.started(pid);
     let forward = move || signals.forever().for_each(|signal| forward(signal, pid));
     let forwarder = thread::Builder::new().name("signals".into()).spawn(forward);
     let ended = retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT));
@@ -63,7 +80,7 @@ pub(crate) fn run(words: &[OsString], variables: &[(&str, String)], running: &Ru
     if let Ok(forwarder) = forwarder {
         let _ = forwarder.join();
     }
-    *running.pid() = None;
+    running.child().pid = None;
     let status = ended.map_err(io::Error::from).and_then(|_| child.wait()).map_err(failed("wait for the command"))?;
     Ok(code(status))
 }
@@ -119,6 +136,12 @@ fn forward(signal: i32, child: Pid) {
 fn in_foreground() -> bool {
     let terminal = open("/dev/tty", OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty());
     terminal.and_then(tcgetpgrp).is_ok_and(|group| group == getpgrp())
+}
+
+/// Whether this program was started to ignore a signal.
+#[cfg(feature = "redis")]
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    ignored_signals() & (1 << (signal - 1)) != 0
 }
 
 /// The signals that this program was started to ignore, one bit for each. (`man 5 proc`)

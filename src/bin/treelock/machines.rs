@@ -7,12 +7,22 @@ use crate::directory::Place;
 use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
 use crate::run::Arguments;
 use crate::waiting::{eprint_line, tell_of};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use signal_hook::low_level::emulate_default_handler;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 use treelock::Snapshot;
 use treelock::machine::{EngineError, MachineLockError, Options};
 use treelock::redis::RedisTreeLock;
+
+/// The exit code if the command ended well, and the lease was lost before: that of sysexits.h for what may work when it is tried
+/// again.
+const LOST: u8 = 75;
 
 /// Where the fence of the lock stands for the command.
 const FENCE: &str = "TREELOCK_FENCE";
@@ -24,6 +34,11 @@ pub(crate) struct Server {
     /// Such as redis://user:password@host:6379/0. Instead of a directory; a PATH is then a name in the namespace, such as
     /// site/2026, whatever the working directory is. By default it is $TREELOCK_REDIS, unless --dir is given; others can read
     /// a password there less easily than in an argument.
+    ///
+    /// COMMAND finds the fence of the lock in $TREELOCK_FENCE. If the lease is lost, because the server lost its data or this
+    /// machine was cut off or stopped for longer than the time to live, then COMMAND is sent TERM, and the exit status is 75
+    /// if COMMAND ends with 0 all the same. If treelock is killed, or stopped, others are let in when the time to live has
+    /// passed, whatever COMMAND does. A namespace that is new takes no requests for one time to live.
     #[arg(long, value_name = "URL", conflicts_with = "dir")]
     redis: Option<String>,
     /// The namespace in that server, by default $TREELOCK_NAMESPACE: all that are to exclude each other use the same one
@@ -58,7 +73,11 @@ impl Server {
     pub(crate) fn given(&self, place: &Place) -> Result<Option<Given>, Failure> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let by_default = || variable("TREELOCK_REDIS").filter(|_| !place.is_given());
-        let Some(url) = self.redis.clone().or_else(by_default) else { return Ok(None) };
+        let Some(url) = self.redis.clone().or_else(by_default) else {
+            let is_meant = self.namespace.is_some() || self.time_to_live.is_some();
+            let message = "no server for --namespace or --time-to-live: give --redis, or TREELOCK_REDIS";
+            return if is_meant { Err(Failure::new(USAGE, message)) } else { Ok(None) };
+        };
         let Some(namespace) = self.namespace.clone().or_else(|| variable("TREELOCK_NAMESPACE")) else {
             return Err(Failure::new(USAGE, "no namespace in the server: give --namespace, or TREELOCK_NAMESPACE"));
         };
@@ -92,18 +111,24 @@ impl Given {
     pub(crate) fn run(&self, arguments: &Arguments, patience: Patience) -> Result<u8, Failure> {
         let (reads, writes) = (names(&arguments.reads)?, names(&arguments.writes)?);
         let lock = Arc::new(self.open()?);
-        let watched = Arc::clone(&lock);
+        // Not an owner of it: the lock must end before this process does.
+        let watched = Arc::downgrade(&lock);
         let is_told = matches!(patience, Patience::Until(_)) && !arguments.quiet;
-        let telling = is_told.then(|| tell_of(move || watched.waits()));
+        let telling = is_told.then(|| tell_of(move || watched.upgrade().map_or(Vec::new(), |lock| lock.waits())));
+        let interrupted = Interrupted::catch(&lock)?;
         let asked = match patience {
             Patience::None => lock.try_lock_arc(&reads, &writes),
             Patience::Until(Some(deadline)) => lock.try_lock_arc_until(&reads, &writes, deadline),
             Patience::Until(None) => lock.lock_arc(&reads, &writes),
         };
         drop(telling);
+        interrupted.end();
         let guard = match asked {
             Ok(guard) => guard,
-            Err(MachineLockError::WouldBlock | MachineLockError::TimedOut) => return Ok(arguments.conflict_exit_code),
+            Err(MachineLockError::WouldBlock | MachineLockError::TimedOut) => {
+                lock.close();
+                return Ok(arguments.conflict_exit_code);
+            }
             Err(MachineLockError::Path(error)) => return Err(Failure::new(USAGE, error)),
             Err(error) => return Err(Failure::new(OS_ERROR, error)),
         };
@@ -114,22 +139,66 @@ impl Given {
             lost.terminate();
         });
         let ended = child::run(&arguments.command, &[(FENCE, guard.fence().to_string())], &running);
-        match guard.release() {
-            Ok(()) => {}
+        let released = guard.release();
+        lock.close();
+        match released {
+            Ok(()) => ended,
             Err(EngineError::Lost) => {
-                eprint_line("the lease was lost before the command ended: others may have been let in")
+                eprint_line("the lease was lost before the command ended: others may have been let in");
+                ended.map(|code| if code == 0 { LOST } else { code })
             }
-            Err(error) => eprint_line(format_args!("the lock is held until its time to live has passed: {error}")),
+            Err(error) => {
+                eprint_line(format_args!("the lock is held until its time to live has passed: {error}"));
+                ended
+            }
         }
-        ended
+    }
+}
+
+/// Ends the lock if a signal ends this process while it waits, so that nobody waits for the dead.
+struct Interrupted {
+    handle: Handle,
+    has_come: Arc<AtomicBool>,
+}
+
+impl Interrupted {
+    fn catch(lock: &Arc<RedisTreeLock>) -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::new(OS_ERROR, format_args!("cannot catch signals: {error}"));
+        let caught = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().filter(|&signal| !child::is_ignored(signal));
+        let mut signals = Signals::new(caught).map_err(failed)?;
+        let (handle, lock) = (signals.handle(), Arc::downgrade(lock));
+        let has_come = Arc::new(AtomicBool::new(false));
+        let comes = Arc::clone(&has_come);
+        let wait = move || {
+            if let Some(signal) = signals.forever().next() {
+                comes.store(true, Ordering::SeqCst);
+                if let Some(lock) = lock.upgrade() {
+                    lock.close();
+                }
+                let _ = emulate_default_handler(signal);
+            }
+        };
+        thread::Builder::new().name("interrupted".into()).spawn(wait).map_err(failed)?;
+        Ok(Interrupted { handle, has_come })
+    }
+
+    /// From now on signals are for the command. One that has come ends this process.
+    fn end(self) {
+        self.handle.close();
+        while self.has_come.load(Ordering::SeqCst) {
+            thread::park();
+        }
     }
 }
 
 /// Paths as names of a namespace.
 fn names(paths: &[PathBuf]) -> Result<Vec<String>, Failure> {
-    let name = |path: &PathBuf| match path.to_str() {
-        Some(name) => Ok(name.to_owned()),
-        None => Err(Failure::new(USAGE, format_args!("unusable path {path:?}: a name in a namespace is UTF-8"))),
+    let name = |path: &PathBuf| {
+        let refuse =
+            |why: &str| Failure::new(USAGE, format_args!("unusable path {path:?}: a name in a namespace {why}"));
+        let name = path.to_str().ok_or_else(|| refuse("is UTF-8"))?;
+        let is_relative = name.split('/').any(|segment| matches!(segment, "." | ".."));
+        if is_relative { Err(refuse("has no . and no .., such as site/2026")) } else { Ok(name.to_owned()) }
     };
     paths.iter().map(name).collect()
 }

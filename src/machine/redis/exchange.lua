@@ -30,7 +30,8 @@ local function has(position) return #call('XRANGE', log, id(position), id(positi
 local function is_whole()
     if not (current and head and snapped and opens and members and alive) then return false end
     if says == 'breaks' then return current ~= identity end
-    if call('ZCARD', live) ~= alive or not has(head) or not has(snapped) then return false end
+    local last = call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+    if call('ZCARD', live) ~= alive or not (last and last[1] == id(head)) or not has(snapped) then return false end
     if call('EXISTS', snap) == 0 then return false end
     if says == 'goes on' and current == identity then
         return since <= head and (since < snapped or has(since))
@@ -100,8 +101,8 @@ end
 -- 7.
 if snapped_at ~= '' and tonumber(snapped_at) > snapped and tonumber(snapped_at) <= head then
     snapped = tonumber(snapped_at)
-    call('SET', snap, snapshot)
     call('XTRIM', log, 'MINID', id(snapped))
+    call('SET', snap, snapshot)
     call('HSET', meta, 'snapped', text(snapped))
 end
 keep()

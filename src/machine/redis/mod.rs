@@ -60,7 +60,13 @@ impl<P: ?Sized + TreePath> RedisTreeLock<P> {
     /// [`EngineError::Refused`], if the URL cannot be used or the server will not; [`EngineError::Away`], if it does not
     /// answer; [`EngineError::OtherFormat`].
     pub fn connect(url: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
-        let client = Client::open(url).map_err(|error| EngineError::Refused(Arc::new(error)))?;
+        let unusable = |what: String| EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(what)));
+        if namespace.is_empty() {
+            return Err(unusable("the namespace has no name: give one that all its users know".to_owned()));
+        }
+        let client = Client::open(url).map_err(|error| {
+            unusable(format!("the URL cannot be used, give redis://user:password@host:port/database: {error}"))
+        })?;
         MachineTreeLock::connect(Box::new(Redis::new(client, namespace)), options).map(RedisTreeLock)
     }
 }
@@ -104,14 +110,15 @@ impl Redis {
         deadline: Instant,
         run: impl FnOnce(&mut Connection) -> Result<R, RedisError>,
     ) -> Result<R, EngineError> {
-        let rest = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let rest = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let idle = self.idle.lock().pop();
         let (mut connection, mut timeout) = match idle {
             Some(idle) => idle,
-            None => (self.client.get_connection_with_timeout(rest).map_err(told)?, Duration::ZERO),
+            None => (self.client.get_connection_with_timeout(rest()).map_err(told)?, Duration::ZERO),
         };
+        let rest = rest();
         // To set it is two more calls of the kernel.
-        if rest < timeout * 9 / 10 || timeout * 2 < rest {
+        if rest < timeout * 9 / 10 || timeout < rest * 9 / 10 {
             timeout = rest;
             connection.set_read_timeout(Some(rest)).map_err(told)?;
             connection.set_write_timeout(Some(rest)).map_err(told)?;
@@ -220,7 +227,10 @@ fn told(error: RedisError) -> EngineError {
     let is_away = error.is_io_error()
         || error.is_connection_dropped()
         || matches!(error.kind(), ErrorKind::Io)
-        || matches!(error.code(), Some("LOADING" | "BUSY" | "MASTERDOWN" | "READONLY" | "CLUSTERDOWN" | "TRYAGAIN"));
+        || matches!(
+            error.code(),
+            Some("LOADING" | "BUSY" | "MASTERDOWN" | "READONLY" | "CLUSTERDOWN" | "TRYAGAIN" | "NOREPLICAS")
+        );
     match is_away {
         true => EngineError::Away(Arc::new(error)),
         false => EngineError::Refused(Arc::new(error)),
