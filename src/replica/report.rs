@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What a request waits for: see [`waits`](super::waits).
+/// What a request waits for: see `waits`.
 ///
 /// Each of these holders and waiters must release, or give up, before the request is granted. Times do not tell which
 /// request is ahead: one whose thread already holds something there, such as an upgrade, may come later and go first.
