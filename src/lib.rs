@@ -3,7 +3,8 @@
 // whatever precedes it.
 #![cfg(not(all(doctest, feature = "model")))]
 
-//! A blocking read/write lock over **sub-trees**, for std threads.
+//! A blocking read/write lock over **sub-trees**: for std threads, for the processes of a host, and for machines that share
+//! a Redis or Valkey server.
 //!
 //! [`TreeLock::lock`] takes shared locks on some sub-trees and exclusive locks on others, all or nothing, in
 //! O(depth), without the tree ever being built.
@@ -43,13 +44,15 @@
 //! | the order of service, nesting, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
 //! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
+//! | the same between machines | the feature `redis`, [`RedisTreeLock`](https://docs.rs/treelock/latest/treelock/machine/redis/) |
 //!
 //! # Features
 //!
 //! | | none is on by default |
 //! |---|---|
 //! | `process` | the lock between the processes of a host, on Linux |
-//! | `cli` | the command `treelock`; implies `process` |
+//! | `redis` | the lock between machines, over a Redis or Valkey server |
+//! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
 //! | `tracing` | events of `tracing`: a request that waited for a second or longer, a deadlock that is reported |
 //! | `loom`, `shuttle` | **For the tests of this crate only: no other crate may enable them.** |

@@ -71,6 +71,10 @@ use std::time::{Duration, Instant};
 /// It is [`TreeLock`](crate::TreeLock) between machines: what overlaps, what conflicts, who is served first and what a
 /// thread may nest is said there, and holds between all of them. What it takes to open one is said by each engine.
 ///
+/// A process opens a namespace once, and shares the lock: two clients in one thread wait for each other, and no report tells of
+/// it. All clients give paths of one type, `str` or `Path`, and say the same [time to live](Options::time_to_live). Explicit
+/// owners and guards that release a part are between threads alone.
+///
 /// # What a lease can promise, and what it cannot
 ///
 /// While a guard [is valid](MachineGuard::is_valid), nobody else is granted anything that conflicts with it. A client that is
