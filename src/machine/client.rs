@@ -16,8 +16,7 @@
 use crate::core::node_id::Seeds;
 use crate::inspect::{Root, Snapshot};
 use crate::machine::Options;
-use crate::machine::engine::Position;
-use crate::machine::engine::{Call, Engine, Identity, News, Reply, Says, SessionId};
+use crate::machine::engine::{Call, Engine, Identity, News, Position, Reply, Says, SessionId};
 use crate::machine::error::{EngineError, MachineLockError};
 use crate::machine::lease::Lease;
 use crate::machine::session::{Damaged, Outcome, Session};
@@ -25,7 +24,6 @@ use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::replica::ask::Asking;
 use crate::replica::{About, Ask, RequestId, report};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
-use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -147,7 +145,7 @@ impl Client {
         if settings.margin >= settings.time_to_live {
             let told =
                 format!("a clock margin of {:?} in a time to live of {:?}", settings.margin, settings.time_to_live);
-            return Err(EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(told))));
+            return Err(EngineError::refused(told));
         }
         let base = Instant::now();
         let client = Arc::new(Client {
@@ -456,7 +454,7 @@ impl Client {
         state.has_news = false;
         state.begun += 1;
         let (call, generation) = (state.begun, state.generation);
-        let says = state.says(&self.about, self.settings.time_to_live / 3);
+        let says = state.says(&self.about, self.settings.renewal());
         // An answer that comes after the end of the lease is of no use, and others are to be told of the end.
         let deadline = state.session.as_ref().map(|(_, joined)| joined.lease.end());
         drop(state);
@@ -599,7 +597,7 @@ impl Client {
                 };
                 continue;
             };
-            let renewal = state.renewed + self.settings.time_to_live / 3;
+            let renewal = state.renewed + self.settings.renewal();
             let waits = session.has_waiters();
             let end = joined.lease.end();
             let is_due = now >= renewal

@@ -80,7 +80,7 @@ impl From<EngineError> for MachineLockError {
 pub enum EngineError {
     /// It was not reached, or did not answer in time. ([`NotConnected`](io::ErrorKind::NotConnected))
     Away(Arc<dyn Error + Send + Sync>),
-    /// It answered that it will not: no rights, no memory, a read-only replica, a URL that it cannot use.
+    /// It answered that it will not: no rights, no memory, a URL that it cannot use.
     /// ([`Other`](io::ErrorKind::Other))
     Refused(Arc<dyn Error + Send + Sync>),
     /// The namespace was begun by a treelock of this format, which this one does not know: use one version in all programs,
@@ -95,6 +95,11 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// A refusal by this side, before the engine or of what it answered.
+    pub(crate) fn refused(why: impl Into<String>) -> Self {
+        EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(why.into())))
+    }
+
     fn kind(&self) -> io::ErrorKind {
         match self {
             EngineError::Away(_) => io::ErrorKind::NotConnected,

@@ -181,6 +181,11 @@ impl Options {
         self
     }
 
+    /// A session is renewed when this has passed since the last renewal.
+    pub(crate) fn renewal(&self) -> Duration {
+        self.time_to_live / 3
+    }
+
     /// What reports tell of the requests instead of the place in the source.
     #[must_use]
     pub fn location(mut self, location: impl Into<String>) -> Self {

@@ -12,8 +12,8 @@
 //!
 //! # What is in the server
 //!
-//! Four keys, in one hash slot: `{treelock:my-app:files}:meta`, `:log`, `:live` and `:snap`. One script changes them, which is
-//! atomic: nobody ever has to try again. An uncontended request runs it once, and so does a release.
+//! Four keys, in one hash slot: `{treelock:my-app:files}:meta`, `:log`, `:live` and `:snap`. Two scripts change them, each
+//! atomically: nobody ever has to try again. An uncontended request runs the short one once, and so does a release.
 //!
 //! # What a server may lose
 //!
@@ -31,14 +31,12 @@
 mod differential;
 
 use crate::core::path::TreePath;
-use crate::machine::engine::SessionId;
 use crate::machine::engine::{
-    Batch, Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says,
+    Batch, Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
 };
 use crate::machine::{EngineError, MachineTreeLock, Options};
 use crate::sync::Mutex;
 use redis::{Client, Connection, ErrorKind, RedisError, Script, Value};
-use std::error::Error;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,12 +58,13 @@ impl<P: ?Sized + TreePath> RedisTreeLock<P> {
     /// [`EngineError::Refused`], if the URL cannot be used or the server will not; [`EngineError::Away`], if it does not
     /// answer; [`EngineError::OtherFormat`].
     pub fn connect(url: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
-        let unusable = |what: String| EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(what)));
         if namespace.is_empty() {
-            return Err(unusable("the namespace has no name: give one that all its users know".to_owned()));
+            return Err(EngineError::refused("the namespace has no name: give one that all its users know"));
         }
         let client = Client::open(url).map_err(|error| {
-            unusable(format!("the URL cannot be used, give redis://user:password@host:port/database: {error}"))
+            EngineError::refused(format!(
+                "the URL cannot be used, give redis://user:password@host:port/database: {error}"
+            ))
         })?;
         MachineTreeLock::connect(Box::new(Redis::new(client, namespace)), options).map(RedisTreeLock)
     }
@@ -252,10 +251,7 @@ impl Engine for Redis {
             }
             self.long(connection, call).map(reply_of)
         })?;
-        reply.ok_or_else(|| {
-            let answer = Box::<dyn Error + Send + Sync>::from("its answer is not that of the script");
-            EngineError::Refused(Arc::from(answer))
-        })
+        reply.ok_or_else(|| EngineError::refused("its answer is not that of the script"))
     }
 
     fn await_entry(&self, since: Position, deadline: Instant) -> Result<(), EngineError> {
