@@ -60,6 +60,8 @@ pub(crate) struct Client {
 struct State {
     session: Option<(Session, Joined)>,
     generation: u64,
+    /// That of the namespace, once a session has begun.
+    time_to_live: Duration,
     is_sending: bool,
     /// The listener has met something that the last call did not bring.
     has_news: bool,
@@ -142,11 +144,8 @@ type Locked<'a> = MutexGuard<'a, State>;
 impl Client {
     /// Joins, and starts the keeper and the listener.
     pub(crate) fn connect(engine: Box<dyn Engine>, settings: Options) -> Result<Arc<Self>, EngineError> {
-        if settings.margin >= settings.time_to_live {
-            let told =
-                format!("a clock margin of {:?} in a time to live of {:?}", settings.margin, settings.time_to_live);
-            return Err(EngineError::refused(told));
-        }
+        let time_to_live = settings.time_to_live.unwrap_or(Options::TIME_TO_LIVE);
+        settings.check(settings.time_to_live)?;
         let base = Instant::now();
         let client = Arc::new(Client {
             engine,
@@ -156,6 +155,7 @@ impl Client {
             state: Mutex::new(State {
                 session: None,
                 generation: 0,
+                time_to_live,
                 is_sending: false,
                 has_news: false,
                 begun: 0,
@@ -176,7 +176,7 @@ impl Client {
             let broken = client.state.lock().broken.take();
             if let Some(identity) = broken {
                 // There is no keeper that would do it.
-                let _ = client.exchange(Says::Breaks { identity }, None);
+                let _ = client.exchange(Says::Breaks { identity }, time_to_live, None);
             }
             return Err(match stop {
                 Stop::Failed(error) => error,
@@ -198,14 +198,14 @@ impl Client {
     pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.has_ended = true;
-        let session = state.session.take();
+        let (session, time_to_live) = (state.session.take(), state.time_to_live);
         state.generation += 1;
         drop(state);
         if let Some((session, joined)) = session {
             joined.lease.lose();
             let session = session.id();
             // If it is not heard, the time of the session passes.
-            let _ = self.exchange(Says::Leaves { session }, None);
+            let _ = self.exchange(Says::Leaves { session }, time_to_live, None);
         }
         // A thread that is told may end the process.
         self.state.lock().wake_all();
@@ -374,6 +374,11 @@ impl Client {
         }
     }
 
+    /// Until when the engine takes no requests, as of the last answer.
+    pub(crate) fn closed_until(&self) -> Option<Instant> {
+        self.state.lock().opens()
+    }
+
     /// What the requests of this client wait for, as of the last answer.
     pub(crate) fn waits(&self) -> Vec<report::Wait> {
         let state = self.state.lock();
@@ -454,12 +459,13 @@ impl Client {
         state.has_news = false;
         state.begun += 1;
         let (call, generation) = (state.begun, state.generation);
-        let says = state.says(&self.about, self.settings.renewal());
+        let says = state.says(&self.about, &self.settings);
+        let time_to_live = state.time_to_live;
         // An answer that comes after the end of the lease is of no use, and others are to be told of the end.
         let deadline = state.session.as_ref().map(|(_, joined)| joined.lease.end());
         drop(state);
         let sent = Instant::now();
-        let reply = self.exchange(says.clone(), deadline);
+        let reply = self.exchange(says.clone(), time_to_live, deadline);
         let mut state = self.state.lock();
         state.is_sending = false;
         let mut lost = None;
@@ -471,6 +477,8 @@ impl Client {
                 match says {
                     Says::Leaves { session } => state.leaving.retain(|leaving| *leaving != session),
                     Says::Breaks { .. } => state.broken = None,
+                    // A client that has a session has no need to.
+                    Says::Looks { .. } => {}
                     Says::Joins { .. } | Says::GoesOn { .. } if state.generation != generation => {
                         // The session was lost meanwhile, or the client has ended; what was joined is left again.
                         if let (Says::Joins { .. }, Reply::News(news)) = (&says, reply) {
@@ -500,14 +508,14 @@ impl Client {
         }
     }
 
-    fn exchange(&self, says: Says, deadline: Option<Instant>) -> Result<Reply, EngineError> {
+    fn exchange(&self, says: Says, time_to_live: Duration, deadline: Option<Instant>) -> Result<Reply, EngineError> {
         let now = Instant::now();
         // A call that takes longer would leave no time for another one, on a new connection, before the lease ends.
-        let longest = (self.settings.time_to_live / 3).max(Duration::from_millis(100));
+        let longest = (time_to_live / 3).max(Duration::from_millis(100));
         let latest = now + self.settings.response.min(self.settings.patience).clamp(SHORTEST_CALL, longest);
         let deadline = deadline.map_or(latest, |deadline| deadline.clamp(now + SHORTEST_CALL, latest));
         let fresh = Identity([sync::random_seed(), sync::random_seed()]);
-        let call = Call { fresh, time_to_live: self.settings.time_to_live, says };
+        let call = Call { fresh, time_to_live, says };
         self.engine.exchange(&call, deadline)
     }
 
@@ -516,10 +524,18 @@ impl Client {
         let now = Instant::now();
         match reply {
             Reply::News(news) => {
+                if state.session.is_none() {
+                    state.time_to_live = news.time_to_live.unwrap_or(state.time_to_live);
+                    if let Err(error) = self.settings.check(Some(state.time_to_live)) {
+                        state.leaving.push(news.session);
+                        state.fail(error, sent);
+                        return None;
+                    }
+                }
                 let end = news.first_end.map(|first_end| {
                     state.renewed = sent;
                     state.first_end = now + first_end;
-                    Lease::end_by(sent, self.settings.time_to_live, self.settings.margin)
+                    Lease::end_by(sent, state.time_to_live, self.settings.margin(state.time_to_live))
                 });
                 let identity = news.session.identity;
                 match self.take_news(state, end, now, news) {
@@ -539,11 +555,13 @@ impl Client {
                 state.opens = Some(now + rest);
                 None
             }
-            Reply::Expired | Reply::OrderLost => state.lose(),
+            Reply::Expired | Reply::OrderLost | Reply::NoOrder => state.lose(),
             Reply::OtherFormat(format) => {
-                let (call, since, pause) = (state.begun, sent, LONGEST_PAUSE);
-                let error = EngineError::OtherFormat(format);
-                state.failing = Some(Failing { call, since, error, again: now + pause, pause });
+                state.fail(EngineError::OtherFormat(format), sent);
+                state.lose()
+            }
+            Reply::OtherTimeToLive(kept) => {
+                state.fail(EngineError::other_time_to_live(kept, state.time_to_live), sent);
                 state.lose()
             }
         }
@@ -597,7 +615,7 @@ impl Client {
                 };
                 continue;
             };
-            let renewal = state.renewed + self.settings.renewal();
+            let renewal = state.renewed + Options::renewal(state.time_to_live);
             let waits = session.has_waiters();
             let end = joined.lease.end();
             let is_due = now >= renewal
@@ -617,7 +635,8 @@ impl Client {
             }
             if state.is_sending {
                 // The one that sends may fail, and leave what is due.
-                state = self.keeper.wait_until(state, Some(end.min(now + self.settings.time_to_live / 20))).0;
+                let soon = now + state.time_to_live / 20;
+                state = self.keeper.wait_until(state, Some(end.min(soon))).0;
             } else if is_due && pause.is_none() {
                 state = self.send(state);
             } else if is_due {
@@ -655,6 +674,33 @@ impl Client {
                 state.has_news = true;
                 self.keeper.notify_one();
             }
+        }
+    }
+}
+
+/// What all have and await, for one that has no session; `None` if there is no order.
+pub(crate) fn look(engine: &dyn Engine, settings: &Options) -> Result<Option<Snapshot>, EngineError> {
+    let mut seen: Option<Session> = None;
+    loop {
+        let since = seen.as_ref().map_or(Position::default(), Session::seen);
+        let call = Call { fresh: Identity([0; 2]), time_to_live: Options::TIME_TO_LIVE, says: Says::Looks { since } };
+        match engine.exchange(&call, Instant::now() + settings.response.max(SHORTEST_CALL))? {
+            Reply::News(news) => {
+                let is_same = |session: &Session| session.id().identity == news.session.identity;
+                let session = match seen.take().filter(is_same) {
+                    Some(mut session) => session.hear(news).map(|()| session),
+                    // Another order has begun since.
+                    None if since != Position::default() => continue,
+                    None => Session::begin(news),
+                };
+                let session = session.map_err(|Damaged| EngineError::Damaged)?;
+                if session.is_up_to_date() {
+                    return Ok(Some(report::snapshot(&session.replica)));
+                }
+                seen = Some(session);
+            }
+            Reply::OtherFormat(format) => return Err(EngineError::OtherFormat(format)),
+            _ => return Ok(None),
         }
     }
 }
@@ -750,7 +796,7 @@ impl State {
         self.failing.as_ref().map(|failing| failing.again).filter(|&until| until > now)
     }
 
-    fn says(&mut self, about: &About, renewal: Duration) -> Says {
+    fn says(&mut self, about: &About, settings: &Options) -> Says {
         if let Some(identity) = self.broken {
             return Says::Breaks { identity };
         }
@@ -759,10 +805,14 @@ impl State {
         }
         let takes_batches = self.opens().is_none();
         let now = Instant::now();
-        let renews = now >= self.renewed + renewal || now >= self.first_end;
+        let renews = now >= self.renewed + Options::renewal(self.time_to_live) || now >= self.first_end;
         match &mut self.session {
             Some((session, _)) => session.call(takes_batches, renews),
-            None => Session::join(about.clone()),
+            None => {
+                // Another one may have been that of the namespace before.
+                self.time_to_live = settings.time_to_live.unwrap_or(self.time_to_live);
+                Session::join(about.clone(), settings.time_to_live.is_some())
+            }
         }
     }
 

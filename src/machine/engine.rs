@@ -11,15 +11,21 @@
 //! 3. *The dead are buried*, when a client joins or renews its session: for each session whose time has passed an entry
 //!    without events is written in its name.
 //! 4. A client that joins gets a member's number and a session. One whose session is over is told so. A session has a key of
-//!    its own beside the number: a copy of a server that lagged, and was promoted, gives the same number again.
+//!    its own beside the number: a copy of a server that lagged, and was promoted, gives the same number again. All
+//!    sessions have one time to live, that of the namespace: the client says it that begins the order, or joins while there is
+//!    no session. One that insists on another is refused.
 //! 5. A batch is written as one entry, unless its number says that it was written before. So a client whose reply was lost
 //!    sends the same batch again, and nothing happens twice.
 //! 6. If the client says that it renews its session, the time of that begins again.
 //! 7. A snapshot takes the place of all entries up to its position.
-//! 8. The reply has all entries since the position that the client names; and the snapshot, if some of those are gone.
+//! 8. The reply has all entries from the position on that the client names; and the snapshot, if some of those are gone. The entry
+//!    at that position is one of them, unless the engine knows that the client wrote the next one: so the client sees whether it
+//!    is the one that it knows. Another server that was promoted may give a position again.
 //!
-//! A position only rises, in a new order too: it is the engine's time in microseconds when the entry was written, or one more
-//! than the last one. So it is the fence as well.
+//! A client that only *looks* has no session and changes nothing: it gets what rule 8 says, or is told that there is no order.
+//!
+//! A position only rises, in a new order too: it is the engine's time in microseconds when the entry was written, as exactly as
+//! the engine tells it, or one more than the last one. So it is the fence as well.
 //!
 //! Not here: what the events of a batch mean (`replica/mod.rs`); when a client says what (`session.rs`).
 
@@ -42,10 +48,10 @@ pub(crate) struct Position(pub(crate) u64);
 pub(crate) struct Identity(pub(crate) [u64; 2]);
 
 impl Identity {
-    /// The key of a session that is joined by a call which draws this one: its first eight digits.
+    /// The key of a session that is joined by a call which draws this one: the first half of its digits.
     #[cfg(test)]
-    pub(crate) fn key(self) -> u32 {
-        (self.0[0] >> 32) as u32
+    pub(crate) fn key(self) -> u64 {
+        self.0[0]
     }
 
     pub(crate) fn to_text(self) -> String {
@@ -64,14 +70,15 @@ pub(crate) struct Call {
     /// The identity of an order that this client would begin. It is drawn for each call, so a session that it joins by has its key
     /// of it.
     pub(crate) fresh: Identity,
+    /// That of an order that it would begin. See rule 4.
     pub(crate) time_to_live: Duration,
     pub(crate) says: Says,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Says {
-    /// It begins a session, with these events as its first.
-    Joins { events: Vec<u8> },
+    /// It begins a session, with these events as its first; it may insist on its time to live.
+    Joins { events: Vec<u8>, insists: bool },
     /// It goes on.
     GoesOn {
         session: SessionId,
@@ -85,6 +92,8 @@ pub(crate) enum Says {
     Leaves { session: SessionId },
     /// It has met what cannot be: the order of this identity must begin anew.
     Breaks { identity: Identity },
+    /// It looks at what there is since a position.
+    Looks { since: Position },
 }
 
 /// A session, in one order.
@@ -93,7 +102,14 @@ pub(crate) struct SessionId {
     pub(crate) identity: Identity,
     pub(crate) member: u64,
     /// See rule 4, and [`Identity::key`].
-    pub(crate) key: u32,
+    pub(crate) key: u64,
+}
+
+impl SessionId {
+    /// What a client has that only looks.
+    pub(crate) fn nobody(identity: Identity) -> Self {
+        SessionId { identity, member: u64::MAX, key: 0 }
+    }
 }
 
 /// Events that are written together, or not at all.
@@ -114,6 +130,10 @@ pub(crate) enum Reply {
     Expired,
     /// The order that the client speaks of is lost.
     OrderLost,
+    /// There is none that a client could look at.
+    NoOrder,
+    /// The sessions of the namespace have this time to live, and the client insists on another.
+    OtherTimeToLive(Duration),
     /// It was begun by a treelock whose format this one does not know.
     OtherFormat(String),
 }
@@ -129,6 +149,8 @@ pub(crate) struct News {
     pub(crate) kept: Option<u64>,
     /// When the first of the sessions ends, if nobody renews it; told to a client that joins or renews its own.
     pub(crate) first_end: Option<Duration>,
+    /// That of the namespace; told to a client that joins.
+    pub(crate) time_to_live: Option<Duration>,
 }
 
 /// An entry of the order.

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fmt::{self, Debug, Display};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why a request between machines was not granted. Nothing of it is held. Of one that waited the engine is told after the caller is,
 /// so others may wait for it for one more round trip, or, if the engine is away, until it answers or the session ends.
@@ -98,6 +99,14 @@ impl EngineError {
     /// A refusal by this side, before the engine or of what it answered.
     pub(crate) fn refused(why: impl Into<String>) -> Self {
         EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(why.into())))
+    }
+
+    /// What the namespace has is not what a client insists on.
+    pub(crate) fn other_time_to_live(kept: Duration, said: Duration) -> Self {
+        EngineError::refused(format!(
+            "the namespace has a time to live of {kept:?}, and this client says {said:?}: say the same in all programs, or \
+             in none"
+        ))
     }
 
     fn kind(&self) -> io::ErrorKind {

@@ -28,10 +28,12 @@ struct Meta {
     head: Position,
     snapped: Position,
     opens: u64,
+    lives: u64,
     members: u64,
     alive: usize,
-    /// Of each member that has a session, the key of that and the number of its last batch.
-    batches: BTreeMap<u64, (u32, u64)>,
+    /// Of each member that has a session, the key of that and the number of its last batch; `None` if it has no batch because
+    /// the order was closed when it joined.
+    batches: BTreeMap<u64, (u64, Option<u64>)>,
 }
 
 /// What a server may lose.
@@ -48,7 +50,7 @@ pub(crate) enum Part {
 
 impl Meta {
     /// The number of the last batch of a session, if that is not over.
-    fn last_batch(&self, session: &SessionId) -> Option<u64> {
+    fn last_batch(&self, session: &SessionId) -> Option<Option<u64>> {
         self.batches.get(&session.member).filter(|(key, _)| *key == session.key).map(|(_, last)| *last)
     }
 }
@@ -87,11 +89,11 @@ impl Memory {
         entries.map(|(&position, (member, events))| (position, *member, &events[..]))
     }
 
-    fn entries_after(&self, since: Position) -> Vec<Entry> {
-        let entries = self.entries(Bound::Excluded(since)).take(MOST_ENTRIES);
+    fn entries_from(&self, since: Position) -> Vec<Entry> {
+        let entries = self.entries(Bound::Included(since)).take(MOST_ENTRIES + 1);
         let entries = entries.map(|(position, member, events)| Entry {
             position,
-            member: member.expect("the first is at the snapshot's position"),
+            member: member.unwrap_or(u64::MAX),
             events: events.to_vec(),
         });
         entries.collect()
@@ -105,6 +107,11 @@ impl Memory {
             }
         }
         let lives = call.time_to_live.as_micros() as u64;
+        if matches!(call.says, Says::Looks { .. })
+            && !self.meta.as_ref().is_some_and(|meta| self.is_whole(meta, &call.says))
+        {
+            return Reply::NoOrder;
+        }
         // 1. The order is whole, or it begins anew.
         let whole = self.meta.take().ok_or(None).and_then(|meta| match self.is_whole(&meta, &call.says) {
             true => Ok(meta),
@@ -113,14 +120,14 @@ impl Memory {
         let mut meta = whole.unwrap_or_else(|old| {
             let since = match call.says {
                 Says::GoesOn { since, .. } => since,
-                Says::Joins { .. } | Says::Leaves { .. } | Says::Breaks { .. } => Position(0),
+                _ => Position(0),
             };
             let head = Position(now.max(old.unwrap_or_default().0 + 1).max(since.0 + 1));
             self.log = Some(BTreeMap::from([(head, (None, Vec::new()))]));
             self.live.clear();
             self.snap = Some(Vec::new());
             let (identity, opens) = (call.fresh, now + lives);
-            Meta { identity, head, snapped: head, opens, members: 0, alive: 0, batches: BTreeMap::new() }
+            Meta { identity, head, snapped: head, opens, lives, members: 0, alive: 0, batches: BTreeMap::new() }
         });
         let reply = self.answer(&mut meta, now, lives, call);
         self.meta = Some(meta);
@@ -132,8 +139,7 @@ impl Memory {
         if let Some(batch) = batch {
             let mut meta = self.meta.take()?;
             let is_next = meta.identity == session.identity
-                && meta.last_batch(&session).is_some_and(|last| batch.number == last + 1)
-                && now >= meta.opens
+                && meta.last_batch(&session).flatten().is_some_and(|last| batch.number == last + 1)
                 && self.log.is_some();
             let is_alone = meta.head == since;
             if is_next {
@@ -148,8 +154,8 @@ impl Memory {
                 return Some(short_news(session, vec![entry], since));
             }
         }
-        let is_there = self.entries(Bound::Included(since)).next().is_some_and(|(first, ..)| first == since);
-        is_there.then(|| short_news(session, self.entries_after(since), since))
+        let entries = self.entries_from(since);
+        entries.first().is_some_and(|first| first.position == since).then(|| short_news(session, entries, since))
     }
 
     fn is_whole(&self, meta: &Meta, says: &Says) -> bool {
@@ -172,7 +178,7 @@ impl Memory {
         let says = &call.says;
         // 2.
         let identity = match says {
-            Says::Joins { .. } => meta.identity,
+            Says::Joins { .. } | Says::Looks { .. } => meta.identity,
             Says::GoesOn { session, .. } | Says::Leaves { session } => session.identity,
             Says::Breaks { identity } => *identity,
         };
@@ -180,7 +186,7 @@ impl Memory {
             return Reply::OrderLost;
         }
         // 3. The dead are buried, those first whose time ended first.
-        let renews = !matches!(says, Says::GoesOn { renews: false, .. });
+        let renews = !matches!(says, Says::GoesOn { renews: false, .. } | Says::Looks { .. });
         if renews {
             let dead = self.live.iter().filter(|(_, end)| **end < now);
             let mut dead: Vec<u64> = dead.map(|(&member, _)| member).collect();
@@ -189,17 +195,26 @@ impl Memory {
         }
         // 4.
         let (session, since) = match says {
-            Says::Joins { events } => {
+            Says::Looks { since } => (SessionId::nobody(identity), Some(*since)),
+            Says::Joins { events, insists } => {
+                if meta.alive == 0 {
+                    meta.lives = lives;
+                } else if *insists && meta.lives != lives {
+                    return Reply::OtherTimeToLive(Duration::from_micros(meta.lives));
+                }
                 let session = SessionId { identity, member: meta.members, key: call.fresh.key() };
                 meta.members += 1;
                 meta.alive += 1;
                 self.write(meta, now, &session, &Batch { number: 0, events: events.clone() });
+                if now < meta.opens {
+                    meta.batches.insert(session.member, (session.key, None));
+                }
                 (session, None)
             }
             Says::GoesOn { session, since, batch, .. } => {
                 let Some(last) = meta.last_batch(session) else { return Reply::Expired };
                 // 5.
-                if let Some(batch) = batch.as_ref().filter(|batch| batch.number > last) {
+                if let Some(batch) = batch.as_ref().filter(|batch| batch.number > last.unwrap_or(0)) {
                     if now < meta.opens {
                         return Reply::Closed(Duration::from_micros(meta.opens - now));
                     }
@@ -218,7 +233,7 @@ impl Memory {
         };
         // 6.
         if renews {
-            self.live.insert(session.member, now + lives);
+            self.live.insert(session.member, now + meta.lives);
         }
         // 7.
         if let Says::GoesOn { snapshot: Some((position, bytes)), .. } = says {
@@ -236,16 +251,17 @@ impl Memory {
         Reply::News(News {
             session,
             snapshot,
-            entries: self.entries_after(since),
+            entries: self.entries_from(since),
             head: meta.head,
             kept: self.log.as_ref().map(|log| log.len() as u64),
             first_end: renews.then(|| Duration::from_micros(first_end)),
+            time_to_live: Some(Duration::from_micros(meta.lives)),
         })
     }
 
     fn write(&mut self, meta: &mut Meta, now: u64, session: &SessionId, batch: &Batch) {
         self.append(meta, now, session.member, batch.events.clone());
-        meta.batches.insert(session.member, (session.key, batch.number));
+        meta.batches.insert(session.member, (session.key, Some(batch.number)));
     }
 
     fn append(&mut self, meta: &mut Meta, now: u64, member: u64, events: Vec<u8>) {
@@ -264,6 +280,6 @@ impl Memory {
 /// As the adapter makes it.
 fn short_news(session: SessionId, entries: Vec<Entry>, since: Position) -> News {
     let last = entries.last().map_or(since, |last| last.position);
-    let head = if entries.len() < MOST_ENTRIES { last } else { Position(last.0 + 1) };
-    News { session, snapshot: None, entries, head, kept: None, first_end: None }
+    let head = if entries.len() <= MOST_ENTRIES { last } else { Position(last.0 + 1) };
+    News { session, snapshot: None, entries, head, kept: None, first_end: None, time_to_live: None }
 }

@@ -72,7 +72,7 @@ use std::time::{Duration, Instant};
 /// thread may nest is said there, and holds between all of them. What it takes to open one is said by each engine.
 ///
 /// A process opens a namespace once, and shares the lock: two clients in one thread wait for each other, and no report tells of
-/// it. All clients give paths of one type, `str` or `Path`, and say the same [time to live](Options::time_to_live). Explicit
+/// it. All clients give paths of one type, `str` or `Path`. Explicit
 /// owners and guards that release a part are between threads alone.
 ///
 /// # What a lease can promise, and what it cannot
@@ -112,8 +112,9 @@ impl Drop for Open {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub(crate) time_to_live: Duration,
-    pub(crate) margin: Duration,
+    /// If it is said.
+    pub(crate) time_to_live: Option<Duration>,
+    margin: Option<Duration>,
     pub(crate) patience: Duration,
     pub(crate) response: Duration,
     pub(crate) location: Option<String>,
@@ -126,24 +127,28 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Those that [`connect`] has without any.
-    ///
-    /// [`connect`]: crate::redis::RedisTreeLock::connect
+    /// That of a namespace whose first client does not say it.
+    pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(10);
+
+    /// The defaults.
     #[must_use]
     pub fn new() -> Self {
-        let time_to_live = Duration::from_secs(10);
         Options {
-            time_to_live,
-            margin: time_to_live / 20,
-            patience: time_to_live,
+            time_to_live: None,
+            margin: None,
+            patience: Duration::from_secs(10),
             response: Duration::from_secs(2),
             location: None,
         }
     }
 
-    /// How long a session lives that is not renewed: 10 s unless it is said. It is renewed at a third of it. So long others
-    /// wait for what a client has that was killed, and so long a new namespace, or one whose data was lost, is closed. All clients
-    /// of a namespace must say the same, or M1 fails after a loss: whoever begins anew lets others in after its own. It sets the [margin](Options::clock_margin) to a twentieth of it.
+    /// How long a session lives that is not renewed. So long others wait for what a client has that was killed, and so long a
+    /// new namespace, or one whose data was lost, is closed. It is renewed at a third of it.
+    ///
+    /// The namespace has one for all: 10 s, unless the client that begins it says another. One that does not say it takes
+    /// that of the namespace. One that says another than the namespace has is [refused](EngineError::Refused) as
+    /// long as there are other clients. Say it in all programs or in none: after a loss of the server's data
+    /// the first client begins anew, and lets others in after its own.
     ///
     /// # Panics
     ///
@@ -152,16 +157,15 @@ impl Options {
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         let fits = (Duration::from_millis(10)..=Duration::from_secs(86_400)).contains(&time_to_live);
         assert!(fits, "treelock: a time to live of {time_to_live:?}; choose one from 10 ms to a day");
-        self.time_to_live = time_to_live;
-        self.margin = time_to_live / 20;
+        self.time_to_live = Some(time_to_live);
         self
     }
 
-    /// How much sooner than the engine a client holds its session to be over: half a second for a time to live of 10 s. It must
-    /// be more than the clocks of both machines drift apart in one time to live, and less than that, or the lock is not opened.
+    /// How much sooner than the engine a client holds its session to be over: a twentieth of the time to live unless it is said. It
+    /// must be more than the clocks of both machines drift apart in one time to live, and less than that, or the lock is not opened.
     #[must_use]
     pub fn clock_margin(mut self, margin: Duration) -> Self {
-        self.margin = margin;
+        self.margin = Some(margin);
         self
     }
 
@@ -182,8 +186,22 @@ impl Options {
     }
 
     /// A session is renewed when this has passed since the last renewal.
-    pub(crate) fn renewal(&self) -> Duration {
-        self.time_to_live / 3
+    pub(crate) fn renewal(time_to_live: Duration) -> Duration {
+        time_to_live / 3
+    }
+
+    pub(crate) fn margin(&self, time_to_live: Duration) -> Duration {
+        self.margin.unwrap_or(time_to_live / 20)
+    }
+
+    /// Whether they go together.
+    fn check(&self, time_to_live: Option<Duration>) -> Result<(), EngineError> {
+        match (self.margin, time_to_live) {
+            (Some(margin), Some(lives)) if margin >= lives => Err(EngineError::refused(format!(
+                "a clock margin of {margin:?} in a time to live of {lives:?}: choose one that is less"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What reports tell of the requests instead of the place in the source.
@@ -462,6 +480,13 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
     /// [`EngineError`].
     pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
         self.client.0.snapshot()
+    }
+
+    /// Until when the namespace takes no requests because it is new, or its data was lost; as far as this client knows, which has
+    /// asked for something since.
+    #[must_use]
+    pub fn closed_until(&self) -> Option<Instant> {
+        self.client.0.closed_until()
     }
 
     /// What the waiting requests of this client wait for, as far as it knows. It asks nobody, and is meant for messages: a client

@@ -49,8 +49,9 @@ pub(crate) struct Damaged;
 pub(crate) struct Session {
     id: SessionId,
     pub(crate) replica: Replica,
-    /// The position of the last entry that the replica has.
+    /// The position of the last entry that the replica has, and that entry, if it is known.
     seen: Position,
+    last: Option<Entry>,
     /// The position of the last entry that there was at the last reply.
     head: Position,
     kept: u64,
@@ -68,8 +69,8 @@ pub(crate) struct Session {
 
 impl Session {
     /// What a client says first.
-    pub(crate) fn join(about: About) -> Says {
-        Says::Joins { events: write(&vec![Event::Join(about)]) }
+    pub(crate) fn join(about: About, insists: bool) -> Says {
+        Says::Joins { events: write(&vec![Event::Join(about)]), insists }
     }
 
     /// Begins with the answer to that.
@@ -78,6 +79,7 @@ impl Session {
             id: news.session,
             replica: Replica::default(),
             seen: Position(0),
+            last: None,
             head: Position(0),
             kept: 0,
             outbox: Vec::new(),
@@ -195,7 +197,6 @@ impl Session {
             self.written = last;
         }
         self.head = news.head;
-        self.kept = news.kept.unwrap_or(self.kept + news.entries.len() as u64);
         if let Some((position, bytes)) = news.snapshot {
             // That of an order that begins is empty.
             let stored = match &bytes[..] {
@@ -203,12 +204,19 @@ impl Session {
                 bytes => postcard::from_bytes(bytes).map_err(|_| Damaged)?,
             };
             self.replica.apply(Event::Begin(Box::new(stored)), &mut Effects::default());
-            self.seen = position;
+            (self.seen, self.last) = (position, None);
             self.has_what_it_had()?;
             self.settle_waiting();
         }
-        let is_all = news.entries.len() < MOST_ENTRIES;
-        for entry in news.entries {
+        let mut entries = news.entries.into_iter().peekable();
+        if let Some(known) = entries.next_if(|first| first.position == self.seen) {
+            if self.last.as_ref().is_some_and(|last| *last != known) {
+                return Err(Damaged);
+            }
+        }
+        self.kept = news.kept.unwrap_or(self.kept + entries.len() as u64);
+        let is_all = entries.len() < MOST_ENTRIES;
+        for entry in entries {
             self.apply(entry)?;
         }
         if self.is_up_to_date() {
@@ -243,6 +251,7 @@ impl Session {
         if effects.moved.iter().any(|&(moved, _)| moved == self.member()) {
             self.settle_waiting();
         }
+        self.last = Some(entry);
         Ok(())
     }
 
@@ -313,4 +322,40 @@ impl Session {
 
 fn write(what: &impl serde::Serialize) -> Vec<u8> {
     postcard::to_stdvec(what).expect("it has no part that cannot be written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::engine::{Call, Identity, Reply};
+    use crate::machine::memory::Memory;
+    use std::time::Duration;
+
+    /// A copy that lagged and was promoted can give a position again that was seen before.
+    #[test]
+    fn other_entry_at_the_position_that_was_seen_is_noticed() {
+        let mut engine = Memory::default();
+        let mut identities = 0;
+        let mut exchange = |engine: &mut Memory, says: Says| {
+            identities += 1;
+            let call = Call { fresh: Identity([identities, 0]), time_to_live: Duration::from_secs(1), says };
+            match engine.exchange(1_000_000, &call) {
+                Reply::News(news) => news,
+                other => panic!("{other:?}"),
+            }
+        };
+        let about = || About::this_process(0, String::new());
+        let mut session = Session::begin(exchange(&mut engine, Session::join(about(), false))).unwrap();
+        let mut lagging = engine.clone();
+        let other = |user: &str| Session::join(About::this_process(0, user.to_owned()), false);
+        exchange(&mut engine, other("ada"));
+        for _ in 0..2 {
+            let says = session.call(true, true);
+            session.hear(exchange(&mut engine, says)).unwrap();
+        }
+        exchange(&mut lagging, other("bob"));
+        assert_eq!(lagging.entries(std::ops::Bound::Included(session.seen())).count(), 1, "it gave it again");
+        let says = session.call(true, true);
+        assert_eq!(session.hear(exchange(&mut lagging, says)), Err(Damaged));
+    }
 }

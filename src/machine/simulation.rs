@@ -450,7 +450,7 @@ impl World {
                     let renews = clock >= this.renewed + TIME_TO_LIVE / 3 || clock >= this.first_end;
                     session.call(takes_batches, renews)
                 }
-                None => Session::join(this.about.clone()),
+                None => Session::join(this.about.clone(), true),
             }
         };
         let call = Call { fresh, time_to_live: Duration::from_micros(TIME_TO_LIVE), says };
@@ -491,7 +491,9 @@ impl World {
             Reply::Closed(_) => "a closed order",
             Reply::Expired => "a session that is over",
             Reply::OrderLost => "an order that is lost",
-            Reply::OtherFormat(_) => unreachable!("there is one format"),
+            Reply::OtherFormat(_) | Reply::NoOrder | Reply::OtherTimeToLive(_) => {
+                unreachable!("there is one format and one time to live")
+            }
         });
         self.note();
         let this = &mut self.clients[client];
@@ -553,6 +555,7 @@ impl World {
         match letter.call.says {
             Says::Leaves { session } => this.leaving.retain(|leaving| *leaving != session),
             Says::Breaks { .. } => this.broken = None,
+            Says::Looks { .. } => unreachable!("it has a session"),
             says if this.generation != letter.generation => {
                 if let (Says::Joins { .. }, Reply::News(news)) = (says, reply) {
                     this.leaving.push(news.session);
@@ -591,7 +594,9 @@ impl World {
                     this.asked.retain(|asked| !refused.contains(&asked.id));
                 }
                 Reply::Expired | Reply::OrderLost => self.lose(client),
-                Reply::OtherFormat(_) => unreachable!("there is one format"),
+                Reply::OtherFormat(_) | Reply::NoOrder | Reply::OtherTimeToLive(_) => {
+                    unreachable!("there is one format and one time to live")
+                }
             },
         }
     }

@@ -11,9 +11,9 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use treelock::TreePath;
-use treelock::machine::{MachineLockError, MachineTreeLock, Options};
+use treelock::machine::{EngineError, MachineLockError, MachineTreeLock, Options};
 use treelock::redis::RedisTreeLock;
+use treelock::{Snapshot, TreePath};
 
 /// The time to live of the clients.
 const LONG: Duration = Duration::from_secs(60);
@@ -29,7 +29,14 @@ pub(crate) trait Place: Sized + Sync {
     fn begin() -> Option<Self>;
 
     /// One more client, whose paths are of this kind.
-    fn open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Self::Lock<P>;
+    fn try_open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Result<Self::Lock<P>, EngineError>;
+
+    /// What one sees that has no client.
+    fn look(&self) -> Option<Snapshot>;
+
+    fn open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Self::Lock<P> {
+        self.try_open_as(options).unwrap()
+    }
 
     fn open(&self) -> Self::Lock<str> {
         self.open_as(Options::new().time_to_live(LONG))
@@ -41,14 +48,16 @@ impl Place for Server {
 
     fn begin() -> Option<Self> {
         let server = Server::start()?;
-        // It is closed for the time to live of the first client.
-        let first = server.open_with(Options::new().time_to_live(Duration::from_millis(50)));
-        drop(first.write("a").unwrap());
+        server.open_quickly();
         Some(server)
     }
 
-    fn open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> RedisTreeLock<P> {
-        RedisTreeLock::connect(&self.url(), "test", options).unwrap()
+    fn try_open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Result<RedisTreeLock<P>, EngineError> {
+        RedisTreeLock::connect(&self.url(), "test", options)
+    }
+
+    fn look(&self) -> Option<Snapshot> {
+        treelock::redis::look(&self.url(), "test").unwrap()
     }
 }
 
@@ -92,6 +101,8 @@ conforms! {
         fence_rises_with_each_conflicting_grant,
         guard_tells_its_roots_their_modes_and_its_fence,
         snapshot_shows_holders_and_waiters_of_all_clients,
+        look_shows_what_a_snapshot_shows_and_begins_nothing,
+        time_to_live_is_that_of_the_namespace_and_another_is_refused,
         relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten,
         paths_that_are_not_utf_8_exclude_themselves_only,
         empty_path_is_the_root_beside_relative_and_absolute_paths,
@@ -558,6 +569,37 @@ fn snapshot_shows_holders_and_waiters_of_all_clients(place: &impl Place) {
         waiter.join().unwrap();
     });
     is_free(&looks);
+}
+
+/// One that looks has no session: it neither begins an order nor ends one.
+fn look_shows_what_a_snapshot_shows_and_begins_nothing(place: &impl Place) {
+    let one = place.open();
+    let _held: Vec<_> = (0..20).map(|name| one.write_arc(format!("held/{name}")).unwrap()).collect();
+    let told = |snapshot: Snapshot| {
+        let roots = |holder: &treelock::Holder| format!("{:?}", holder.roots);
+        (snapshot.holders.iter().map(roots).collect::<Vec<_>>(), snapshot.waiters.len())
+    };
+    let seen = told(place.look().unwrap());
+    assert_eq!(seen.0.len(), 20);
+    assert_eq!(seen, told(one.snapshot().unwrap()));
+}
+
+/// A client that says nothing takes what there is. When there is no client, the next one says it anew.
+fn time_to_live_is_that_of_the_namespace_and_another_is_refused(place: &impl Place) {
+    let said = |time_to_live| place.try_open_as::<str>(Options::new().time_to_live(time_to_live));
+    let rest = |guard: Guard| guard.valid_until().saturating_duration_since(Instant::now());
+    let one = said(LONG).unwrap();
+    match said(2 * LONG) {
+        Err(EngineError::Refused(why)) => {
+            assert!(why.to_string().contains("time to live of 60s, and this client says 120s"), "{why}");
+        }
+        other => panic!("{:?}", other.map(drop)),
+    }
+    let silent = place.try_open_as::<str>(Options::new()).unwrap();
+    assert!(rest(silent.write("a").unwrap()) > LONG / 2, "it has that of the namespace");
+    drop((one, silent));
+    let other = said(2 * LONG).unwrap();
+    assert!(rest(other.write("a").unwrap()) > LONG, "it has its own");
 }
 
 trait Age {

@@ -88,7 +88,7 @@ fn holder_that_was_stopped_knows_that_it_has_lost_and_its_late_write_is_refused(
 fn holder_that_was_stopped_for_a_short_time_still_holds() {
     let Some(server) = Server::start() else { return };
     let long = Duration::from_secs(6);
-    let lock = server.open_with(options());
+    let lock = server.open_with(options().time_to_live(long));
     let mut holder = Agent::new(&server, long);
     holder.does("lock 1 w:a");
     holder.stop();

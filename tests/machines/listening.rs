@@ -8,11 +8,10 @@ use treelock::machine::Options;
 #[test]
 fn waiter_whose_connection_is_cut_hears_of_the_release() {
     let Some(server) = Server::start() else { return };
-    let options = || Options::new().time_to_live(Duration::from_millis(1500));
-    let first = server.open_with(options());
-    let guard = first.write("a").unwrap();
+    server.open_quickly();
     let long = Options::new().time_to_live(Duration::from_secs(600)).patience(Duration::from_secs(5));
-    let second = server.open_with(long);
+    let (first, second) = (server.open_with(long.clone()), server.open_with(long));
+    let guard = first.write("a").unwrap();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| second.read("a").map(drop));
         let start = Instant::now();

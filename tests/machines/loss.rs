@@ -178,7 +178,7 @@ fn margin_that_leaves_nothing_of_the_time_to_live_is_refused() {
 #[test]
 fn log_is_kept_short() {
     let Some(server) = Server::start() else { return };
-    drop(server.open_with(options().time_to_live(Duration::from_millis(50))).write("a").unwrap());
+    server.open_quickly();
     let (lock, _idle) = (server.open_with(options()), server.open_with(options()));
     let mut longest = 0;
     for _ in 0..15 {
@@ -268,7 +268,7 @@ fn another_format_is_told() {
 #[test]
 fn full_server_refuses_and_nothing_is_left_locked() {
     let Some(server) = Server::start() else { return };
-    let lock = server.open_with(options().time_to_live(Duration::from_secs(5)));
+    let lock = server.open_with(options());
     let (held, _) = watched(&lock, "a");
     let dropped = lock.write_arc("dropped").unwrap();
     server.ask(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();

@@ -21,7 +21,7 @@ fn options(time_to_live: Duration) -> Options {
 /// A server whose namespace takes requests, and a way to it.
 fn begin() -> Option<(Server, Proxy)> {
     let server = Server::start()?;
-    drop(server.open_with(options(Duration::from_millis(50))).write("a").unwrap());
+    server.open_quickly();
     let proxy = Proxy::to(server.port);
     Some((server, proxy))
 }
@@ -331,7 +331,7 @@ fn guard_of_a_second_session_stays_valid() {
 #[test]
 fn waiter_whose_session_is_lost_asks_again() {
     let Some((server, proxy)) = begin() else { return };
-    let (waits, holds) = (proxy.open(options(SHORT)), server.open_with(options(LONG)));
+    let (waits, holds) = (proxy.open(options(SHORT)), server.open_with(options(SHORT)));
     let held = holds.write("a").unwrap();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| waits.try_write_for("a", LIMIT).map(|guard| guard.release()));

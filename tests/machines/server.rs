@@ -91,6 +91,11 @@ impl Server {
         command.query(&mut client.get_connection()?)
     }
 
+    /// Begins the namespace, which is closed for the time to live of the first client; the next client says another one.
+    pub(crate) fn open_quickly(&self) {
+        drop(self.open_with(Options::new().time_to_live(Duration::from_millis(50))).write("a").unwrap());
+    }
+
     pub(crate) fn open_with(&self, options: Options) -> RedisTreeLock {
         RedisTreeLock::connect(&self.url(), "test", options).unwrap()
     }

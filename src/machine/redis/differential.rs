@@ -2,7 +2,7 @@
 //! is so of the other.
 //!
 //! The two have different clocks, so positions are compared by the entries that stand at them, and times not at all. All sessions
-//! live for a day, and end when the test says so.
+//! live for a day or two, and end when the test says so.
 
 use super::Redis;
 use crate::machine::engine::{Batch, Call, Engine, Entry, Identity, Position, Reply, Says, SessionId};
@@ -15,9 +15,18 @@ use std::time::{Duration, Instant};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// Longer than a test takes, in microseconds.
+const HOUR: u64 = 3_600_000_000;
+
 #[derive(Clone, Debug)]
 enum Step {
-    Join(Vec<u8>),
+    /// It may insist on a time to live, which is one of two.
+    Join {
+        events: Vec<u8>,
+        insists: bool,
+        is_long: bool,
+    },
+    Look(Since),
     /// One of the sessions goes on, from one of the positions that were seen, with a batch of such a number relative to the
     /// next one, and perhaps a snapshot of one of those positions.
     GoOn {
@@ -50,25 +59,29 @@ enum Since {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let bytes = || proptest::collection::vec(any::<u8>(), 1..4);
     let which = || 0..5usize;
-    let since = prop_oneof![
-        20 => Just(Since::Before(0)),
-        8 => (1..12usize).prop_map(Since::Before),
-        1 => Just(Since::Beyond),
-        2 => Just(Since::Zero),
-    ];
+    let since = || {
+        prop_oneof![
+            20 => Just(Since::Before(0)),
+            8 => (1..12usize).prop_map(Since::Before),
+            1 => Just(Since::Beyond),
+            2 => Just(Since::Zero),
+        ]
+    };
     let number = prop_oneof![6 => Just(0i64), 2 => Just(-1), 1 => Just(-3), 1 => Just(2)];
     let snapshot = proptest::option::weighted(0.15, (0..8usize, bytes()));
     let go_on = (
         which(),
         prop::bool::weighted(0.05),
         any::<bool>(),
-        since,
+        since(),
         proptest::option::of((number, bytes())),
         snapshot,
     );
     let parts = vec![Part::All, Part::Meta, Part::Log, Part::Live, Part::Snap, Part::Oldest];
     let step = prop_oneof![
-        6 => bytes().prop_map(Step::Join),
+        6 => (bytes(), prop::bool::weighted(0.3), any::<bool>())
+            .prop_map(|(events, insists, is_long)| Step::Join { events, insists, is_long }),
+        2 => since().prop_map(Step::Look),
         30 => go_on.prop_map(|(which, is_other, renews, since, batch, snapshot)| Step::GoOn { which, is_other, renews, since, batch, snapshot }),
         2 => which().prop_map(Step::Leave),
         1 => which().prop_map(Step::Break),
@@ -124,6 +137,7 @@ struct Pair {
     connection: redis::Connection,
     memory: Memory,
     now: u64,
+    time_to_live: Duration,
     identities: u64,
     /// The sessions, and the numbers of their last batches.
     sessions: Vec<(SessionId, u64)>,
@@ -139,32 +153,47 @@ impl Pair {
         command.query(&mut self.connection).unwrap()
     }
 
+    /// A position that was seen, in both.
+    fn back(&self, back: usize) -> Option<(Position, Position)> {
+        self.same.iter().rev().nth(back).map(|(&real, &memory)| (real, memory))
+    }
+
+    fn at(&self, since: Since) -> (Position, Position) {
+        match since {
+            Since::Before(back) => self.back(back).unwrap_or_default(),
+            Since::Beyond => {
+                let (real, memory) = self.back(0).unwrap_or_default();
+                (Position(real.0 / 1000 * 1000 + HOUR), Position(memory.0 + HOUR))
+            }
+            Since::Zero => Default::default(),
+        }
+    }
+
     fn step(&mut self, step: Step) {
         self.now += 1000;
         let [meta, log, live, snap] = self.real.keys.clone();
         let session = |which: usize, of: &Pair| of.sessions.iter().rev().nth(which).copied();
         match step {
-            Step::Join(events) => self.compare(|_| Says::Joins { events: events.clone() }),
+            Step::Join { events, insists, is_long } => {
+                self.time_to_live = if is_long { 2 * DAY } else { DAY };
+                self.compare(|_| Says::Joins { events: events.clone(), insists });
+            }
+            Step::Look(since) => {
+                let (real, memory) = self.at(since);
+                self.compare(|is_real| Says::Looks { since: if is_real { real } else { memory } });
+            }
             Step::GoOn { which, is_other, renews, since, batch, snapshot } => {
                 let Some((session, last)) = session(which, self) else { return };
-                let batch = batch.map(|(by, events)| Batch { number: (last + 1).saturating_add_signed(by), events });
+                let batch =
+                    batch.map(|(by, events)| Batch { number: (last + 1).saturating_add_signed(by).max(1), events });
                 if let Some(batch) = &batch {
                     let known = self.sessions.iter_mut().find(|(of, _)| *of == session).expect("it is one of them");
                     known.1 = known.1.max(batch.number);
                 }
-                let at =
-                    |back: usize, of: &Pair| of.same.iter().rev().nth(back).map(|(&real, &memory)| (real, memory));
                 let key = if is_other { !session.key } else { session.key };
                 let session = SessionId { key, ..session };
-                let since = match since {
-                    Since::Before(back) => at(back, self).unwrap_or_default(),
-                    Since::Beyond => {
-                        let (real, memory) = at(0, self).unwrap_or_default();
-                        (Position(real.0 + 1), Position(memory.0 + 1))
-                    }
-                    Since::Zero => Default::default(),
-                };
-                let snapshot = snapshot.and_then(|(back, bytes)| Some((at(back, self)?, bytes)));
+                let since = self.at(since);
+                let snapshot = snapshot.and_then(|(back, bytes)| Some((self.back(back)?, bytes)));
                 self.compare(|is_real| {
                     let of = |(real, memory): (Position, Position)| if is_real { real } else { memory };
                     let snapshot = snapshot.clone().map(|(position, bytes)| (of(position), bytes));
@@ -191,6 +220,16 @@ impl Pair {
             }
             Step::Lose(part) => {
                 self.memory.lose(part);
+                // So that an order which begins anew gives no position again.
+                let millis = |of: &mut Pair| {
+                    of.ask(&[
+                        "EVAL",
+                        "local t = redis.call('TIME') return t[1] * 1000 + math.floor(t[2] / 1000)",
+                        "0",
+                    ])
+                };
+                let lost = millis(self);
+                while millis(self) == lost {}
                 match part {
                     Part::All => drop(self.ask(&["DEL", &meta, &log, &live, &snap])),
                     Part::Meta => drop(self.ask(&["DEL", &meta])),
@@ -214,13 +253,14 @@ impl Pair {
     fn compare(&mut self, says: impl Fn(bool) -> Says) {
         self.identities += 1;
         let fresh = Identity([self.identities << 32, 7]);
-        let call = |is_real| Call { fresh, time_to_live: DAY, says: says(is_real) };
+        let call = |is_real| Call { fresh, time_to_live: self.time_to_live, says: says(is_real) };
         let real = self.real.exchange(&call(true), Instant::now() + Duration::from_secs(20)).unwrap();
         let memory = self.memory.exchange(self.now, &call(false));
         let kind = match (real, memory) {
             (Reply::News(real), Reply::News(memory)) => {
-                assert_eq!(real.session, memory.session);
-                if !self.sessions.iter().any(|(session, _)| *session == real.session) {
+                assert_eq!((real.session, real.time_to_live), (memory.session, memory.time_to_live));
+                let is_one = real.session != SessionId::nobody(real.session.identity);
+                if is_one && !self.sessions.iter().any(|(session, _)| *session == real.session) {
                     self.sessions.push((real.session, 0));
                 }
                 assert_eq!(real.kept, memory.kept);
@@ -231,7 +271,10 @@ impl Pair {
                 let position = |entry: &Entry| entry.position;
                 let mut pairs: Vec<(Position, Position)> =
                     real.entries.iter().map(position).zip(memory.entries.iter().map(position)).collect();
-                pairs.push((real.head, memory.head));
+                // The short way only tells whether there is more.
+                if real.kept.is_some() {
+                    pairs.push((real.head, memory.head));
+                }
                 match (real.snapshot, memory.snapshot) {
                     (None, None) => {}
                     (Some((at, bytes)), Some((at_memory, bytes_memory))) => {
@@ -249,6 +292,11 @@ impl Pair {
             (Reply::Closed(_), Reply::Closed(_)) => "closed",
             (Reply::Expired, Reply::Expired) => "expired",
             (Reply::OrderLost, Reply::OrderLost) => "lost",
+            (Reply::NoOrder, Reply::NoOrder) => "none",
+            (Reply::OtherTimeToLive(real), Reply::OtherTimeToLive(memory)) => {
+                assert_eq!(real, memory);
+                "other time to live"
+            }
             (real, memory) => panic!("{real:?}, and in memory {memory:?}"),
         };
         *self.kinds.entry(kind).or_default() += 1;
@@ -270,6 +318,7 @@ fn script_and_memory_answer_alike() {
             connection: server.client.get_connection().unwrap(),
             memory: Memory::default(),
             now: 1_000_000,
+            time_to_live: DAY,
             identities: 0,
             sessions: Vec::new(),
             same: BTreeMap::new(),
@@ -284,5 +333,9 @@ fn script_and_memory_answer_alike() {
     run.unwrap_or_else(|error| panic!("{error}"));
     let kinds = kinds.into_inner();
     println!("{kinds:?}");
-    assert_eq!(kinds.into_keys().collect::<Vec<_>>(), ["closed", "expired", "lost", "news"], "each was seen");
+    assert_eq!(
+        kinds.into_keys().collect::<Vec<_>>(),
+        ["closed", "expired", "lost", "news", "none", "other time to live"],
+        "each was seen"
+    );
 }

@@ -31,10 +31,11 @@
 mod differential;
 
 use crate::core::path::TreePath;
+use crate::inspect::Snapshot;
 use crate::machine::engine::{
     Batch, Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
 };
-use crate::machine::{EngineError, MachineTreeLock, Options};
+use crate::machine::{EngineError, MachineTreeLock, Options, client};
 use crate::sync::Mutex;
 use redis::{Client, Connection, ErrorKind, RedisError, Script, Value};
 use std::ops::Deref;
@@ -58,16 +59,20 @@ impl<P: ?Sized + TreePath> RedisTreeLock<P> {
     /// [`EngineError::Refused`], if the URL cannot be used or the server will not; [`EngineError::Away`], if it does not
     /// answer; [`EngineError::OtherFormat`].
     pub fn connect(url: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
-        if namespace.is_empty() {
-            return Err(EngineError::refused("the namespace has no name: give one that all its users know"));
-        }
-        let client = Client::open(url).map_err(|error| {
-            EngineError::refused(format!(
-                "the URL cannot be used, give redis://user:password@host:port/database: {error}"
-            ))
-        })?;
-        MachineTreeLock::connect(Box::new(Redis::new(client, namespace)), options).map(RedisTreeLock)
+        let engine = Redis::open(url, namespace)?;
+        MachineTreeLock::connect(Box::new(engine), options).map(RedisTreeLock)
     }
+}
+
+/// All that is held and awaited in a namespace, for one that does not open it; `None` if nobody has begun it, or its data is lost.
+///
+/// It changes nothing, and waits for nobody. What a client had that is gone is shown until others are let in.
+///
+/// # Errors
+///
+/// As [`RedisTreeLock::connect`]; and [`EngineError::Damaged`].
+pub fn look(url: &str, namespace: &str) -> Result<Option<Snapshot>, EngineError> {
+    client::look(&Redis::open(url, namespace)?, &Options::new())
 }
 
 impl<P: ?Sized + TreePath> Deref for RedisTreeLock<P> {
@@ -91,6 +96,18 @@ struct Redis {
 }
 
 impl Redis {
+    fn open(url: &str, namespace: &str) -> Result<Self, EngineError> {
+        if namespace.is_empty() {
+            return Err(EngineError::refused("the namespace has no name: give one that all its users know"));
+        }
+        let client = Client::open(url).map_err(|error| {
+            EngineError::refused(format!(
+                "the URL cannot be used, give redis://user:password@host:port/database: {error}"
+            ))
+        })?;
+        Ok(Redis::new(client, namespace))
+    }
+
     fn new(client: Client, namespace: &str) -> Self {
         let keys = ["meta", "log", "live", "snap"].map(|key| format!("{{treelock:{namespace}}}:{key}"));
         Redis {
@@ -140,27 +157,32 @@ impl Redis {
         let of = |session: &SessionId| (session.identity.to_text(), name_of(session));
         let (kind, (identity, member)) = match &call.says {
             Says::Joins { .. } => ("joins", Default::default()),
+            Says::Looks { .. } => ("looks", Default::default()),
             Says::GoesOn { session, .. } => ("goes on", of(session)),
             Says::Leaves { session } => ("leaves", of(session)),
             Says::Breaks { identity } => ("breaks", (identity.to_text(), String::new())),
         };
         run.arg(kind).arg(identity).arg(member);
+        let yes = |is: bool| if is { "1" } else { "" };
         match &call.says {
-            Says::Joins { events } => run.arg("").arg("").arg("").arg(&events[..]).arg("").arg(""),
+            Says::Joins { events, insists } => {
+                run.arg("").arg("").arg("").arg(&events[..]).arg("").arg("").arg(yes(*insists))
+            }
             Says::GoesOn { since, renews, batch, snapshot, .. } => {
-                run.arg(since.0).arg(if *renews { "1" } else { "" });
+                run.arg(since.0).arg(yes(*renews));
                 match batch {
                     Some(Batch { number, events }) => run.arg(*number).arg(&events[..]),
                     None => run.arg("").arg(""),
                 };
                 match snapshot {
-                    Some((position, bytes)) => run.arg(position.0).arg(&bytes[..]),
-                    None => run.arg("").arg(""),
+                    Some((position, bytes)) => run.arg(position.0).arg(&bytes[..]).arg(""),
+                    None => run.arg("").arg("").arg(""),
                 }
             }
-            Says::Leaves { .. } | Says::Breaks { .. } => run.arg("").arg("").arg("").arg("").arg("").arg(""),
+            Says::Looks { since } => run.arg(since.0).arg("").arg("").arg("").arg("").arg("").arg(""),
+            Says::Leaves { .. } | Says::Breaks { .. } => run.arg("").arg("").arg("").arg("").arg("").arg("").arg(""),
         };
-        run.arg(MOST_ENTRIES);
+        run.arg(MOST_ENTRIES + 1);
         run.invoke(connection)
     }
 
@@ -172,15 +194,15 @@ impl Redis {
         since: Position,
         batch: Option<&Batch>,
     ) -> Result<Option<Reply>, RedisError> {
-        // With the one that is known: should that be missing, so may others.
+        // Should the one that is known be missing, so may others.
         let mut range = redis::cmd("XRANGE");
-        range.arg(&self.keys[1]).arg(format!("{}-0", since.0)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
+        range.arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
         let (own, range) = match batch {
             None => (None, range.query(connection)?),
             Some(batch) => {
                 let mut append = redis::cmd("EVALSHA");
                 append.arg(self.append.get_hash()).arg(2).arg(&self.keys[..2]);
-                append.arg(session.identity.to_text()).arg(name_of(&session)).arg(batch.number).arg(&batch.events);
+                append.arg(name_of(&session)).arg(batch.number - 1).arg(batch.number).arg(&batch.events);
                 // Most who share a namespace are told of others each time, and most who do not never.
                 let is_shared = self.is_shared.load(Ordering::Relaxed);
                 let mut replies = if is_shared {
@@ -192,7 +214,7 @@ impl Redis {
                 }
                 .into_iter();
                 let Some(Value::Array(positions)) = replies.next() else { return Ok(None) };
-                let [before, own] = positions.into_iter().map(position).collect::<Vec<_>>()[..] else {
+                let [before, own] = positions.into_iter().map(position_of).collect::<Vec<_>>()[..] else {
                     return Ok(None);
                 };
                 let is_alone = before == Some(since);
@@ -212,12 +234,20 @@ impl Redis {
             let Some(all) = all.filter(|all| all.first().is_some_and(|first| first.position == since)) else {
                 return Ok(None);
             };
-            entries.extend(all.into_iter().skip(1));
+            entries = all;
         }
-        let is_all = entries.len() < MOST_ENTRIES;
+        let is_all = entries.len() <= MOST_ENTRIES;
         let last = entries.last().map_or(since, |last| last.position);
         let head = if is_all { last } else { Position(last.0 + 1) };
-        Ok(Some(Reply::News(News { session, snapshot: None, entries, head, kept: None, first_end: None })))
+        Ok(Some(Reply::News(News {
+            session,
+            snapshot: None,
+            entries,
+            head,
+            kept: None,
+            first_end: None,
+            time_to_live: None,
+        })))
     }
 }
 
@@ -260,7 +290,7 @@ impl Engine for Redis {
         let answered = deadline + Duration::from_secs(1);
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(1).arg("BLOCK").arg(rest.as_millis().max(1) as u64);
-        read.arg("STREAMS").arg(&self.keys[1]).arg(format!("{}-0", since.0));
+        read.arg("STREAMS").arg(&self.keys[1]).arg(id_of(since));
         self.run(answered, |connection| read.query::<Value>(connection)).map(drop)
     }
 }
@@ -270,12 +300,15 @@ fn reply_of(value: Value) -> Option<Reply> {
     let mut next = || fields.next();
     Some(match &*text(next()?)? {
         "lost" => Reply::OrderLost,
+        "none" => Reply::NoOrder,
+        "lives" => Reply::OtherTimeToLive(Duration::from_micros(number(next()?)?)),
         "expired" => Reply::Expired,
         "format" => Reply::OtherFormat(text(next()?)?),
         "closed" => Reply::Closed(Duration::from_micros(number(next()?)?)),
         "news" => {
             let (kept, head) = (number(next()?), position(next()?)?);
             let first_end = number(next()?).map(Duration::from_micros);
+            let time_to_live = number(next()?).map(Duration::from_micros);
             let identity = Identity::of_text(&text(next()?)?)?;
             let session = session_of(identity, &text(next()?)?)?;
             let snapshot = match <[Value; 2]>::try_from(array(next()?)?) {
@@ -285,7 +318,7 @@ fn reply_of(value: Value) -> Option<Reply> {
             // One that no treelock has written: no session can take it.
             let foreign = || Entry { position: Position(0), member: 0, events: Vec::new() };
             let entries = array(next()?)?.into_iter().map(|entry| entry_of(entry).unwrap_or_else(foreign)).collect();
-            Reply::News(News { session, snapshot, entries, head, kept, first_end })
+            Reply::News(News { session, snapshot, entries, head, kept, first_end, time_to_live })
         }
         _ => return None,
     })
@@ -293,7 +326,7 @@ fn reply_of(value: Value) -> Option<Reply> {
 
 fn entry_of(value: Value) -> Option<Entry> {
     let [id, fields] = <[Value; 2]>::try_from(array(value)?).ok()?;
-    let position = Position(text(id)?.split('-').next()?.parse().ok()?);
+    let position = position_of(id)?;
     let [member, events] = <[Value; 2]>::try_from(array(fields)?).ok()?;
     // The first entry of an order has no member.
     let member = text(member)?;
@@ -303,12 +336,28 @@ fn entry_of(value: Value) -> Option<Entry> {
 
 /// How the scripts name a session, beside its order.
 fn name_of(session: &SessionId) -> String {
-    format!("{}.{:08x}", session.member, session.key)
+    format!("{}.{:016x}", session.member, session.key)
+}
+
+/// The id of the entry at a position. See `exchange.lua`.
+fn id_of(position: Position) -> String {
+    format!("{}-{}", position.0 / 1000, position.0 % 1000)
+}
+
+/// The position that an id tells, if it is one that treelock gives.
+fn position_of(id: Value) -> Option<Position> {
+    let id = text(id)?;
+    let (millis, rest) = id.split_once('-')?;
+    let (millis, rest) = (millis.parse::<u64>().ok()?, rest.parse::<u64>().ok()?);
+    (rest < 1000).then(|| Some(Position(millis.checked_mul(1000)? + rest)))?
 }
 
 fn session_of(identity: Identity, name: &str) -> Option<SessionId> {
+    if name.is_empty() {
+        return Some(SessionId::nobody(identity));
+    }
     let (member, key) = name.split_once('.')?;
-    Some(SessionId { identity, member: member.parse().ok()?, key: u32::from_str_radix(key, 16).ok()? })
+    Some(SessionId { identity, member: member.parse().ok()?, key: u64::from_str_radix(key, 16).ok()? })
 }
 
 /// `None` where it is negative.
