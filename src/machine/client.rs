@@ -19,7 +19,7 @@ use crate::machine::Options;
 use crate::machine::engine::{Call, Engine, Identity, News, Position, Reply, Says, SessionId};
 use crate::machine::error::{EngineError, MachineLockError};
 use crate::machine::lease::Lease;
-use crate::machine::session::{Damaged, Outcome, Session};
+use crate::machine::session::{Ended, Outcome, Session};
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::replica::ask::Asking;
 use crate::replica::{About, Ask, RequestId, report};
@@ -537,6 +537,7 @@ impl Client {
                     state.first_end = now + first_end;
                     Lease::end_by(sent, state.time_to_live, self.settings.margin(state.time_to_live))
                 });
+                state.opens = news.closed.map_or(state.opens, |rest| Some(now + rest));
                 let identity = news.session.identity;
                 match self.take_news(state, end, now, news) {
                     Ok(true) => None,
@@ -544,16 +545,13 @@ impl Client {
                         state.leave();
                         state.lose()
                     }
-                    Err(Damaged) => {
+                    Err(Ended::Over) => state.lose(),
+                    Err(Ended::Damaged) => {
                         state.broken = Some(identity);
                         state.fail(EngineError::Damaged, sent);
                         state.lose()
                     }
                 }
-            }
-            Reply::Closed(rest) => {
-                state.opens = Some(now + rest);
-                None
             }
             Reply::Expired | Reply::OrderLost | Reply::NoOrder => state.lose(),
             Reply::OtherFormat(format) => {
@@ -568,7 +566,7 @@ impl Client {
     }
 
     /// `false`: they came too late, and the lease has ended.
-    fn take_news(&self, state: &mut State, end: Option<Instant>, now: Instant, news: News) -> Result<bool, Damaged> {
+    fn take_news(&self, state: &mut State, end: Option<Instant>, now: Instant, news: News) -> Result<bool, Ended> {
         if let Some((session, joined)) = &mut state.session {
             let is_valid = match end {
                 Some(end) => joined.lease.renew(now, end),
@@ -693,7 +691,7 @@ pub(crate) fn look(engine: &dyn Engine, settings: &Options) -> Result<Option<Sna
                     None if since != Position::default() => continue,
                     None => Session::begin(news),
                 };
-                let session = session.map_err(|Damaged| EngineError::Damaged)?;
+                let session = session.map_err(|_| EngineError::Damaged)?;
                 if session.is_up_to_date() {
                     return Ok(Some(report::snapshot(&session.replica)));
                 }

@@ -14,8 +14,9 @@
 //!    its own beside the number: a copy of a server that lagged, and was promoted, gives the same number again. All
 //!    sessions have one time to live, that of the namespace: the client says it that begins the order, or joins while there is
 //!    no session. One that insists on another is refused.
-//! 5. A batch is written as one entry, unless its number says that it was written before. So a client whose reply was lost
-//!    sends the same batch again, and nothing happens twice.
+//! 5. A batch is written as one entry in the name of its session, unless the order is closed. That is all: what is written again
+//!    because a reply was lost, or in the name of a session that is over, is passed over by those who read it (`session.rs`). So
+//!    the plainest append that an engine has will do.
 //! 6. If the client says that it renews its session, the time of that begins again.
 //! 7. A snapshot takes the place of all entries up to its position.
 //! 8. The reply has all entries from the position on that the client names; and the snapshot, if some of those are gone. The entry
@@ -23,6 +24,9 @@
 //!    is the one that it knows. Another server that was promoted may give a position again.
 //!
 //! A client that only *looks* has no session and changes nothing: it gets what rule 8 says, or is told that there is no order.
+//!
+//! A client whose session is open, and that neither renews it nor has a snapshot, needs rules 5 and 8 alone, as long as the entry is
+//! there that it saw last. Most calls are such.
 //!
 //! A position only rises, in a new order too: it is the engine's time in microseconds when the entry was written, as exactly as
 //! the engine tells it, or one more than the last one. So it is the fence as well.
@@ -83,9 +87,11 @@ pub(crate) enum Says {
     GoesOn {
         session: SessionId,
         since: Position,
+        /// The session was told that the order takes batches.
+        is_open: bool,
         /// Most calls do not, so that they cost the engine less.
         renews: bool,
-        batch: Option<Batch>,
+        batch: Option<Vec<u8>>,
         snapshot: Option<(Position, Vec<u8>)>,
     },
     /// It ends its session in order.
@@ -112,20 +118,10 @@ impl SessionId {
     }
 }
 
-/// Events that are written together, or not at all.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Batch {
-    /// One more than that of the session's last.
-    pub(crate) number: u64,
-    pub(crate) events: Vec<u8>,
-}
-
 /// What the engine answers.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     News(News),
-    /// The batch was not taken: the order is new, and takes none for so long.
-    Closed(Duration),
     /// The session is over: its time has passed, or it has left.
     Expired,
     /// The order that the client speaks of is lost.
@@ -151,13 +147,24 @@ pub(crate) struct News {
     pub(crate) first_end: Option<Duration>,
     /// That of the namespace; told to a client that joins.
     pub(crate) time_to_live: Option<Duration>,
+    /// For so long the order is closed yet, and the batch was not taken; where that is told.
+    pub(crate) closed: Option<Duration>,
+}
+
+impl News {
+    /// Entries, and nothing of what only a whole exchange tells.
+    pub(crate) fn only(session: SessionId, entries: Vec<Entry>, head: Position) -> Self {
+        News { session, snapshot: None, entries, head, kept: None, first_end: None, time_to_live: None, closed: None }
+    }
 }
 
 /// An entry of the order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) position: Position,
+    /// In whose name it is written.
     pub(crate) member: u64,
+    pub(crate) key: u64,
     /// None: the member has left, or its time has passed.
     pub(crate) events: Vec<u8>,
 }

@@ -4,36 +4,36 @@
 //! It has no clock: the test says what time it is. A clone of it is what a lagging copy of a server has; to put the clone in
 //! its place is what the promotion of that copy does.
 
-use super::engine::{Batch, Call, Entry, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId};
+use super::engine::{Call, Entry, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
-type Log = BTreeMap<Position, (Option<u64>, Vec<u8>)>;
+/// Each entry has the member and the key of its session; the first of an order is nobody's.
+type Log = BTreeMap<Position, (Option<(u64, u64)>, Vec<u8>)>;
 
 /// What the four keys of a server have.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
     meta: Option<Meta>,
-    /// The first entry of an order is nobody's.
     log: Option<Log>,
-    /// When the session of each member ends.
-    live: BTreeMap<u64, u64>,
+    /// When each session ends, by its member and key.
+    live: BTreeMap<(u64, u64), u64>,
     snap: Option<Vec<u8>>,
+    /// Of the order that the log is of.
+    last: Option<Identity>,
 }
 
 #[derive(Clone, Debug)]
 struct Meta {
     identity: Identity,
+    /// No new order begins before it.
     head: Position,
     snapped: Position,
     opens: u64,
     lives: u64,
     members: u64,
     alive: usize,
-    /// Of each member that has a session, the key of that and the number of its last batch; `None` if it has no batch because
-    /// the order was closed when it joined.
-    batches: BTreeMap<u64, (u64, Option<u64>)>,
 }
 
 /// What a server may lose.
@@ -46,13 +46,6 @@ pub(crate) enum Part {
     Snap,
     /// The oldest entry of the log, as somebody's `XTRIM` does.
     Oldest,
-}
-
-impl Meta {
-    /// The number of the last batch of a session, if that is not over.
-    fn last_batch(&self, session: &SessionId) -> Option<Option<u64>> {
-        self.batches.get(&session.member).filter(|(key, _)| *key == session.key).map(|(_, last)| *last)
-    }
 }
 
 impl Memory {
@@ -69,9 +62,7 @@ impl Memory {
 
     /// Has the session of a member end at a time.
     pub(crate) fn end_session(&mut self, session: &SessionId, end: u64) {
-        if self.meta.as_ref().is_some_and(|meta| meta.last_batch(session).is_some()) {
-            self.live.entry(session.member).and_modify(|until| *until = end);
-        }
+        self.live.entry((session.member, session.key)).and_modify(|until| *until = end);
     }
 
     /// Ends the time for which a new order is closed; `false` if there is no order.
@@ -79,30 +70,34 @@ impl Memory {
         self.meta.as_mut().map(|meta| meta.opens = 1).is_some()
     }
 
+    /// The order that the log is of, whether it is whole or not.
     pub(crate) fn identity(&self) -> Option<Identity> {
-        self.meta.as_ref().map(|meta| meta.identity)
+        self.last
     }
 
     /// The entries from a position on that are kept.
-    pub(crate) fn entries(&self, from: Bound<Position>) -> impl Iterator<Item = (Position, Option<u64>, &[u8])> {
+    pub(crate) fn entries(&self, from: Bound<Position>) -> impl Iterator<Item = Entry> {
         let entries = self.log.iter().flat_map(move |log| log.range((from, Bound::Unbounded)));
-        entries.map(|(&position, (member, events))| (position, *member, &events[..]))
+        let SessionId { member, key, .. } = SessionId::nobody(Identity([0; 2]));
+        entries.map(move |(&position, (author, events))| {
+            let (member, key) = author.unwrap_or((member, key));
+            Entry { position, member, key, events: events.clone() }
+        })
     }
 
     fn entries_from(&self, since: Position) -> Vec<Entry> {
-        let entries = self.entries(Bound::Included(since)).take(MOST_ENTRIES + 1);
-        let entries = entries.map(|(position, member, events)| Entry {
-            position,
-            member: member.unwrap_or(u64::MAX),
-            events: events.to_vec(),
-        });
-        entries.collect()
+        self.entries(Bound::Included(since)).take(MOST_ENTRIES + 1).collect()
+    }
+
+    /// The position of the last entry.
+    fn head(&self) -> Option<Position> {
+        Some(*self.log.as_ref()?.last_key_value()?.0)
     }
 
     /// The exchange, at a time in microseconds.
     pub(crate) fn exchange(&mut self, now: u64, call: &Call) -> Reply {
-        if let Says::GoesOn { session, since, renews: false, batch, snapshot: None } = &call.says {
-            if let Some(news) = self.short(now, *session, *since, batch.as_ref()) {
+        if let Says::GoesOn { session, since, is_open: true, renews: false, batch, snapshot: None } = &call.says {
+            if let Some(news) = self.short(now, *session, *since, batch.as_deref()) {
                 return Reply::News(news);
             }
         }
@@ -122,40 +117,31 @@ impl Memory {
                 Says::GoesOn { since, .. } => since,
                 _ => Position(0),
             };
-            let head = Position(now.max(old.unwrap_or_default().0 + 1).max(since.0 + 1));
+            let old = old.max(self.head()).unwrap_or_default();
+            let head = Position(now.max(old.0 + 1).max(since.0 + 1));
             self.log = Some(BTreeMap::from([(head, (None, Vec::new()))]));
             self.live.clear();
             self.snap = Some(Vec::new());
+            self.last = Some(call.fresh);
             let (identity, opens) = (call.fresh, now + lives);
-            Meta { identity, head, snapped: head, opens, lives, members: 0, alive: 0, batches: BTreeMap::new() }
+            Meta { identity, head, snapped: head, opens, lives, members: 0, alive: 0 }
         });
         let reply = self.answer(&mut meta, now, lives, call);
+        // One whose order another one has broken may have lost its log since.
+        meta.head = self.head().unwrap_or(meta.head);
         self.meta = Some(meta);
         reply
     }
 
     /// The short way, which looks at little; `None` if that tells it to take the long way.
-    fn short(&mut self, now: u64, session: SessionId, since: Position, batch: Option<&Batch>) -> Option<News> {
-        if let Some(batch) = batch {
-            let mut meta = self.meta.take()?;
-            let is_next = meta.identity == session.identity
-                && meta.last_batch(&session).flatten().is_some_and(|last| batch.number == last + 1)
-                && self.log.is_some();
-            let is_alone = meta.head == since;
-            if is_next {
-                self.write(&mut meta, now, &session, batch);
-            }
-            let head = meta.head;
-            self.meta = Some(meta);
-            if !is_next {
-                return None;
-            } else if is_alone {
-                let entry = Entry { position: head, member: session.member, events: batch.events.clone() };
-                return Some(short_news(session, vec![entry], since));
-            }
+    fn short(&mut self, now: u64, session: SessionId, since: Position, batch: Option<&[u8]>) -> Option<News> {
+        if let Some(batch) = batch.filter(|_| self.log.is_some()) {
+            self.append(now, author(&session), batch.to_vec());
         }
         let entries = self.entries_from(since);
-        entries.first().is_some_and(|first| first.position == since).then(|| short_news(session, entries, since))
+        let last = entries.last().filter(|_| entries[0].position == since)?.position;
+        let head = if entries.len() <= MOST_ENTRIES { last } else { Position(last.0 + 1) };
+        Some(News::only(session, entries, head))
     }
 
     fn is_whole(&self, meta: &Meta, says: &Says) -> bool {
@@ -163,12 +149,13 @@ impl Memory {
             return meta.identity != *identity;
         }
         let has = |position: &Position| self.log.as_ref().is_some_and(|log| log.contains_key(position));
-        if self.live.len() != meta.alive || !has(&meta.head) || !has(&meta.snapped) || self.snap.is_none() {
+        let head = self.head().unwrap_or_default();
+        if self.live.len() != meta.alive || head < meta.head || !has(&meta.snapped) || self.snap.is_none() {
             return false;
         }
         match says {
             Says::GoesOn { session, since, .. } if session.identity == meta.identity => {
-                *since <= meta.head && (*since < meta.snapped || has(since))
+                *since <= head && (*since < meta.snapped || has(since))
             }
             _ => true,
         }
@@ -189,9 +176,9 @@ impl Memory {
         let renews = !matches!(says, Says::GoesOn { renews: false, .. } | Says::Looks { .. });
         if renews {
             let dead = self.live.iter().filter(|(_, end)| **end < now);
-            let mut dead: Vec<u64> = dead.map(|(&member, _)| member).collect();
-            dead.sort_by_key(|member| (self.live[member], format!("{member}.")));
-            dead.into_iter().for_each(|member| self.leave(meta, now, member));
+            let mut dead: Vec<(u64, u64)> = dead.map(|(&author, _)| author).collect();
+            dead.sort_by_key(|author| (self.live[author], format!("{}.", author.0)));
+            dead.into_iter().for_each(|author| self.leave(meta, now, author));
         }
         // 4.
         let (session, since) = match says {
@@ -205,26 +192,22 @@ impl Memory {
                 let session = SessionId { identity, member: meta.members, key: call.fresh.key() };
                 meta.members += 1;
                 meta.alive += 1;
-                self.write(meta, now, &session, &Batch { number: 0, events: events.clone() });
-                if now < meta.opens {
-                    meta.batches.insert(session.member, (session.key, None));
-                }
+                self.append(now, author(&session), events.clone());
                 (session, None)
             }
             Says::GoesOn { session, since, batch, .. } => {
-                let Some(last) = meta.last_batch(session) else { return Reply::Expired };
+                if !self.live.contains_key(&author(session)) {
+                    return Reply::Expired;
+                }
                 // 5.
-                if let Some(batch) = batch.as_ref().filter(|batch| batch.number > last.unwrap_or(0)) {
-                    if now < meta.opens {
-                        return Reply::Closed(Duration::from_micros(meta.opens - now));
-                    }
-                    self.write(meta, now, session, batch);
+                if let Some(batch) = batch.as_ref().filter(|_| now >= meta.opens) {
+                    self.append(now, author(session), batch.clone());
                 }
                 (*session, Some(*since))
             }
             Says::Leaves { session } => {
-                if meta.last_batch(session).is_some() {
-                    self.leave(meta, now, session.member);
+                if self.live.contains_key(&author(session)) {
+                    self.leave(meta, now, author(session));
                 }
                 return Reply::Expired;
             }
@@ -233,11 +216,11 @@ impl Memory {
         };
         // 6.
         if renews {
-            self.live.insert(session.member, now + meta.lives);
+            self.live.insert(author(&session), now + meta.lives);
         }
         // 7.
         if let Says::GoesOn { snapshot: Some((position, bytes)), .. } = says {
-            if *position > meta.snapped && *position <= meta.head {
+            if *position > meta.snapped && Some(*position) <= self.head() {
                 meta.snapped = *position;
                 self.snap = Some(bytes.clone());
                 self.log = self.log.take().map(|mut log| log.split_off(position));
@@ -252,34 +235,26 @@ impl Memory {
             session,
             snapshot,
             entries: self.entries_from(since),
-            head: meta.head,
+            head: self.head().expect("an order has an entry"),
             kept: self.log.as_ref().map(|log| log.len() as u64),
             first_end: renews.then(|| Duration::from_micros(first_end)),
             time_to_live: Some(Duration::from_micros(meta.lives)),
+            closed: Some(Duration::from_micros(meta.opens.saturating_sub(now))),
         })
     }
 
-    fn write(&mut self, meta: &mut Meta, now: u64, session: &SessionId, batch: &Batch) {
-        self.append(meta, now, session.member, batch.events.clone());
-        meta.batches.insert(session.member, (session.key, Some(batch.number)));
+    fn append(&mut self, now: u64, author: (u64, u64), events: Vec<u8>) {
+        let head = Position(now.max(self.head().unwrap_or_default().0 + 1));
+        self.log.as_mut().expect("it was looked at").insert(head, (Some(author), events));
     }
 
-    fn append(&mut self, meta: &mut Meta, now: u64, member: u64, events: Vec<u8>) {
-        meta.head = Position(now.max(meta.head.0 + 1));
-        self.log.as_mut().expect("it was looked at").insert(meta.head, (Some(member), events));
-    }
-
-    fn leave(&mut self, meta: &mut Meta, now: u64, member: u64) {
-        self.live.remove(&member);
-        meta.batches.remove(&member);
+    fn leave(&mut self, meta: &mut Meta, now: u64, author: (u64, u64)) {
+        self.live.remove(&author);
         meta.alive -= 1;
-        self.append(meta, now, member, Vec::new());
+        self.append(now, author, Vec::new());
     }
 }
 
-/// As the adapter makes it.
-fn short_news(session: SessionId, entries: Vec<Entry>, since: Position) -> News {
-    let last = entries.last().map_or(since, |last| last.position);
-    let head = if entries.len() <= MOST_ENTRIES { last } else { Position(last.0 + 1) };
-    News { session, snapshot: None, entries, head, kept: None, first_end: None, time_to_live: None }
+fn author(session: &SessionId) -> (u64, u64) {
+    (session.member, session.key)
 }

@@ -12,7 +12,9 @@
 //!
 //! Invariants:
 //!
-//! 1. A batch keeps its number and its events until a reply has news. So it is written once, however often it is sent.
+//! 1. A batch keeps its number and its events until a reply has news. It may be written twice then, and those who read pass over
+//!    all but the first: each session's batches are numbered from 1 on. They pass over what is written in the name of a session
+//!    that is over, too. So the engine need not look at who writes.
 //! 2. A session that is over never goes on. What it held, awaited or had in its outbox is over with it.
 //! 3. A request is granted at the position of the entry whose events granted it. One that is learned from a snapshot is
 //!    granted at the snapshot's position: later than its grant, and earlier than the release that a conflicting one needs.
@@ -20,8 +22,9 @@
 //! Not here: until when the session is valid (`lease.rs`); who sends the calls, and who waits (`client.rs`).
 
 use crate::inspect::Deadlock;
-use crate::machine::engine::{Batch, Entry, MOST_ENTRIES, News, Position, Says, SessionId};
+use crate::machine::engine::{Entry, MOST_ENTRIES, News, Position, Says, SessionId};
 use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, Stored, report};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A snapshot is written when more entries than this are kept, and more than the snapshot would have requests.
@@ -40,24 +43,47 @@ pub(crate) enum Outcome {
     OddFrame,
 }
 
-/// The order says what it cannot say: it was written over, or by something else.
+/// Why a session cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Damaged;
+pub(crate) enum Ended {
+    /// The order says that it is over.
+    Over,
+    /// The order says what it cannot say: it was written over, or by something else.
+    Damaged,
+}
+
+/// What a snapshot has.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Written {
+    authors: BTreeMap<u64, Author>,
+    replica: Stored,
+}
+
+/// A session that is not over, by its member.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Author {
+    key: u64,
+    /// The number of its last batch.
+    last: u64,
+}
 
 /// A client's part in one order.
 #[derive(Debug)]
 pub(crate) struct Session {
     id: SessionId,
     pub(crate) replica: Replica,
+    authors: BTreeMap<u64, Author>,
     /// The position of the last entry that the replica has, and that entry, if it is known.
     seen: Position,
     last: Option<Entry>,
     /// The position of the last entry that there was at the last reply.
     head: Position,
     kept: u64,
+    /// Whether it was told that the order takes batches.
+    is_open: bool,
     outbox: Vec<Event>,
-    /// And the last request that it has.
-    in_flight: Option<(Batch, u64)>,
+    /// A batch, and the last request that it has.
+    in_flight: Option<(Vec<u8>, u64)>,
     /// Whether the last call had it.
     is_said: bool,
     batches: u64,
@@ -70,18 +96,20 @@ pub(crate) struct Session {
 impl Session {
     /// What a client says first.
     pub(crate) fn join(about: About, insists: bool) -> Says {
-        Says::Joins { events: write(&vec![Event::Join(about)]), insists }
+        Says::Joins { events: write(&(0u64, vec![Event::Join(about)])), insists }
     }
 
     /// Begins with the answer to that.
-    pub(crate) fn begin(news: News) -> Result<Self, Damaged> {
+    pub(crate) fn begin(news: News) -> Result<Self, Ended> {
         let mut session = Session {
             id: news.session,
             replica: Replica::default(),
+            authors: BTreeMap::new(),
             seen: Position(0),
             last: None,
             head: Position(0),
             kept: 0,
+            is_open: false,
             outbox: Vec::new(),
             in_flight: None,
             is_said: false,
@@ -180,30 +208,35 @@ impl Session {
     pub(crate) fn call(&mut self, takes_batches: bool, renews: bool) -> Says {
         if takes_batches && self.in_flight.is_none() && !self.outbox.is_empty() {
             self.batches += 1;
-            let events = write(&std::mem::take(&mut self.outbox));
-            self.in_flight = Some((Batch { number: self.batches, events }, self.requests));
+            let batch = write(&(self.batches, std::mem::take(&mut self.outbox)));
+            self.in_flight = Some((batch, self.requests));
         }
         let is_long = self.kept > MOST_KEPT.max(4 * self.replica.requests.len() as u64);
-        let snapshot = (is_long && self.is_up_to_date()).then(|| (self.seen, write(&self.replica.store())));
+        let written = || Written { authors: self.authors.clone(), replica: self.replica.store() };
+        let snapshot = (is_long && self.is_up_to_date()).then(|| (self.seen, write(&written())));
         let batch = self.in_flight.clone().filter(|_| takes_batches).map(|(batch, _)| batch);
         self.is_said = batch.is_some();
-        Says::GoesOn { session: self.id, since: self.seen, renews, batch, snapshot }
+        let is_open = self.is_open;
+        Says::GoesOn { session: self.id, since: self.seen, is_open, renews, batch, snapshot }
     }
 
     /// Takes the answer to the last call. On an error it is of no use any longer.
-    pub(crate) fn hear(&mut self, news: News) -> Result<(), Damaged> {
+    pub(crate) fn hear(&mut self, news: News) -> Result<(), Ended> {
+        let is_closed = news.closed.is_some_and(|rest| !rest.is_zero());
+        self.is_open |= news.closed.is_some() && !is_closed;
         // Only a reply to a call that had the batch says that it is written.
-        if let Some((_, last)) = self.in_flight.take_if(|_| self.is_said) {
+        if let Some((_, last)) = self.in_flight.take_if(|_| self.is_said && !is_closed) {
             self.written = last;
         }
         self.head = news.head;
         if let Some((position, bytes)) = news.snapshot {
             // That of an order that begins is empty.
-            let stored = match &bytes[..] {
-                [] => Stored::default(),
-                bytes => postcard::from_bytes(bytes).map_err(|_| Damaged)?,
+            let written = match &bytes[..] {
+                [] => Written::default(),
+                bytes => postcard::from_bytes(bytes).map_err(|_| Ended::Damaged)?,
             };
-            self.replica.apply(Event::Begin(Box::new(stored)), &mut Effects::default());
+            self.authors = written.authors;
+            self.replica.apply(Event::Begin(Box::new(written.replica)), &mut Effects::default());
             (self.seen, self.last) = (position, None);
             self.has_what_it_had()?;
             self.settle_waiting();
@@ -211,7 +244,7 @@ impl Session {
         let mut entries = news.entries.into_iter().peekable();
         if let Some(known) = entries.next_if(|first| first.position == self.seen) {
             if self.last.as_ref().is_some_and(|last| *last != known) {
-                return Err(Damaged);
+                return Err(Ended::Damaged);
             }
         }
         self.kept = news.kept.unwrap_or(self.kept + entries.len() as u64);
@@ -220,32 +253,51 @@ impl Session {
             self.apply(entry)?;
         }
         if self.is_up_to_date() {
+            let is_nobody = self.id == SessionId::nobody(self.id.identity);
+            if !is_nobody && !self.is_by(self.id.member, self.id.key) {
+                return Err(Ended::Over);
+            }
             // Their entry is one of those that the snapshot stands for.
             let written = self.own.range(..=self.written);
             let unheard: Vec<u64> =
                 written.filter(|(_, own)| **own == Outcome::Unheard).map(|(&own, _)| own).collect();
             unheard.into_iter().for_each(|number| self.settle(number));
         } else if is_all {
-            return Err(Damaged);
+            return Err(Ended::Damaged);
         }
         Ok(())
     }
 
-    fn apply(&mut self, entry: Entry) -> Result<(), Damaged> {
+    /// Whether a session that is not over has this name.
+    fn is_by(&self, member: u64, key: u64) -> bool {
+        self.authors.get(&member).is_some_and(|author| author.key == key)
+    }
+
+    fn apply(&mut self, entry: Entry) -> Result<(), Ended> {
         if entry.position <= self.seen {
-            return Err(Damaged);
+            return Err(Ended::Damaged);
         }
         self.seen = entry.position;
         // By the engine's clock, for all alike.
         let now = entry.position.0 / 1000;
-        let member = MemberId(entry.member);
+        let (member, is_by) = (MemberId(entry.member), self.is_by(entry.member, entry.key));
         let mut effects = Effects::default();
         if entry.events.is_empty() {
+            if !is_by {
+                return Err(Ended::Damaged);
+            }
+            self.authors.remove(&entry.member);
+            if member == self.member() {
+                return Err(Ended::Over);
+            }
             self.replica.apply(Event::Leave(member, now), &mut effects);
         } else {
-            let events: Vec<Event> = postcard::from_bytes(&entry.events).map_err(|_| Damaged)?;
-            for event in events {
-                self.apply_event(event, member, now, &mut effects)?;
+            let (number, events): (u64, Vec<Event>) =
+                postcard::from_bytes(&entry.events).map_err(|_| Ended::Damaged)?;
+            if self.counts(&entry, number, &events)? {
+                for event in events {
+                    self.apply_event(event, member, now, &mut effects)?;
+                }
             }
         }
         if effects.moved.iter().any(|&(moved, _)| moved == self.member()) {
@@ -255,13 +307,30 @@ impl Session {
         Ok(())
     }
 
+    /// Whether a batch is to be read, or passed over: see invariant 1.
+    fn counts(&mut self, entry: &Entry, number: u64, events: &[Event]) -> Result<bool, Ended> {
+        if let [Event::Join(_)] = events {
+            let is_next = self.replica.next_member().0 == entry.member && number == 0;
+            self.authors.insert(entry.member, Author { key: entry.key, last: 0 });
+            return if is_next { Ok(true) } else { Err(Ended::Damaged) };
+        }
+        let author = self.authors.get_mut(&entry.member).filter(|author| author.key == entry.key);
+        let Some(author) = author.filter(|author| number > author.last) else { return Ok(false) };
+        // Its batches before that are lost.
+        if number > author.last + 1 {
+            return Err(Ended::Damaged);
+        }
+        author.last = number;
+        Ok(true)
+    }
+
     fn apply_event(
         &mut self,
         mut event: Event,
         member: MemberId,
         now: u64,
         effects: &mut Effects,
-    ) -> Result<(), Damaged> {
+    ) -> Result<(), Ended> {
         let (is_its, asked) = match &mut event {
             Event::Join(_) => (self.replica.next_member() == member, None),
             Event::Ask(ask) | Event::Try(ask) => {
@@ -275,7 +344,7 @@ impl Session {
             Event::Leave(..) | Event::Begin(_) | Event::Next(_) => (false, None),
         };
         if !is_its {
-            return Err(Damaged);
+            return Err(Ended::Damaged);
         }
         let own = asked.filter(|_| member == self.member()).map(|ask| (ask.id.number, self.replica.is_odd(ask)));
         self.replica.apply(event, effects);
@@ -301,7 +370,7 @@ impl Session {
 
     /// A snapshot has all that this session holds and awaits. If it does not, then it is of another history than what was heard
     /// before: a copy of the server that lagged is promoted, and the entry that could have told the engine is gone.
-    fn has_what_it_had(&self) -> Result<(), Damaged> {
+    fn has_what_it_had(&self) -> Result<(), Ended> {
         let is_there = |(&number, outcome): (&u64, &Outcome)| {
             let request = self.replica.requests.get(&RequestId { member: self.member(), number });
             match outcome {
@@ -310,7 +379,7 @@ impl Session {
                 Outcome::Unheard | Outcome::Refused | Outcome::OddFrame => true,
             }
         };
-        if self.own.iter().all(is_there) { Ok(()) } else { Err(Damaged) }
+        if self.own.iter().all(is_there) { Ok(()) } else { Err(Ended::Damaged) }
     }
 
     fn settle_waiting(&mut self) {
@@ -356,6 +425,6 @@ mod tests {
         exchange(&mut lagging, other("bob"));
         assert_eq!(lagging.entries(std::ops::Bound::Included(session.seen())).count(), 1, "it gave it again");
         let says = session.call(true, true);
-        assert_eq!(session.hear(exchange(&mut lagging, says)), Err(Damaged));
+        assert_eq!(session.hear(exchange(&mut lagging, says)), Err(Ended::Damaged));
     }
 }

@@ -11,15 +11,16 @@
 //!    comes first. Two grants of different owners that conflict never last at the same time (M1, M2). Where a lagging copy was
 //!    promoted meanwhile, this is so from the moment at which the client of the earlier one has been renewed by that copy.
 //! 2. Of two grants that conflict the later one has the higher fence, whatever was lost (M3).
-//! 3. No request is written twice in one order, and nothing is written for a member that has left (M4).
+//! 3. What a client wrote twice counts once, and what is written for a member that has left, or in an order that is not its own,
+//!    counts for nothing (M4).
 //! 4. All replicas that stand at one position of one order agree, hold nothing that conflicts, and let nobody wait who may go on.
 //! 5. When the faults are over every request is granted, refused, or told of a deadlock, and at last nothing is left (M5).
 //! 6. A lease that was not valid at one moment is not valid at a later one.
 
-use super::engine::{Call, Identity, News, Position, Reply, Says, SessionId};
+use super::engine::{Call, Entry, Identity, News, Position, Reply, Says, SessionId};
 use super::lease::Lease;
 use super::memory::{Memory, Part};
-use super::session::{Damaged, Outcome, Session};
+use super::session::{Ended, Outcome, Session};
 use crate::core::mode::Mode;
 use crate::core::node_id::Seeds;
 use crate::core::owner::Owner;
@@ -194,11 +195,22 @@ struct Grant {
     time: u64,
 }
 
+/// What was written in an engine, and its copies have with it.
+#[derive(Clone, Default)]
+struct Noted {
+    /// The requests that were asked for.
+    once: HashSet<(Identity, RequestId)>,
+    /// The batches that counted, by their member, key and number.
+    counted: HashSet<(Identity, u64, u64, u64)>,
+    /// The sessions that have left, by member and key.
+    left: HashSet<(Identity, u64, u64)>,
+}
+
 struct World {
     now: u64,
     base: Instant,
     engine: Memory,
-    copies: Vec<Memory>,
+    copies: Vec<(Memory, Noted)>,
     promoted: Vec<u64>,
     letters: u64,
     clients: Vec<Client>,
@@ -206,13 +218,11 @@ struct World {
     grants: Vec<Grant>,
     /// When the entries were written.
     written: HashMap<(Identity, Position), u64>,
-    /// The requests that were asked for, and the members that have left, since a copy was promoted.
-    once: HashSet<(Identity, RequestId)>,
+    noted: Noted,
     /// The requests that were seen to wait.
     waited: HashSet<(Identity, RequestId)>,
-    /// The batches that came to the engine.
-    arrived: HashSet<(Identity, u64, u64)>,
-    left: HashSet<(Identity, u64)>,
+    /// The batches that came to the engine, by their member, key and number.
+    arrived: HashSet<(Identity, u64, u64, u64)>,
     /// When entries released a request, or turned its writes into reads. After a promotion two requests can have one name.
     released: HashMap<(Identity, RequestId), Vec<u64>>,
     downgraded: HashMap<(Identity, RequestId), Vec<u64>>,
@@ -268,10 +278,9 @@ impl World {
             sessions: Vec::new(),
             grants: Vec::new(),
             written: HashMap::new(),
-            once: HashSet::new(),
+            noted: Noted::default(),
             waited: HashSet::new(),
             arrived: HashSet::new(),
-            left: HashSet::new(),
             released: HashMap::new(),
             downgraded: HashMap::new(),
             requests: HashMap::new(),
@@ -367,13 +376,11 @@ impl World {
             }
             Step::Wait(time) => self.now += time,
             Step::Lose(part) => self.engine.lose(part),
-            Step::Copy => self.copies.push(self.engine.clone()),
+            Step::Copy => self.copies.push((self.engine.clone(), self.noted.clone())),
             Step::Promote(which) => {
                 if let Some(copy) = self.copies.iter().rev().nth(which) {
-                    self.engine = copy.clone();
+                    (self.engine, self.noted) = copy.clone();
                     self.promoted.push(self.now);
-                    self.once.clear();
-                    self.left.clear();
                 }
             }
         }
@@ -476,7 +483,8 @@ impl World {
         let joins = matches!(call.says, Says::Joins { .. });
         let batch = match &call.says {
             Says::GoesOn { session, batch: Some(batch), .. } => {
-                Some((session.identity, session.member, batch.number))
+                let (number, _) = postcard::take_from_bytes::<u64>(batch).unwrap();
+                Some((session.identity, session.member, session.key, number))
             }
             _ => None,
         };
@@ -485,10 +493,10 @@ impl World {
             self.reach("a batch that arrives again");
         }
         self.reach(match &reply {
+            Reply::News(News { closed: Some(rest), .. }) if batch.is_some() && !rest.is_zero() => "a closed order",
             Reply::News(news) if news.snapshot.is_some() && !joins => "a snapshot",
             Reply::News(news) if news.first_end.is_none() => "news without a renewal",
             Reply::News(_) => "news with a renewal",
-            Reply::Closed(_) => "a closed order",
             Reply::Expired => "a session that is over",
             Reply::OrderLost => "an order that is lost",
             Reply::OtherFormat(_) | Reply::NoOrder | Reply::OtherTimeToLive(_) => {
@@ -506,23 +514,31 @@ impl World {
 
     /// Notes what the engine has written.
     fn note(&mut self) {
-        // A short call may not miss what is lost.
         let Some(identity) = self.engine.identity() else { return };
-        for (position, member, events) in self.engine.entries(std::ops::Bound::Unbounded) {
-            if self.written.contains_key(&(identity, position)) {
+        for Entry { position, member, key, events } in self.engine.entries(std::ops::Bound::Unbounded) {
+            if self.written.contains_key(&(identity, position)) || member == u64::MAX {
                 continue;
             }
             self.written.insert((identity, position), self.now);
-            let Some(member) = member else { continue };
-            assert!(!self.left.contains(&(identity, member)), "something is written for a member that has left");
+            let author = (identity, member, key);
             if events.is_empty() {
-                self.left.insert((identity, member));
+                assert!(self.noted.left.insert(author), "a member leaves twice");
                 continue;
             }
-            for event in postcard::from_bytes::<Vec<Event>>(events).unwrap() {
+            let (number, events): (u64, Vec<Event>) = postcard::from_bytes(&events).unwrap();
+            let has_joined = number == 0 || self.noted.counted.contains(&(identity, member, key, 0));
+            if !has_joined || self.noted.left.contains(&author) {
+                *self.reached.entry("a batch of one that has left, or of another order").or_default() += 1;
+                continue;
+            }
+            if !self.noted.counted.insert((identity, member, key, number)) {
+                *self.reached.entry("a batch that is written again").or_default() += 1;
+                continue;
+            }
+            for event in events {
                 match event {
                     Event::Ask(ask) | Event::Try(ask) => {
-                        assert!(self.once.insert((identity, ask.id)), "{:?} is written twice", ask.id);
+                        assert!(self.noted.once.insert((identity, ask.id)), "{:?} is written twice", ask.id);
                     }
                     Event::Withdraw(id, _) => self.released.entry((identity, id)).or_default().push(self.now),
                     Event::Downgrade(id, _) => self.downgraded.entry((identity, id)).or_default().push(self.now),
@@ -563,7 +579,17 @@ impl World {
             }
             Says::Joins { .. } | Says::GoesOn { .. } => match reply {
                 Reply::News(news) => {
-                    this.opens = None;
+                    let closed = news.closed.map_or(0, |rest| rest.as_micros() as u64);
+                    if closed > 0 {
+                        this.opens = Some(clock + closed);
+                        let tries = this.asked.iter().filter(|asked| asked.wish.is_try).map(|asked| asked.id);
+                        if let Some((session, _)) = &mut this.session {
+                            let refused: Vec<RequestId> =
+                                tries.filter(|&id| session.outcome(id) == Outcome::Unheard).collect();
+                            refused.iter().for_each(|&id| session.forget(id));
+                            this.asked.retain(|asked| !refused.contains(&asked.id));
+                        }
+                    }
                     let identity = news.session.identity;
                     let renewed = news.first_end.map(|first_end| {
                         this.renewed = letter.sent;
@@ -577,21 +603,13 @@ impl World {
                             self.leave(client);
                             self.lose(client);
                         }
-                        Err(Damaged) => {
+                        Err(Ended::Over) => self.lose(client),
+                        Err(Ended::Damaged) => {
                             assert!(!self.promoted.is_empty(), "an order that nobody has written over is damaged");
                             self.clients[client].broken = Some(identity);
                             self.lose(client);
                         }
                     }
-                }
-                Reply::Closed(rest) => {
-                    this.opens = Some(clock + rest.as_micros() as u64);
-                    let tries = this.asked.iter().filter(|asked| asked.wish.is_try).map(|asked| asked.id);
-                    let Some((session, _)) = &mut this.session else { return };
-                    let refused: Vec<RequestId> =
-                        tries.filter(|&id| session.outcome(id) == Outcome::Unheard).collect();
-                    refused.iter().for_each(|&id| session.forget(id));
-                    this.asked.retain(|asked| !refused.contains(&asked.id));
                 }
                 Reply::Expired | Reply::OrderLost => self.lose(client),
                 Reply::OtherFormat(_) | Reply::NoOrder | Reply::OtherTimeToLive(_) => {
@@ -601,7 +619,7 @@ impl World {
         }
     }
 
-    fn take_news(&mut self, client: usize, renewed: Option<u64>, given: u64, news: News) -> Result<bool, Damaged> {
+    fn take_news(&mut self, client: usize, renewed: Option<u64>, given: u64, news: News) -> Result<bool, Ended> {
         let clock = self.instant(self.clock(client));
         let time_to_live = Duration::from_micros(TIME_TO_LIVE);
         let margin = Duration::from_micros(MARGIN);
@@ -844,7 +862,7 @@ fn histories_come_to_what_they_judge() {
         run(steps).reached.into_iter().for_each(|(what, count)| *reached.entry(what).or_default() += count);
     }
     println!("{reached:#?}");
-    let all = reached.len() == 11 && reached.values().all(|count| *count > 0);
+    let all = reached.len() == 13 && reached.values().all(|count| *count > 0);
     assert!(all, "something does not come about: {reached:#?}");
 }
 

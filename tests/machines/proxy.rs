@@ -128,13 +128,13 @@ impl Way {
             if self.is_silent.load(Ordering::SeqCst) {
                 continue;
             }
-            let is_script = |bytes: &[u8]| bytes.windows(4).any(|word| word.eq_ignore_ascii_case(b"EVAL"));
-            let counted = match is_call {
-                true if is_script(&buffer[..read]) => Some(&self.before_call),
-                true => None,
-                // The answer of the script, which no other begins so.
-                false => buffer[..read].starts_with(b"*").then_some(&self.before_reply),
+            let has = |word: &[u8]| buffer[..read].windows(word.len()).any(|bytes| bytes.eq_ignore_ascii_case(word));
+            let is_counted = match is_call {
+                true => has(b"EVAL") || has(b"XRANGE"),
+                // That of the script, or that of `XRANGE`, perhaps after the id of what was added. No other has an array.
+                false => buffer[..read].starts_with(b"*") || (buffer[..read].starts_with(b"$") && has(b"\r\n*")),
             };
+            let counted = is_counted.then_some(if is_call { &self.before_call } else { &self.before_reply });
             let down = |count: &AtomicU32| {
                 count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1)).is_ok()
             };

@@ -12,8 +12,9 @@
 //!
 //! # What is in the server
 //!
-//! Four keys, in one hash slot: `{treelock:my-app:files}:meta`, `:log`, `:live` and `:snap`. Two scripts change them, each
-//! atomically: nobody ever has to try again. An uncontended request runs the short one once, and so does a release.
+//! Four keys, in one hash slot: `{treelock:my-app:files}:meta`, `:log`, `:live` and `:snap`. A script changes them, atomically:
+//! nobody ever has to try again. But most calls, those of a request and of a release, add an entry to the stream and
+//! read what is new there, by two plain commands in one round trip.
 //!
 //! # What a server may lose
 //!
@@ -33,14 +34,13 @@ mod differential;
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
 use crate::machine::engine::{
-    Batch, Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
+    Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
 };
 use crate::machine::{EngineError, MachineTreeLock, Options, client};
 use crate::sync::Mutex;
 use redis::{Client, Connection, ErrorKind, RedisError, Script, Value};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A [`MachineTreeLock`] in a Redis or Valkey server.
@@ -83,16 +83,16 @@ impl<P: ?Sized + TreePath> Deref for RedisTreeLock<P> {
     }
 }
 
+/// With so many entries in one millisecond the short way is not taken. So many clients may take it at once all the same.
+const MOST_IN_A_MILLISECOND: u64 = 500;
+
 /// The adapter.
 struct Redis {
     client: Client,
     keys: [String; 4],
     exchange: Script,
-    append: Script,
     /// Connections that nobody uses, with their timeouts: one for calls, one that listens, and rarely more.
     idle: Mutex<Vec<(Connection, Duration)>>,
-    /// Whether other clients wrote something before the last call.
-    is_shared: AtomicBool,
 }
 
 impl Redis {
@@ -110,14 +110,7 @@ impl Redis {
 
     fn new(client: Client, namespace: &str) -> Self {
         let keys = ["meta", "log", "live", "snap"].map(|key| format!("{{treelock:{namespace}}}:{key}"));
-        Redis {
-            client,
-            keys,
-            exchange: Script::new(include_str!("exchange.lua")),
-            append: Script::new(include_str!("append.lua")),
-            idle: Mutex::default(),
-            is_shared: AtomicBool::new(false),
-        }
+        Redis { client, keys, exchange: Script::new(include_str!("exchange.lua")), idle: Mutex::default() }
     }
 
     /// Runs something on a connection, which is used again if that works.
@@ -166,88 +159,51 @@ impl Redis {
         let yes = |is: bool| if is { "1" } else { "" };
         match &call.says {
             Says::Joins { events, insists } => {
-                run.arg("").arg("").arg("").arg(&events[..]).arg("").arg("").arg(yes(*insists))
+                run.arg("").arg("").arg(&events[..]).arg("").arg("").arg(yes(*insists))
             }
             Says::GoesOn { since, renews, batch, snapshot, .. } => {
-                run.arg(since.0).arg(yes(*renews));
-                match batch {
-                    Some(Batch { number, events }) => run.arg(*number).arg(&events[..]),
-                    None => run.arg("").arg(""),
-                };
+                run.arg(since.0).arg(yes(*renews)).arg(batch.as_deref().unwrap_or_default());
                 match snapshot {
                     Some((position, bytes)) => run.arg(position.0).arg(&bytes[..]).arg(""),
                     None => run.arg("").arg("").arg(""),
                 }
             }
-            Says::Looks { since } => run.arg(since.0).arg("").arg("").arg("").arg("").arg("").arg(""),
-            Says::Leaves { .. } | Says::Breaks { .. } => run.arg("").arg("").arg("").arg("").arg("").arg("").arg(""),
+            Says::Looks { since } => run.arg(since.0).arg("").arg("").arg("").arg("").arg(""),
+            Says::Leaves { .. } | Says::Breaks { .. } => run.arg("").arg("").arg("").arg("").arg("").arg(""),
         };
         run.arg(MOST_ENTRIES + 1);
         run.invoke(connection)
     }
 
-    /// The short way: one that has a session, and neither renews it nor has a snapshot. `None`: it must take the long way.
+    /// The short way, for most calls (see the header of `engine.rs`). `None`: it must take the long way, where a batch is written again
+    /// if it was written here.
     fn short(
         &self,
         connection: &mut Connection,
         session: SessionId,
         since: Position,
-        batch: Option<&Batch>,
+        batch: Option<&[u8]>,
     ) -> Result<Option<Reply>, RedisError> {
-        // Should the one that is known be missing, so may others.
-        let mut range = redis::cmd("XRANGE");
-        range.arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
-        let (own, range) = match batch {
-            None => (None, range.query(connection)?),
-            Some(batch) => {
-                let mut append = redis::cmd("EVALSHA");
-                append.arg(self.append.get_hash()).arg(2).arg(&self.keys[..2]);
-                append.arg(name_of(&session)).arg(batch.number - 1).arg(batch.number).arg(&batch.events);
-                // Most who share a namespace are told of others each time, and most who do not never.
-                let is_shared = self.is_shared.load(Ordering::Relaxed);
-                let mut replies = if is_shared {
-                    let mut sent = redis::pipe();
-                    sent.add_command(append).add_command(range.clone());
-                    sent.query::<Vec<Value>>(connection)?
-                } else {
-                    vec![append.query(connection)?]
-                }
-                .into_iter();
-                let Some(Value::Array(positions)) = replies.next() else { return Ok(None) };
-                let [before, own] = positions.into_iter().map(position_of).collect::<Vec<_>>()[..] else {
-                    return Ok(None);
-                };
-                let is_alone = before == Some(since);
-                self.is_shared.store(!is_alone, Ordering::Relaxed);
-                match (is_alone, replies.next()) {
-                    (true, _) => (own, Value::Nil),
-                    (false, Some(range)) => (None, range),
-                    (false, None) => (None, range.query(connection)?),
-                }
-            }
-        };
-        let mut entries = Vec::new();
-        if let (Some(position), Some(batch)) = (own, batch) {
-            entries.push(Entry { position, member: session.member, events: batch.events.clone() });
-        } else {
-            let all: Option<Vec<_>> = array(range).and_then(|all| all.into_iter().map(entry_of).collect());
-            let Some(all) = all.filter(|all| all.first().is_some_and(|first| first.position == since)) else {
-                return Ok(None);
-            };
-            entries = all;
+        // The server counts entries within a millisecond, beyond a thousand if its clock is set back.
+        if since.0 % 1000 >= MOST_IN_A_MILLISECOND {
+            return Ok(None);
         }
+        let mut sent = redis::pipe();
+        if let Some(batch) = batch {
+            // Where there is no log, none is made.
+            sent.cmd("XADD").arg(&self.keys[1]).arg("NOMKSTREAM").arg("*").arg(name_of(&session)).arg(batch).ignore();
+        }
+        // With the one that is known: should that be missing, so may others.
+        sent.cmd("XRANGE").arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
+        let (range,): (Value,) = sent.query(connection)?;
+        let entries: Option<Vec<_>> = array(range).and_then(|all| all.into_iter().map(entry_of).collect());
+        let Some(entries) = entries.filter(|all| all.first().is_some_and(|first| first.position == since)) else {
+            return Ok(None);
+        };
         let is_all = entries.len() <= MOST_ENTRIES;
         let last = entries.last().map_or(since, |last| last.position);
         let head = if is_all { last } else { Position(last.0 + 1) };
-        Ok(Some(Reply::News(News {
-            session,
-            snapshot: None,
-            entries,
-            head,
-            kept: None,
-            first_end: None,
-            time_to_live: None,
-        })))
+        Ok(Some(Reply::News(News::only(session, entries, head))))
     }
 }
 
@@ -269,14 +225,9 @@ fn told(error: RedisError) -> EngineError {
 impl Engine for Redis {
     fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
         let reply = self.run(deadline, |connection| {
-            if let Says::GoesOn { session, since, renews: false, batch, snapshot: None } = &call.says {
-                match self.short(connection, *session, *since, batch.as_ref()) {
-                    Ok(None) => {}
-                    // A server that was started again does not know it.
-                    Err(error) if error.code() == Some("NOSCRIPT") => {
-                        self.append.prepare_invoke().load(connection)?;
-                    }
-                    done => return done,
+            if let Says::GoesOn { session, since, is_open: true, renews: false, batch, snapshot: None } = &call.says {
+                if let Some(reply) = self.short(connection, *session, *since, batch.as_deref())? {
+                    return Ok(Some(reply));
                 }
             }
             self.long(connection, call).map(reply_of)
@@ -304,11 +255,11 @@ fn reply_of(value: Value) -> Option<Reply> {
         "lives" => Reply::OtherTimeToLive(Duration::from_micros(number(next()?)?)),
         "expired" => Reply::Expired,
         "format" => Reply::OtherFormat(text(next()?)?),
-        "closed" => Reply::Closed(Duration::from_micros(number(next()?)?)),
         "news" => {
             let (kept, head) = (number(next()?), position(next()?)?);
             let first_end = number(next()?).map(Duration::from_micros);
             let time_to_live = number(next()?).map(Duration::from_micros);
+            let closed = number(next()?).map(Duration::from_micros);
             let identity = Identity::of_text(&text(next()?)?)?;
             let session = session_of(identity, &text(next()?)?)?;
             let snapshot = match <[Value; 2]>::try_from(array(next()?)?) {
@@ -316,9 +267,9 @@ fn reply_of(value: Value) -> Option<Reply> {
                 Err(_) => None,
             };
             // One that no treelock has written: no session can take it.
-            let foreign = || Entry { position: Position(0), member: 0, events: Vec::new() };
+            let foreign = || Entry { position: Position(0), member: 0, key: 0, events: Vec::new() };
             let entries = array(next()?)?.into_iter().map(|entry| entry_of(entry).unwrap_or_else(foreign)).collect();
-            Reply::News(News { session, snapshot, entries, head, kept, first_end, time_to_live })
+            Reply::News(News { session, snapshot, entries, head, kept, first_end, time_to_live, closed })
         }
         _ => return None,
     })
@@ -328,10 +279,8 @@ fn entry_of(value: Value) -> Option<Entry> {
     let [id, fields] = <[Value; 2]>::try_from(array(value)?).ok()?;
     let position = position_of(id)?;
     let [member, events] = <[Value; 2]>::try_from(array(fields)?).ok()?;
-    // The first entry of an order has no member.
-    let member = text(member)?;
-    let member = if member.is_empty() { u64::MAX } else { member.split('.').next()?.parse().ok()? };
-    Some(Entry { position, member, events: bytes(events)? })
+    let (member, key) = author_of(&text(member)?)?;
+    Some(Entry { position, member, key, events: bytes(events)? })
 }
 
 /// How the scripts name a session, beside its order.
@@ -352,12 +301,18 @@ fn position_of(id: Value) -> Option<Position> {
     (rest < 1000).then(|| Some(Position(millis.checked_mul(1000)? + rest)))?
 }
 
-fn session_of(identity: Identity, name: &str) -> Option<SessionId> {
-    if name.is_empty() {
-        return Some(SessionId::nobody(identity));
+/// Nobody has the name of the first entry of an order, which is empty, nor of one that looks.
+fn author_of(name: &str) -> Option<(u64, u64)> {
+    let SessionId { member, key, .. } = SessionId::nobody(Identity([0; 2]));
+    match name.split_once('.') {
+        None => name.is_empty().then_some((member, key)),
+        Some((member, key)) => Some((member.parse().ok()?, u64::from_str_radix(key, 16).ok()?)),
     }
-    let (member, key) = name.split_once('.')?;
-    Some(SessionId { identity, member: member.parse().ok()?, key: u64::from_str_radix(key, 16).ok()? })
+}
+
+fn session_of(identity: Identity, name: &str) -> Option<SessionId> {
+    let (member, key) = author_of(name)?;
+    Some(SessionId { identity, member, key })
 }
 
 /// `None` where it is negative.
