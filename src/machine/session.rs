@@ -398,33 +398,84 @@ mod tests {
     use super::*;
     use crate::machine::engine::{Call, Identity, Reply};
     use crate::machine::memory::Memory;
+    use std::ops::Bound;
     use std::time::Duration;
+
+    const TIME_TO_LIVE: Duration = Duration::from_secs(1);
+
+    /// An engine, and when it has its next call.
+    #[derive(Clone, Default)]
+    struct World {
+        engine: Memory,
+        now: u64,
+        identities: u64,
+    }
+
+    impl World {
+        fn exchange(&mut self, says: Says) -> News {
+            self.identities += 1;
+            let call = Call { fresh: Identity([self.identities, 0]), time_to_live: TIME_TO_LIVE, says };
+            match self.engine.exchange(self.now, &call) {
+                Reply::News(news) => news,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn join(&mut self, user: &str) -> Session {
+            Session::begin(self.exchange(Session::join(About::this_process(0, user.to_owned()), false))).unwrap()
+        }
+
+        fn goes_on(&mut self, session: &mut Session, renews: bool) -> Result<(), Ended> {
+            let says = session.call(true, renews);
+            session.hear(self.exchange(says))
+        }
+    }
 
     /// A copy that lagged and was promoted can give a position again that was seen before.
     #[test]
     fn other_entry_at_the_position_that_was_seen_is_noticed() {
-        let mut engine = Memory::default();
-        let mut identities = 0;
-        let mut exchange = |engine: &mut Memory, says: Says| {
-            identities += 1;
-            let call = Call { fresh: Identity([identities, 0]), time_to_live: Duration::from_secs(1), says };
-            match engine.exchange(1_000_000, &call) {
-                Reply::News(news) => news,
-                other => panic!("{other:?}"),
-            }
+        let mut world = World::default();
+        let mut session = world.join("one");
+        let mut lagging = world.clone();
+        world.join("ada");
+        (0..2).for_each(|_| world.goes_on(&mut session, true).unwrap());
+        lagging.join("bob");
+        assert_eq!(lagging.engine.entries(Bound::Included(session.seen())).count(), 1, "it gave it again");
+        assert_eq!(lagging.goes_on(&mut session, true), Err(Ended::Damaged));
+    }
+
+    /// Its author has gone on from what is lost, so others can tell who have not seen it.
+    #[test]
+    fn batches_that_are_lost_are_missed() {
+        let mut world = World::default();
+        let (mut author, mut reader) = (world.join("author"), world.join("reader"));
+        world.goes_on(&mut author, true).unwrap();
+        let mut batch_at = |position: Position| {
+            author.withdraw(RequestId { member: author.member(), number: 1 });
+            let Says::GoesOn { batch: Some(events), .. } = author.call(true, false) else { panic!("it has one") };
+            let SessionId { member, key, .. } = author.id();
+            let entry = Entry { position, member, key, events };
+            author.hear(News::only(author.id(), vec![entry.clone()], position)).unwrap();
+            entry
         };
-        let about = || About::this_process(0, String::new());
-        let mut session = Session::begin(exchange(&mut engine, Session::join(about(), false))).unwrap();
-        let mut lagging = engine.clone();
-        let other = |user: &str| Session::join(About::this_process(0, user.to_owned()), false);
-        exchange(&mut engine, other("ada"));
-        for _ in 0..2 {
-            let says = session.call(true, true);
-            session.hear(exchange(&mut engine, says)).unwrap();
-        }
-        exchange(&mut lagging, other("bob"));
-        assert_eq!(lagging.entries(std::ops::Bound::Included(session.seen())).count(), 1, "it gave it again");
-        let says = session.call(true, true);
-        assert_eq!(session.hear(exchange(&mut lagging, says)), Err(Ended::Damaged));
+        let after = |position: Position| Position(position.0 + 1);
+        let first = batch_at(after(reader.seen()));
+        let lost = batch_at(after(first.position));
+        let third = batch_at(after(lost.position));
+        let (id, head) = (reader.id(), third.position);
+        assert_eq!(reader.hear(News::only(id, vec![first, third], head)), Err(Ended::Damaged));
+    }
+
+    /// Another one has its number in the copy that was promoted, and what it has seen is traded for a snapshot there.
+    #[test]
+    fn session_of_a_lost_tail_is_over() {
+        let mut world = World::default();
+        let mut lagging = world.clone();
+        let mut session = world.join("one");
+        lagging.identities = 100;
+        lagging.join("another");
+        let mut news = lagging.exchange(Says::Looks { since: Position::default() });
+        news.session = session.id();
+        assert_eq!(session.hear(news), Err(Ended::Over));
     }
 }
