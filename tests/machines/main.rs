@@ -7,7 +7,7 @@
 //! | `listening.rs` | what becomes of a waiter whose connection is cut while it listens |
 //! | `loss.rs` | what becomes of guards when the server loses data, or is full, or holds something foreign |
 //! | `network.rs` | what becomes of requests when the server, or the way to it, stops for a while |
-//! | `storm.rs` | a hundred processes killed at random moments |
+//! | `storm.rs` | five hundred processes killed at random moments |
 //! | `agent.rs`, `proxy.rs`, `server.rs` | another process; a way to the server that can be cut; the server |
 
 mod agent;
