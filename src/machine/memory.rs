@@ -127,8 +127,9 @@ impl Memory {
             Meta { identity, head, snapped: head, opens, lives, members: 0, alive: 0 }
         });
         let reply = self.answer(&mut meta, now, lives, call);
-        // One whose order another one has broken may have lost its log since.
-        meta.head = self.head().unwrap_or(meta.head);
+        if !matches!(call.says, Says::Looks { .. }) && !matches!(reply, Reply::OrderLost) {
+            meta.head = self.head().expect("an order has an entry");
+        }
         self.meta = Some(meta);
         reply
     }
