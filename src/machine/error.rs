@@ -96,6 +96,10 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    pub(crate) fn away(why: impl Into<String>) -> Self {
+        EngineError::Away(Arc::from(Box::<dyn Error + Send + Sync>::from(why.into())))
+    }
+
     /// A refusal by this side, before the engine or of what it answered.
     pub(crate) fn refused(why: impl Into<String>) -> Self {
         EngineError::Refused(Arc::from(Box::<dyn Error + Send + Sync>::from(why.into())))

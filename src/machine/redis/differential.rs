@@ -97,6 +97,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Server {
     _directory: tempfile::TempDir,
     child: Child,
+    url: String,
     client: redis::Client,
 }
 
@@ -115,13 +116,14 @@ impl Server {
             eprintln!("left out: the comparison with a server, which needs redis-server (Debian: redis-server)");
             return None;
         };
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}/")).unwrap();
+        let url = format!("redis://127.0.0.1:{port}/");
+        let client = redis::Client::open(&*url).unwrap();
         let start = Instant::now();
         while client.get_connection().is_err() {
             assert!(start.elapsed() < Duration::from_secs(30), "the server does not begin to answer");
             std::thread::yield_now();
         }
-        Some(Server { _directory: directory, child, client })
+        Some(Server { _directory: directory, child, url, client })
     }
 }
 
@@ -310,7 +312,7 @@ fn script_and_memory_answer_alike() {
     let run = proptest::test_runner::TestRunner::new(config).run(&steps(), |steps| {
         namespaces.set(namespaces.get() + 1);
         let mut pair = Pair {
-            real: Redis::new(server.client.clone(), &namespaces.get().to_string()),
+            real: Redis::open(&server.url, &namespaces.get().to_string()).unwrap(),
             connection: server.client.get_connection().unwrap(),
             memory: Memory::default(),
             now: 1_000_000,

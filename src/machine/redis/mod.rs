@@ -28,19 +28,22 @@
 //! Configure `noeviction` for a server that keeps locks. One that is full refuses requests, and renewals too: what is held is lost
 //! if that lasts for a time to live. Redis 6.2 or newer.
 
+mod connection;
 #[cfg(test)]
 mod differential;
+mod error;
+mod url;
 
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
 use crate::machine::engine::{
     Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
 };
+use crate::machine::redis::connection::{Access, Connections, Link};
+use crate::machine::redis::url::Location;
 use crate::machine::{EngineError, MachineTreeLock, Options, client};
-use crate::sync::Mutex;
-use redis::{Client, Connection, ErrorKind, RedisError, Script, Value};
+use redis::{RedisError, Script, Value};
 use std::ops::Deref;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A [`MachineTreeLock`] in a Redis or Valkey server.
@@ -88,11 +91,9 @@ const MOST_IN_A_MILLISECOND: u64 = 500;
 
 /// The adapter.
 struct Redis {
-    client: Client,
+    connections: Connections,
     keys: [String; 4],
     exchange: Script,
-    /// Connections that nobody uses, with their timeouts: one for calls, one that listens, and rarely more.
-    idle: Mutex<Vec<(Connection, Duration)>>,
 }
 
 impl Redis {
@@ -100,48 +101,18 @@ impl Redis {
         if namespace.is_empty() {
             return Err(EngineError::refused("the namespace has no name: give one that all its users know"));
         }
-        let client = Client::open(url).map_err(|error| {
-            EngineError::refused(format!(
-                "the URL cannot be used, give redis://user:password@host:port/database: {error}"
-            ))
-        })?;
-        Ok(Redis::new(client, namespace))
-    }
-
-    fn new(client: Client, namespace: &str) -> Self {
+        let location =
+            Location::parse(url).map_err(|why| EngineError::refused(format!("the URL cannot be used: {why}")))?;
         let keys = ["meta", "log", "live", "snap"].map(|key| format!("{{treelock:{namespace}}}:{key}"));
-        Redis { client, keys, exchange: Script::new(include_str!("exchange.lua")), idle: Mutex::default() }
-    }
-
-    /// Runs something on a connection, which is used again if that works.
-    fn run<R>(
-        &self,
-        deadline: Instant,
-        run: impl FnOnce(&mut Connection) -> Result<R, RedisError>,
-    ) -> Result<R, EngineError> {
-        let rest = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        let idle = self.idle.lock().pop();
-        let (mut connection, mut timeout) = match idle {
-            Some(idle) => idle,
-            None => (self.client.get_connection_with_timeout(rest()).map_err(told)?, Duration::ZERO),
-        };
-        let rest = rest();
-        // To set it is two more calls of the kernel.
-        if rest < timeout * 9 / 10 || timeout < rest * 9 / 10 {
-            timeout = rest;
-            connection.set_read_timeout(Some(rest)).map_err(told)?;
-            connection.set_write_timeout(Some(rest)).map_err(told)?;
-        }
-        let result = run(&mut connection).map_err(told);
-        // After an error an answer may still be on its way.
-        if result.is_ok() {
-            self.idle.lock().push((connection, timeout));
-        }
-        result
+        Ok(Redis {
+            connections: Connections::new(location, namespace, &keys[0]),
+            keys,
+            exchange: Script::new(include_str!("exchange.lua")),
+        })
     }
 
     /// The long way, which takes whatever a client says.
-    fn long(&self, connection: &mut Connection, call: &Call) -> Result<Value, RedisError> {
+    fn long(&self, connection: &mut Link, call: &Call) -> Result<Value, RedisError> {
         let mut run = self.exchange.prepare_invoke();
         for key in &self.keys {
             run.key(key);
@@ -179,7 +150,7 @@ impl Redis {
     /// if it was written here.
     fn short(
         &self,
-        connection: &mut Connection,
+        connection: &mut Link,
         session: SessionId,
         since: Position,
         batch: Option<&[u8]>,
@@ -207,24 +178,13 @@ impl Redis {
     }
 }
 
-/// Whether a server was not reached, or will not.
-fn told(error: RedisError) -> EngineError {
-    let is_away = error.is_io_error()
-        || error.is_connection_dropped()
-        || matches!(error.kind(), ErrorKind::Io)
-        || matches!(
-            error.code(),
-            Some("LOADING" | "BUSY" | "MASTERDOWN" | "READONLY" | "CLUSTERDOWN" | "TRYAGAIN" | "NOREPLICAS")
-        );
-    match is_away {
-        true => EngineError::Away(Arc::new(error)),
-        false => EngineError::Refused(Arc::new(error)),
-    }
-}
-
 impl Engine for Redis {
     fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
-        let reply = self.run(deadline, |connection| {
+        let access = match &call.says {
+            Says::Looks { .. } | Says::GoesOn { renews: false, batch: None, snapshot: None, .. } => Access::Reads,
+            _ => Access::Writes,
+        };
+        let reply = self.connections.run(deadline, access, |connection| {
             if let Says::GoesOn { session, since, is_open: true, renews: false, batch, snapshot: None } = &call.says {
                 if let Some(reply) = self.short(connection, *session, *since, batch.as_deref())? {
                     return Ok(Some(reply));
@@ -242,7 +202,7 @@ impl Engine for Redis {
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(1).arg("BLOCK").arg(rest.as_millis().max(1) as u64);
         read.arg("STREAMS").arg(&self.keys[1]).arg(id_of(since));
-        self.run(answered, |connection| read.query::<Value>(connection)).map(drop)
+        self.connections.run(answered, Access::Reads, |connection| read.query::<Value>(connection)).map(drop)
     }
 }
 
