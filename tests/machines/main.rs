@@ -17,8 +17,11 @@ mod listening;
 mod loss;
 mod network;
 mod proxy;
+mod sentinel;
 mod server;
 mod storm;
+#[cfg(feature = "redis-tls")]
+mod tls;
 
 /// What an agent runs; not a test.
 #[test]

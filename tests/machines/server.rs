@@ -10,6 +10,13 @@ use treelock::redis::RedisTreeLock;
 /// Nothing that works takes so long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
+const CONFIGURATION: &str = "server.conf";
+
+/// A port that nobody used a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Checks again and again until the answer is yes.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
@@ -24,7 +31,7 @@ pub(crate) struct Server {
     directory: TempDir,
     pub(crate) port: u16,
     child: Option<Child>,
-    extra: Vec<&'static str>,
+    extra: Vec<String>,
 }
 
 /// The program that serves, if this machine has one.
@@ -44,22 +51,38 @@ pub(crate) fn program() -> Option<&'static str> {
 impl Server {
     /// `None` where there is no program for it.
     pub(crate) fn start() -> Option<Server> {
-        Server::start_with(vec![])
+        Server::start_with(&[])
     }
 
-    pub(crate) fn start_with(extra: Vec<&'static str>) -> Option<Server> {
+    pub(crate) fn start_with(extra: &[&str]) -> Option<Server> {
+        Server::configured("", extra)
+    }
+
+    /// One with a configuration in a file, which it may rewrite.
+    pub(crate) fn configured(configuration: &str, extra: &[&str]) -> Option<Server> {
         program()?;
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = Server { directory: tempfile::tempdir().unwrap(), port, child: None, extra };
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(CONFIGURATION), configuration).unwrap();
+        let extra = extra.iter().map(|&word| word.to_owned()).collect();
+        let mut server = Server { directory, port: free_port(), child: None, extra };
         server.go_on();
         Some(server)
+    }
+
+    /// One more, that has what this one has.
+    pub(crate) fn replica(&self) -> Server {
+        let replica = Server::start_with(&["--replicaof", "127.0.0.1", &self.port.to_string()]).unwrap();
+        wait_until("the replica has all", || replica.info("replication").contains("master_link_status:up"));
+        replica
     }
 
     /// Starts it again, on the same port and directory.
     pub(crate) fn go_on(&mut self) {
         let mut command = Command::new(program().unwrap());
+        command.arg(self.directory.path().join(CONFIGURATION));
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]);
-        command.arg(self.directory.path()).args(&self.extra).stdout(Stdio::null());
+        command.arg(self.directory.path()).args(["--repl-diskless-sync-delay", "0"]);
+        command.args(&self.extra).stdout(Stdio::null());
         self.child = Some(command.spawn().unwrap());
         let start = Instant::now();
         while self.ask(&["PING"]).is_err() {
@@ -89,6 +112,18 @@ impl Server {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.query(&mut client.get_connection()?)
+    }
+
+    /// What the server tells of itself.
+    pub(crate) fn info(&self, section: &str) -> String {
+        redis::from_redis_value(self.ask(&["INFO", section]).unwrap()).unwrap()
+    }
+
+    /// One of those numbers.
+    pub(crate) fn count(&self, section: &str, name: &str) -> u64 {
+        let told = self.info(section);
+        let value = told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("{name} is not in {told}")).parse().unwrap()
     }
 
     /// Begins the namespace, which is closed for the time to live of the first client; the next client says another one.

@@ -210,7 +210,9 @@ impl Connections {
         }
         let Verdict { is_away, hint } = Verdict::of(error, &self.location);
         let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-        let why = self.at(at, format!("{error}{hint}"));
+        // The system's own text tells of a resource.
+        let said = if error.is_timeout() { "no answer in time".to_owned() } else { error.to_string() };
+        let why = self.at(at, format!("{said}{hint}"));
         if is_away { EngineError::away(why) } else { EngineError::refused(why) }
     }
 
@@ -244,7 +246,7 @@ impl Link {
         let by = number(acknowledged?).unwrap_or_default();
         if by < replicas {
             let why = format!("{by} of {replicas} replicas acknowledged the call within {within:?}");
-            return Err(io::Error::new(io::ErrorKind::TimedOut, why).into());
+            return Err(io::Error::other(why).into());
         }
         Ok(answered)
     }

@@ -32,7 +32,11 @@ const HINTS: [(&[&str], &[&str], &str); 10] = [
     (&["ASK", "MOVED"], &[], "the server is a node of a cluster: give redis+cluster://"),
     (&[], &["cluster support disabled"], "the server is in no cluster: give redis://"),
     (&[], &["nknown command"], "a server is given as redis://host, and a sentinel as redis+sentinel://host/master"),
-    (&[], &["UnknownIssuer"], "name the authority that signed the certificate by ssl_ca_certs in the URL"),
+    (
+        &[],
+        &["BadSignature", "UnknownIssuer"],
+        "name the authority that signed the certificate by ssl_ca_certs in the URL",
+    ),
     (
         &[],
         &["CertificateRequired", "HandshakeFailure"],
