@@ -11,12 +11,14 @@
 //! | `agent.rs`, `proxy.rs`, `server.rs` | another process; a way to the server that can be cut; the server |
 
 mod agent;
+mod cluster;
 mod conformance;
 mod death;
 mod listening;
 mod loss;
 mod network;
 mod proxy;
+mod replicas;
 mod sentinel;
 mod server;
 mod storm;

@@ -72,7 +72,13 @@ impl Server {
     /// One more, that has what this one has.
     pub(crate) fn replica(&self) -> Server {
         let replica = Server::start_with(&["--replicaof", "127.0.0.1", &self.port.to_string()]).unwrap();
-        wait_until("the replica has all", || replica.info("replication").contains("master_link_status:up"));
+        wait_until("the replica has all", || self.info("replication").contains("state=online"));
+        // It is sent what comes later when it has said so.
+        let mut acknowledged = redis::pipe();
+        acknowledged.cmd("PUBLISH").arg("all").arg("").ignore().cmd("WAIT").arg(1).arg(LIMIT.as_millis() as u64);
+        let client = redis::Client::open(self.url()).unwrap();
+        let (replicas,): (u64,) = acknowledged.query(&mut client.get_connection().unwrap()).unwrap();
+        assert_eq!(replicas, 1);
         replica
     }
 
