@@ -18,6 +18,7 @@ mod listening;
 mod loss;
 mod network;
 mod proxy;
+mod refusals;
 mod replicas;
 mod sentinel;
 mod server;
