@@ -51,7 +51,8 @@
 //! | | none is on by default |
 //! |---|---|
 //! | `process` | the lock between the processes of a host, on Linux |
-//! | `redis` | the lock between machines, over a Redis or Valkey server |
+//! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
+//! | `redis-tls` | the same over TLS; implies `redis` |
 //! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
 //! | `tracing` | events of `tracing`: a request that waited for a second or longer, a deadlock that is reported |

@@ -31,9 +31,10 @@ const FENCE: &str = "TREELOCK_FENCE";
 pub(crate) struct Server {
     /// Lock between machines, in the Redis or Valkey server at URL
     ///
-    /// Such as redis://user:password@host:6379/0. Instead of a directory; a PATH is then a name in the namespace, such as
-    /// site/2026, whatever the working directory is. By default it is $TREELOCK_REDIS, unless --dir is given; others can read
-    /// a password there less easily than in an argument.
+    /// Such as redis://user:password@host:6379/0, redis+sentinel://host:26379/mymaster, redis+cluster://host:6379, or
+    /// rediss:// for TLS; the documentation of treelock::redis tells all forms. Instead of a directory; a PATH is then a name in
+    /// the namespace, such as site/2026, whatever the working directory is. By default it is $TREELOCK_REDIS, unless --dir is
+    /// given; others can read a password there less easily than in an argument.
     ///
     /// COMMAND finds the fence of the lock in $TREELOCK_FENCE. If the lease is lost, because the server lost its data or this
     /// machine was cut off or stopped for longer than the time to live, then COMMAND is sent TERM, and the exit status is 75

@@ -294,3 +294,55 @@ impl ConnectionLike for Link {
         self.connection.is_open()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn connections_to(listeners: &[TcpListener], form: &str) -> Connections {
+        let hosts = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect::<Vec<_>>();
+        let location = Location::parse(&form.replace("HOSTS", &hosts.join(",")));
+        Connections::new(location.unwrap_or_else(|error| panic!("{error}")), "test", "key")
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
+
+    /// The first link may lead to an old master, and the second to the new one.
+    #[test]
+    fn link_that_is_older_than_a_failure_is_not_used_again() {
+        let silent = [TcpListener::bind("127.0.0.1:0").unwrap()];
+        let connections = connections_to(&silent, "redis://HOSTS");
+        let idle = || connections.idle.lock().links.len();
+        connections.run(soon(), Access::Reads, |_| Ok(())).unwrap();
+        assert_eq!(idle(), 1);
+        connections
+            .run(soon(), Access::Reads, |_| {
+                let failed = connections.run(soon(), Access::Reads, |link| redis::cmd("PING").query::<()>(link));
+                assert!(matches!(failed, Err(EngineError::Away(_))), "{failed:?}");
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(idle(), 0);
+    }
+
+    #[test]
+    fn guide_that_is_silent_is_asked_last_the_next_time() {
+        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let connections = connections_to(&listeners, "redis+sentinel://HOSTS/main");
+        let guides = || connections.guides.lock().iter().map(|guide| guide.addr().to_string()).collect::<Vec<_>>();
+        let before = guides();
+        let (start, end) = (Instant::now(), soon());
+        let silent = |link: &mut Link| {
+            let is_first = link.at.to_string() == before[0];
+            let answered = if is_first { redis::cmd("PING").query::<()>(link) } else { Ok(()) };
+            let told = answered.map_err(|error| connections.told(&link.at, &error));
+            told.map(|()| connections.location.server_at("master".into(), 1))
+        };
+        assert_eq!(connections.ask_guides(end, silent).unwrap().addr().to_string(), "master:1");
+        assert!(start.elapsed() >= Duration::from_millis(250) && Instant::now() < end, "{:?}", start.elapsed());
+        assert_eq!(guides(), [before[1].clone(), before[2].clone(), before[0].clone()]);
+    }
+}

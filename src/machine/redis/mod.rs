@@ -16,17 +16,77 @@
 //! nobody ever has to try again. But most calls, those of a request and of a release, add an entry to the stream and
 //! read what is new there, by two plain commands in one round trip.
 //!
+//! # URLs
+//!
+//! | | |
+//! |---|---|
+//! | `redis://user:password@host:6379/0` | one server, and the number of a database in it |
+//! | `unix:///run/redis.sock?user=..&pass=..&db=0` | the same over a socket of this host |
+//! | `redis+sentinel://user:password@host:26379,host/mymaster/0` | the master of that name, as a sentinel tells |
+//! | `redis+cluster://user:password@host:6379,host` | the node of a cluster that has the slot of the namespace, as another node tells |
+//! | `rediss://`, `rediss+sentinel://`, `rediss+cluster://` | the same over TLS, with the feature `redis-tls` |
+//!
+//! `valkey` and `valkeys` may stand for `redis` and `rediss`. The ports and the database are those above unless they are said. The
+//! user may be left out, as in `redis://:password@host`. In a user or a password `@` is written as `%40`, `/` as `%2F`, `?` as
+//! `%3F`, `#` as `%23` and `%` as `%25`. Parameters follow a `?`, with `&` between them:
+//!
+//! | | |
+//! |---|---|
+//! | `wait_replicas=1` | so many replicas acknowledge what a call writes; see below |
+//! | `wait_ms=1000` | within such a time: a second unless it is said |
+//! | `ssl_ca_certs=/path/ca.pem` | the authorities that may sign the server's certificate, instead of those that this machine trusts |
+//! | `ssl_certfile=/path/cert.pem`, `ssl_keyfile=/path/key.pem` | the client's own certificate, and its key |
+//! | `sentinel_username=..`, `sentinel_password=..` | for the sentinels; what stands before the hosts is for the server |
+//! | `protocol=resp3` | version 3 of the protocol |
+//!
+//! Files have the PEM format, and are read when the lock is opened. This machine's trust can also be set by `$SSL_CERT_FILE`.
+//!
+//! # Sentinels and clusters
+//!
+//! After each lost connection a client asks anew where the server is. Meanwhile requests wait as they do for any server that is
+//! away, for the [patience](Options::patience) at most. So guards survive a failover that takes less than the time to live, if the
+//! next server has all that was written, and its clock differs from that of the last one by less than the
+//! [clock margin](Options::clock_margin). Requests wait as well while a cluster moves the slot of the namespace to another node.
+//!
 //! # What a server may lose
 //!
 //! A restart without its data, `FLUSHALL`, a deleted or evicted key: whatever is missing is noticed by the next client that
 //! renews its session, if no call before does. All guards of the namespace are lost then, and it is closed for one time to live. A
 //! replica that is promoted and lacks the newest writes is noticed by the clients that have seen them, when they renew their
 //! session at the latest, which is a third of the time to live away at most; whatever was granted by the lost writes, or kept by
-//! a renewal that is lost, can be granted again before. The fences of what is granted later are higher, if the clocks of both
-//! servers agree; so use them, or `min-replicas-to-write` and a server that is not promoted by itself.
+//! a renewal that is lost, can be granted again before. An old master that goes on beside a new one grants what the new one grants
+//! too: for as long as a partition lasts, and for some ten seconds after `SENTINEL FAILOVER`. The fences of what is granted later are
+//! higher, if the clocks of both servers agree; so use them, and replicas that acknowledge.
+//!
+//! With `wait_replicas=N` a call that writes has an answer when N replicas have what it wrote, by the command `WAIT` in the same
+//! round trip. Otherwise it has failed as one without an answer, and is made again until the patience is over.
+//!
+//! * A replica that is promoted has all that was granted, released and renewed, if it is one of those N. That is sure if N is the
+//!   number of all replicas; sentinels and clusters prefer the replica that has most, and do not promise it.
+//! * A master that N replicas do not follow grants nothing: it does no harm that it goes on.
+//! * Each request and release takes as long as the slowest of the N, and none succeeds while fewer answer. Sessions are not renewed
+//!   then either, so guards are lost if that lasts for a time to live.
+//! * A client may see an entry before replicas have it. If the master dies at that moment, all guards are lost, as above.
+//! * A replica that is restarted without its data has acknowledged in vain.
+//!
+//! The server's own `min-replicas-to-write` is weaker: it looks at what replicas said some seconds ago.
 //!
 //! Configure `noeviction` for a server that keeps locks. One that is full refuses requests, and renewals too: what is held is lost
 //! if that lasts for a time to live. Redis 6.2 or newer.
+//!
+//! # Rights
+//!
+//! A user of the server needs no more than these:
+//!
+//! ```text
+//! ACL SETUSER locker on >secret ~{treelock:my-app:files}:*
+//!     +evalsha +script|load +xadd +xrange +xread
+//!     +del +exists +get +hmget +hset +set +time +xlen +xrevrange +xtrim
+//!     +zadd +zcard +zrange +zrangebyscore +zrem +zscore
+//! ```
+//!
+//! and `+wait` for `wait_replicas`, `+cluster|keyslot +cluster|slots` in a cluster, and `+select` for a database other than 0. Sentinels
+//! are asked for `SENTINEL GET-MASTER-ADDR-BY-NAME`.
 
 mod connection;
 #[cfg(test)]
@@ -53,9 +113,9 @@ pub struct RedisTreeLock<P: ?Sized + TreePath = str>(MachineTreeLock<P>);
 impl<P: ?Sized + TreePath> RedisTreeLock<P> {
     /// Opens a namespace of a server, and begins it if nobody has.
     ///
-    /// The URL is as of the crate `redis`: `redis://user:password@host:port/database`, or `unix:///path`. A namespace
-    /// that is new is closed for one [time to live](Options::time_to_live): requests wait, and tries fail. Nothing tells a new one
-    /// from one whose data was lost, whose holders may still believe in it.
+    /// The [header of this module](self) tells of the forms of the URL. A namespace that is new is closed for one
+    /// [time to live](Options::time_to_live): requests wait, and tries fail. Nothing tells a new one from one whose data was lost,
+    /// whose holders may still believe in it.
     ///
     /// # Errors
     ///

@@ -232,3 +232,112 @@ fn with_certificates(addr: ConnectionAddr, parameters: &Parameters) -> Result<Co
     let client = Client::build_with_tls(addr, TlsCertificates { client_tls, root_cert });
     Ok(client.map_err(|error| error.to_string())?.get_connection_info().addr().clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Location {
+        Location::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"))
+    }
+
+    /// User, password, address and database.
+    fn text(info: &ConnectionInfo) -> String {
+        let settings = info.redis_settings();
+        let (user, password) = (settings.username().unwrap_or_default(), settings.password().unwrap_or_default());
+        format!("{user}:{password}@{}/{}", info.addr(), settings.db())
+    }
+
+    fn hosts(location: &Location) -> Vec<String> {
+        location.hosts.iter().map(text).collect()
+    }
+
+    #[test]
+    fn one_server() {
+        let cases = [
+            ("redis://host", ":@host:6379/0"),
+            ("valkey://ada:s%40crt@host:7/3", "ada:s@crt@host:7/3"),
+            ("REDIS://:secret@[::1]:7/", ":secret@::1:7/0"),
+            ("redis://host/?protocol=resp3&wait_replicas=1", ":@host:6379/0"),
+            ("unix:///run/redis.sock?db=2&user=ada&pass=secret", "ada:secret@/run/redis.sock/2"),
+            ("redis+unix:///run/redis.sock", ":@/run/redis.sock/0"),
+        ];
+        for (url, host) in cases {
+            let location = parse(url);
+            assert_eq!((&location.kind, hosts(&location)), (&Kind::Server, vec![host.to_owned()]), "{url}");
+        }
+    }
+
+    #[test]
+    fn sentinels_have_a_user_of_their_own() {
+        let location = parse(
+            "redis+sentinel://ada:secret@one,two:7,[::1]/main/3?sentinel_username=bob&sentinel_password=other%26",
+        );
+        assert_eq!(location.kind, Kind::Sentinels("main".into()));
+        assert_eq!(hosts(&location), ["bob:other&@one:26379/0", "bob:other&@two:7/0", "bob:other&@::1:26379/0"]);
+        assert_eq!(text(&location.server_at("master".into(), 8)), "ada:secret@master:8/3");
+        let location = parse("valkey+sentinel://:secret@one/main");
+        assert_eq!(hosts(&location), [":@one:26379/0"]);
+        assert_eq!(text(&location.server_at("master".into(), 8)), ":secret@master:8/0");
+    }
+
+    #[test]
+    fn nodes_of_a_cluster_are_named_by_each_other() {
+        let location = parse("redis+cluster://:secret@one,two:7");
+        assert_eq!(location.kind, Kind::Cluster);
+        assert_eq!(hosts(&location), [":secret@one:6379/0", ":secret@two:7/0"]);
+        let beside = |host: &str| location.server_beside(location.hosts[1].addr(), host.into(), 8);
+        assert_eq!(beside("three").as_ref().map(text).unwrap(), ":secret@three:8/0");
+        assert_eq!(beside("").as_ref().map(text).unwrap(), ":secret@two:8/0");
+        assert!(beside("?").is_none());
+    }
+
+    #[test]
+    fn replicas_that_acknowledge_are_given_a_time() {
+        let acknowledged = |parameters: &str| {
+            let acknowledged = parse(&format!("redis://host?{parameters}")).acknowledged;
+            acknowledged.map(|acknowledged| (acknowledged.replicas, acknowledged.within.as_millis()))
+        };
+        assert_eq!(acknowledged(""), None);
+        assert_eq!(acknowledged("wait_replicas=2"), Some((2, 1000)));
+        assert_eq!(acknowledged("wait_ms=50&wait_replicas=1"), Some((1, 50)));
+    }
+
+    /// Each error tells what is wrong, and no secret.
+    #[test]
+    fn what_cannot_be_used_is_told() {
+        let cases = [
+            ("nonsense", "redis://"),
+            ("http://:secret@host", "http"),
+            ("redis+sentinel://:secret@host", "/MASTER"),
+            ("redis+sentinel://:secret@host/?protocol=resp3", "/MASTER"),
+            ("redis+other://:secret@host", "redis+other"),
+            ("redis://:secret@one,two", "redis+cluster://"),
+            ("redis+cluster://:secret@one,", "a host"),
+            ("redis://:secret@host:99999", "a port"),
+            ("redis://:sec/ret@host", "%2F"),
+            ("redis://:secret@host/zero", "database"),
+            ("redis://:secret@host?db=1", "\"db\""),
+            ("redis://:secret@host?sentinel_password=secret", "\"sentinel_password\""),
+            ("redis://:secret@host?ssl_ca_certs=ca.pem", "\"ssl_ca_certs\""),
+            ("redis://:secret@host?wait_replica=1", "\"wait_replica\""),
+            ("redis://:secret@host?wait_replicas=0", "wait_replicas"),
+            ("redis://:secret@host?wait_replicas=one", "wait_replicas"),
+            ("redis://:secret@host?wait_ms=1", "wait_replicas"),
+            ("redis://:secret@host?protocol=4", "protocol"),
+        ];
+        for (url, words) in cases {
+            let Err(error) = Location::parse(url) else { panic!("{url} is taken") };
+            assert!(error.contains(words) && !error.contains("secret@"), "{url}: {error}");
+        }
+    }
+
+    #[cfg(not(feature = "redis-tls"))]
+    #[test]
+    fn tls_names_the_feature_that_it_needs() {
+        for scheme in ["rediss", "valkeys", "rediss+sentinel", "rediss+cluster"] {
+            let Err(error) = Location::parse(&format!("{scheme}://host/main")) else { panic!("{scheme} is taken") };
+            assert!(error.contains("`redis-tls`"), "{error}");
+        }
+    }
+}
