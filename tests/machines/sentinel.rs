@@ -115,6 +115,24 @@ fn sentinel_that_is_silent_takes_a_share_of_the_time() {
     assert!(matches!(error, EngineError::Away(_)) && took < 4 * response, "{took:?}: {error}");
 }
 
+/// What stands before the hosts is for the server.
+#[test]
+fn sentinels_and_the_server_have_passwords_of_their_own() {
+    let Some(watched) = Watched::begin() else { return };
+    watched.master.ask(&["CONFIG", "SET", "requirepass", "first"]).unwrap();
+    watched.sentinel.ask(&["ACL", "SETUSER", "default", "resetpass", ">second"]).unwrap();
+    let open = |user: &str, parameters: &str| {
+        let url = format!("redis+sentinel://{user}127.0.0.1:{}/main{parameters}", watched.sentinel.port);
+        RedisTreeLock::<str>::connect(&url, "test", Options::new())
+    };
+    let of_sentinel = "?sentinel_password=second";
+    for (user, parameters, port) in [(":first@", "", watched.sentinel.port), ("", of_sentinel, watched.master.port)] {
+        let error = open(user, parameters).map(drop).unwrap_err().to_string();
+        assert!(error.contains("sentinel_password") && error.contains(&format!(":{port},")), "{error}");
+    }
+    drop(open(":first@", of_sentinel).unwrap().write("a").unwrap());
+}
+
 #[test]
 fn master_that_no_sentinel_knows_is_told() {
     let Some(watched) = Watched::begin() else { return };

@@ -20,7 +20,7 @@ const HINTS: [(&[&str], &[&str], &str); 10] = [
     (
         &["NOAUTH", "WRONGPASS"],
         &["AuthenticationFailed", "unauthenticated"],
-        "give a user and a password of the server in the URL, as in redis://user:password@host",
+        "give user and password in the URL, as in redis://user:password@host, and for sentinels sentinel_password",
     ),
     (
         &["NOPERM"],
