@@ -2,12 +2,16 @@
 //!
 //! | file | question |
 //! |---|---|
+//! | `cluster.rs`, `sentinel.rs` | is the server found that has a namespace, and do guards survive when another one takes its place? |
 //! | `conformance.rs` | does an engine keep the contract? One list of tests for all engines |
 //! | `death.rs` | what is left of a process that is killed or stopped, and who is told |
 //! | `listening.rs` | what becomes of a waiter whose connection is cut while it listens |
 //! | `loss.rs` | what becomes of guards when the server loses data, or is full, or holds something foreign |
 //! | `network.rs` | what becomes of requests when the server, or the way to it, stops for a while |
+//! | `refusals.rs` | what is told by a server that refuses or is away, and what rights does a user need? |
+//! | `replicas.rs` | is nothing granted that replicas have not acknowledged? |
 //! | `storm.rs` | five hundred processes killed at random moments |
+//! | `tls.rs` | whose certificates are trusted, and who must show one? |
 //! | `agent.rs`, `proxy.rs`, `server.rs` | another process; a way to the server that can be cut; the server |
 
 mod agent;
