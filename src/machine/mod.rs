@@ -569,7 +569,7 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
             ask.absolute = absolute;
             Ok(ask)
         };
-        self.client.0.acquire(patience, plan, || path::odd_frame(paths()).into())
+        self.client.0.acquire(patience, plan, || path::odd_frame_of_namespace(paths()).into())
     }
 }
 
