@@ -43,8 +43,8 @@ use std::time::{Duration, SystemTime};
 ///               "at": {"path": ["data", "users"], "mode": "IS"}, "taken": []}]}
 /// ```
 ///
-/// Times are seconds since 1970, with a fraction. Between processes each holder and waiter also has a `process`, such
-/// as `{"member": 3, "id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may be added.
+/// Times are seconds since 1970, with a fraction. Between processes and machines each holder and waiter also has a `process`,
+/// such as `{"member": 3, "id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may be added.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -111,7 +111,7 @@ pub struct Process {
     pub id: u32,
     /// Its command line, shortened.
     pub command: String,
-    /// The name of its user, or the number.
+    /// The name of its user, or the number; between machines with that of its host, as `ada@build-7`.
     pub user: String,
 }
 

@@ -22,6 +22,14 @@ use tempfile::TempDir;
 use treelock::Snapshot;
 use treelock::process::ProcessTreeLock;
 
+#[cfg(feature = "redis")]
+#[path = "command/machines.rs"]
+mod machines;
+#[cfg(feature = "redis")]
+#[expect(dead_code, reason = "the tests of the lock between machines use the rest")]
+#[path = "machines/server.rs"]
+mod server;
+
 const TREELOCK: &str = env!("CARGO_BIN_EXE_treelock");
 
 /// Longer than anything takes on a loaded machine: what is not done by then hangs.

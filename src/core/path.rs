@@ -165,15 +165,37 @@ pub(crate) fn join_frame<P: TreePath + ?Sized>(others: Option<Frame>, path: &P) 
 /// The error of a request whose paths are in another frame than those that are locked or awaited.
 #[cold]
 pub(crate) fn odd_frame<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'p P>) -> PathError {
+    odd_frame_with(paths, |this, others| {
+        format!(
+            "it is {this} and others that this lock has are {others}, so the two cannot be compared: give all of them in \
+             one way; of a Path, std::path::absolute makes an absolute one, and the empty one is the root in both"
+        )
+    })
+}
+
+/// The same between machines, where not all need give paths of one type.
+#[cfg(feature = "redis")]
+#[cold]
+pub(crate) fn odd_frame_of_namespace<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'p P>) -> PathError {
+    odd_frame_with(paths, |this, others| {
+        format!(
+            "it is {this}, and clients of the namespace hold or await paths that are {others}, so the two cannot be \
+             compared: give str in all of them, as the command treelock does, or Path in all of them, and all of those \
+             absolute or all relative; a str is absolute, with or without a / in front"
+        )
+    })
+}
+
+fn odd_frame_with<'p, P: TreePath + ?Sized>(
+    paths: impl Iterator<Item = &'p P>,
+    why: impl FnOnce(&str, &str) -> String,
+) -> PathError {
     let framed = paths.map(|path| (path, path.frame())).find(|(_, frame)| frame.is_some());
     let (this, others) = match framed {
         Some((_, Some(Frame::Relative))) => ("relative", "absolute"),
         _ => ("absolute", "relative"),
     };
-    let error = PathError::new(format!(
-        "it is {this} and others that this lock has are {others}, so the two cannot be compared: give all of them in one \
-         way; of a Path, std::path::absolute makes an absolute one, and the empty one is the root in both"
-    ));
+    let error = PathError::new(why(this, others));
     match framed {
         Some((path, _)) => error.at(path),
         // Only a type whose paths change their frame comes here.

@@ -104,7 +104,9 @@ struct Parked {
 /// What a thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wants {
-    Session,
+    Session {
+        is_try: bool,
+    },
     /// A request to be settled.
     Settled {
         generation: u64,
@@ -172,7 +174,7 @@ impl Client {
             keeper: Condvar::default(),
             listener: Condvar::default(),
         });
-        if let Err(stop) = client.joined(None) {
+        if let Err(stop) = client.joined(false, None) {
             let broken = client.state.lock().broken.take();
             if let Some(identity) = broken {
                 // There is no keeper that would do it.
@@ -214,8 +216,8 @@ impl Client {
     }
 
     /// A session, if need be a new one.
-    fn joined(&self, deadline: Option<Instant>) -> Result<Joined, Stop> {
-        match self.drive(self.state.lock(), Wants::Session, deadline).1? {
+    fn joined(&self, is_try: bool, deadline: Option<Instant>) -> Result<Joined, Stop> {
+        match self.drive(self.state.lock(), Wants::Session { is_try }, deadline).1? {
             Got::Session(joined) => Ok(joined),
             Got::Outcome(_) | Got::Done => Err(Stop::Over),
         }
@@ -234,7 +236,7 @@ impl Client {
             Patience::None | Patience::Endless => None,
         };
         loop {
-            let joined = self.joined(deadline).map_err(|stop| stop.of_request(is_try))?;
+            let joined = self.joined(is_try, deadline).map_err(|stop| stop.of_request(is_try))?;
             let ask = plan(&joined.asking)?;
             let mut state = self.state.lock();
             let Some(session) = state.session_of(joined.generation) else { continue };
@@ -356,7 +358,7 @@ impl Client {
     /// What all have and await, as of now.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, EngineError> {
         loop {
-            let joined = match self.joined(None) {
+            let joined = match self.joined(false, None) {
                 Ok(joined) => joined,
                 Err(Stop::Failed(error)) => return Err(error),
                 Err(Stop::Over | Stop::Deadline) => return Err(EngineError::Lost),
@@ -415,7 +417,7 @@ impl Client {
                 let is_new = failing.call > begun;
                 let is_over = match failing.error {
                     EngineError::Away(_) => {
-                        gives_up = failing.since.max(start).checked_add(self.settings.patience);
+                        gives_up = failing.since.max(start).checked_add(wants.patience(&self.settings));
                         gives_up.is_some_and(|until| now >= until) || (is_new && wants.is_not_waited_for())
                     }
                     _ => is_new,
@@ -733,10 +735,20 @@ impl Wants {
         matches!(self, Wants::Written { waits: false, .. })
     }
 
+    /// How long an engine may be away before this fails. A try does not wait, so that is as long as one answer may take.
+    fn patience(self, settings: &Options) -> Duration {
+        match self {
+            Wants::Session { is_try: true } | Wants::Settled { is_try: true, .. } => {
+                settings.response.min(settings.patience)
+            }
+            _ => settings.patience,
+        }
+    }
+
     fn look(self) -> Option<Instant> {
         match self {
             Wants::Settled { look, .. } => look,
-            Wants::Session | Wants::Written { .. } | Wants::Heard(_) => None,
+            Wants::Session { .. } | Wants::Written { .. } | Wants::Heard(_) => None,
         }
     }
 }
@@ -751,7 +763,7 @@ impl State {
         let session = self.session.as_ref();
         let of = |generation: u64| session.filter(|(_, joined)| joined.generation == generation);
         match wants {
-            Wants::Session => session.map(|(_, joined)| Ok(Got::Session(joined.clone()))),
+            Wants::Session { .. } => session.map(|(_, joined)| Ok(Got::Session(joined.clone()))),
             Wants::Settled { generation, id, is_try, .. } => match of(generation) {
                 None => Some(Err(Stop::Over)),
                 Some((session, _)) => match session.outcome(id) {
@@ -781,7 +793,7 @@ impl State {
     /// Whether something must be sent for it.
     fn must_send(&self, wants: Wants) -> bool {
         match (wants, &self.session) {
-            (Wants::Session | Wants::Heard(_), _) | (_, None) => true,
+            (Wants::Session { .. } | Wants::Heard(_), _) | (_, None) => true,
             (Wants::Written { .. }, Some(_)) => self.opens().is_none(),
             (Wants::Settled { id, .. }, Some((session, _))) => {
                 session.outcome(id) == Outcome::Unheard && self.opens().is_none()

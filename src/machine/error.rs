@@ -15,7 +15,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum MachineLockError {
-    /// A request that holds a conflicting sub-tree, or waits for one since before, is in the way.
+    /// A request that holds a conflicting sub-tree, or waits for one since before, is in the way; or the namespace is
+    /// [closed](crate::machine::MachineTreeLock::closed_until).
     WouldBlock,
     /// The deadline passed first.
     TimedOut,
@@ -87,11 +88,12 @@ pub enum EngineError {
     /// The namespace was begun by a treelock of this format, which this one does not know: use one version in all programs,
     /// or another namespace. ([`Unsupported`](io::ErrorKind::Unsupported))
     OtherFormat(String),
-    /// The order said what it cannot say: something else has written to its keys. It begins anew, and all guards of the namespace
-    /// are lost. ([`InvalidData`](io::ErrorKind::InvalidData))
+    /// The engine said what it cannot say: something else has written to the keys of the namespace. That begins anew, and all its
+    /// guards are lost. ([`InvalidData`](io::ErrorKind::InvalidData))
     Damaged,
-    /// The session ended while the guard was held: it was not renewed in time, or the engine lost the order. What the guard
-    /// held may have been granted to others since. ([`BrokenPipe`](io::ErrorKind::BrokenPipe))
+    /// The session has ended, and with it all guards, so what they held may have been granted to others since. The client was
+    /// cut off, stopped or late for longer than its time to live, or the engine lost its data, or the lock was
+    /// [closed](crate::machine::MachineTreeLock::close). ([`BrokenPipe`](io::ErrorKind::BrokenPipe))
     Lost,
 }
 
@@ -139,8 +141,9 @@ impl Display for EngineError {
                  another namespace",
             ),
             EngineError::Lost => f.write_str(
-                "the lease was lost while the guard was held, so others may have been let in: renew in time, and give \
-                 what is written the fence to compare",
+                "the lease is lost, so others may have been let in: the lock was closed, or the server lost its data, or this \
+                 client was stopped, late or cut off for longer than the time to live; let what is written compare the \
+                 fence, and choose a time to live that is longer than such breaks",
             ),
         }
     }

@@ -47,8 +47,9 @@ macro_rules! guard {
             /// between. Give it to what is written, and let that refuse lower ones than the highest it has seen.
             ///
             /// Grants that do not conflict have fences in any order. So a store of a tree keeps the fence of each write with its
-            /// path, and refuses a write if a higher fence stands at its path, above it or below it. A nested guard has a
-            /// higher fence than the outer one: give what is written below both of them the inner one's, to the end.
+            /// path, and refuses a write if a higher fence stands at its path, above it or below it. A holder tells it the fence at
+            /// its roots first, so that late writes are refused where it only reads, too. (The README has such a store.) A nested
+            /// guard has a higher fence than the outer one: give what is written below both of them the inner one's, to the end.
             #[must_use]
             pub fn fence(&self) -> u64 {
                 self.granted().fence.0

@@ -87,11 +87,18 @@ use std::time::{Duration, Instant};
 /// A read/write lock over the sub-trees of a tree, for all threads of all clients that open one *namespace* of an engine.
 ///
 /// It is [`TreeLock`](crate::TreeLock) between machines: what overlaps, what conflicts, who is served first and what a
-/// thread may nest is said there, and holds between all of them. What it takes to open one is said by each engine.
+/// thread may nest is said there, and holds between all of them. Explicit owners, and guards that release a part of what they
+/// have, are between threads alone. Each engine opens its own: see [`redis`].
 ///
 /// A process opens a namespace once, and shares the lock: two clients in one thread wait for each other, and no report tells of
-/// it. All clients give paths of one type, `str` or `Path`. Explicit
-/// owners and guards that release a part are between threads alone.
+/// it. All clients give paths of one type. (A `str` is an absolute `Path`, with or without a `/` in front. While relative `Path`s are
+/// held or awaited, both are refused.)
+///
+/// # Namespaces
+///
+/// A namespace has one [time to live](Options::time_to_live) for all its clients. One that is new is
+/// [closed](MachineTreeLock::closed_until) for that long: requests wait, and tries are refused. Nothing tells it from one whose data
+/// was lost, whose holders may still believe in it.
 ///
 /// # What a lease can promise, and what it cannot
 ///
@@ -105,7 +112,8 @@ use std::time::{Duration, Instant};
 /// # Cost
 ///
 /// A request takes one round trip to the engine and a release another one; those of threads that ask at the same time share
-/// them. Every client reads what all clients of the namespace write.
+/// them. Every client reads what all clients of the namespace write: so names that are never locked together, such as those of
+/// tenants or buckets, are best split into a namespace each.
 pub struct MachineTreeLock<P: ?Sized + TreePath = str> {
     client: Arc<Open>,
     paths: PhantomData<fn(&P)>,
@@ -188,7 +196,8 @@ impl Options {
     }
 
     /// How long a request waits for an engine that does not answer, before it fails with [`EngineError::Away`]: 10 s unless
-    /// it is said. Its own deadline comes first, but for the answer to the first call.
+    /// it is said. Its own deadline comes first, but for the answer to the first call. A try waits for the
+    /// [response timeout](Options::response_timeout) alone.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -196,7 +205,7 @@ impl Options {
     }
 
     /// How long an answer may take before the connection is given up and the call is sent again by another one: 2 s unless it is
-    /// said.
+    /// said; with a short time to live, a third of that.
     #[must_use]
     pub fn response_timeout(mut self, response: Duration) -> Self {
         self.response = response;
@@ -569,7 +578,7 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
             ask.absolute = absolute;
             Ok(ask)
         };
-        self.client.0.acquire(patience, plan, || path::odd_frame(paths()).into())
+        self.client.0.acquire(patience, plan, || path::odd_frame_of_namespace(paths()).into())
     }
 }
 

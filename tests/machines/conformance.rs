@@ -632,7 +632,20 @@ fn relative_and_absolute_paths_do_not_mix_and_a_stray_one_is_forgotten(place: &i
     std::mem::forget(stray);
     assert!(matches!(other.try_write("a"), Err(MachineLockError::Path(_))));
     drop(one);
-    drop(other.try_write("a/./b/../c").unwrap());
+    let held = other.try_write("a/./b/../c").unwrap();
+    // A str is absolute, and the error says what other clients do.
+    let names = place.open();
+    let told = |refused: Result<(), MachineLockError>| refused.unwrap_err().to_string();
+    let error = told(names.try_write("c").map(drop));
+    assert!(
+        error.contains("\"c\": it is absolute, and clients of the namespace hold or await paths that are relative"),
+        "{error}"
+    );
+    drop(held);
+    let _held = names.write("a/b").unwrap();
+    let error = told(other.try_write("a").map(drop));
+    assert!(error.contains("it is relative, and") && error.contains("give str in all of them"), "{error}");
+    assert!(matches!(other.try_read("/a"), Err(MachineLockError::WouldBlock)));
 }
 
 /// The lock goes by bytes; what it prints is escaped.

@@ -228,12 +228,11 @@ fn server_that_is_away_is_told_after_the_patience() {
             true => proxy.be_silent(true),
             false => proxy.close(true),
         }
-        for number in 0..3 {
+        for is_snapshot in [false, true] {
             let start = Instant::now();
-            let refused = match number {
-                0 => lock.write("a").map(drop),
-                1 => lock.try_write("a").map(drop),
-                _ => lock.snapshot().map(drop).map_err(MachineLockError::from),
+            let refused = match is_snapshot {
+                false => lock.write("a").map(drop),
+                true => lock.snapshot().map(drop).map_err(MachineLockError::from),
             };
             let took = start.elapsed();
             assert!(matches!(refused, Err(MachineLockError::Engine(EngineError::Away(_)))), "{refused:?}");
@@ -261,6 +260,37 @@ fn server_that_is_away_is_told_after_the_patience() {
     proxy.close(false);
     let looks = server.open_with(options);
     wait_until("all is released", || looks.snapshot().unwrap().holders.is_empty());
+}
+
+/// A try does not wait for the patience, whether the client has a session or needs a new one.
+#[test]
+fn try_fails_after_one_answer_that_does_not_come() {
+    let Some((server, proxy)) = begin() else { return };
+    let response = Duration::from_millis(300);
+    let lock = proxy.open(options(SHORT).patience(2 * LIMIT).response_timeout(response));
+    for silently in [false, true] {
+        let held = lock.try_write_for("held", LIMIT).unwrap();
+        match silently {
+            true => proxy.be_silent(true),
+            false => proxy.close(true),
+        }
+        for has_session in [true, false] {
+            wait_until("the session is over", || has_session || !held.is_valid());
+            let start = Instant::now();
+            let refused = lock.try_write("a").map(drop);
+            let took = start.elapsed();
+            assert!(matches!(refused, Err(MachineLockError::Engine(EngineError::Away(_)))), "{refused:?}");
+            eprintln!("silently: {silently}; with a session: {has_session}; after {took:?}");
+            assert!(took >= response - Duration::from_millis(5) && took < LIMIT, "{took:?}");
+        }
+        match silently {
+            true => proxy.be_silent(false),
+            false => proxy.close(false),
+        }
+        drop(held);
+    }
+    let looks = server.open_with(options(SHORT));
+    wait_until("nothing is left", || looks.snapshot().unwrap().holders.is_empty());
 }
 
 /// It is not waited for when a client is dropped, nor by the threads of that.

@@ -6,7 +6,7 @@ use crate::child::{self, Running};
 use crate::directory::Place;
 use crate::exit::{CANNOT_CREATE, Failure, OS_ERROR, USAGE};
 use crate::run::Arguments;
-use crate::waiting::{eprint_line, tell_of};
+use crate::waiting::{Awaited, Closed, eprint_line, tell_of};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use signal_hook::low_level::emulate_default_handler;
@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use treelock::Snapshot;
 use treelock::machine::{EngineError, MachineLockError, Options};
-use treelock::redis::RedisTreeLock;
+use treelock::redis::{RedisTreeLock, look};
 
 /// The exit code if the command ended well, and the lease was lost before: that of sysexits.h for what may work when it is tried
 /// again.
@@ -27,25 +27,28 @@ const LOST: u8 = 75;
 /// Where the fence of the lock stands for the command.
 const FENCE: &str = "TREELOCK_FENCE";
 
+/// A server that lives answers within this.
+const ANSWER: Duration = Duration::from_secs(2);
+
 #[derive(clap::Args)]
 pub(crate) struct Server {
-    /// Lock between machines, in the Redis or Valkey server at URL
+    /// Lock between machines, in the Redis or Valkey server at URL, instead of a directory
     ///
     /// Such as redis://user:password@host:6379/0, redis+sentinel://host:26379/mymaster, redis+cluster://host:6379, or
-    /// rediss:// for TLS; the documentation of treelock::redis tells all forms. Instead of a directory; a PATH is then a name in
-    /// the namespace, such as site/2026, whatever the working directory is. By default it is $TREELOCK_REDIS, unless --dir is
+    /// rediss:// for TLS; the documentation of treelock::redis tells all forms. By default it is $TREELOCK_REDIS, unless --dir is
     /// given; others can read a password there less easily than in an argument.
-    ///
-    /// COMMAND finds the fence of the lock in $TREELOCK_FENCE. If the lease is lost, because the server lost its data or this
-    /// machine was cut off or stopped for longer than the time to live, then COMMAND is sent TERM, and the exit status is 75
-    /// if COMMAND ends with 0 all the same. If treelock is killed, or stopped, others are let in when the time to live has
-    /// passed, whatever COMMAND does. A namespace that is new takes no requests for one time to live.
     #[arg(long, value_name = "URL", conflicts_with = "dir")]
     redis: Option<String>,
     /// The namespace in that server, by default $TREELOCK_NAMESPACE: all that are to exclude each other use the same one
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
-    /// How long the lock is kept for a machine that is gone; all users of a namespace say the same [default: 10]
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Lease {
+    /// How long the lock is kept for a machine that is gone, by default as the namespace has it: 10 if it is new
+    ///
+    /// Give it in all commands of a namespace, or in none: another one than that of those who have it open is refused.
     #[arg(long, value_name = "SECONDS", value_parser = parse_time_to_live)]
     time_to_live: Option<Duration>,
 }
@@ -61,7 +64,6 @@ pub(crate) enum Patience {
 pub(crate) struct Given {
     url: String,
     namespace: String,
-    time_to_live: Option<Duration>,
 }
 
 fn parse_time_to_live(text: &str) -> Result<Duration, String> {
@@ -75,22 +77,39 @@ impl Server {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let by_default = || variable("TREELOCK_REDIS").filter(|_| !place.is_given());
         let Some(url) = self.redis.clone().or_else(by_default) else {
-            let is_meant = self.namespace.is_some() || self.time_to_live.is_some();
-            let message = "no server for --namespace or --time-to-live: give --redis, or TREELOCK_REDIS";
-            return if is_meant { Err(Failure::new(USAGE, message)) } else { Ok(None) };
+            return if self.namespace.is_some() { Err(no_server("--namespace")) } else { Ok(None) };
         };
         let Some(namespace) = self.namespace.clone().or_else(|| variable("TREELOCK_NAMESPACE")) else {
             return Err(Failure::new(USAGE, "no namespace in the server: give --namespace, or TREELOCK_NAMESPACE"));
         };
-        Ok(Some(Given { url, namespace, time_to_live: self.time_to_live }))
+        Ok(Some(Given { url, namespace }))
     }
 }
 
+impl Lease {
+    /// Refuses what no directory knows.
+    pub(crate) fn check_is_absent(&self) -> Result<(), Failure> {
+        self.time_to_live.map_or(Ok(()), |_| Err(no_server("--time-to-live")))
+    }
+}
+
+fn no_server(option: &str) -> Failure {
+    Failure::new(USAGE, format_args!("no server for {option}: give --redis, or TREELOCK_REDIS"))
+}
+
 impl Given {
-    fn open(&self) -> Result<RedisTreeLock, Failure> {
+    fn open(&self, lease: &Lease, patience: Patience) -> Result<RedisTreeLock, Failure> {
         let mut options = Options::new();
-        if let Some(time_to_live) = self.time_to_live {
+        if let Some(time_to_live) = lease.time_to_live {
             options = options.time_to_live(time_to_live);
+        }
+        // Nobody waits longer for a server that is away than for the lock.
+        let longest = match patience {
+            Patience::None => Some(Duration::ZERO),
+            Patience::Until(deadline) => deadline.map(|until| until.saturating_duration_since(Instant::now())),
+        };
+        if let Some(longest) = longest {
+            options = options.patience(longest.max(ANSWER));
         }
         if let Ok(directory) = std::env::current_dir() {
             options = options.location(directory.to_string_lossy());
@@ -99,23 +118,29 @@ impl Given {
             .map_err(|error| Failure::new(CANNOT_CREATE, error))
     }
 
-    /// What is held and awaited in the namespace.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot, Failure> {
-        self.open()?.snapshot().map_err(|error| Failure::new(CANNOT_CREATE, error))
+    /// What is held and awaited in the namespace, if anybody has begun it.
+    pub(crate) fn look(&self) -> Result<Option<Snapshot>, Failure> {
+        look(&self.url, &self.namespace).map_err(|error| Failure::new(CANNOT_CREATE, error))
     }
 
-    pub(crate) fn namespace(&self) -> &str {
-        &self.namespace
+    /// The namespace and its server, as they may be told: without the user and the password.
+    pub(crate) fn place(&self) -> String {
+        let (scheme, rest) = self.url.split_once("://").unwrap_or(("redis", &self.url));
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let (server, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let server = server.rsplit('@').next().unwrap_or_default();
+        format!("the namespace {:?} in {scheme}://{server}{path}", self.namespace)
     }
 
     /// Runs the command under the lock; returns the exit code.
     pub(crate) fn run(&self, arguments: &Arguments, patience: Patience) -> Result<u8, Failure> {
         let (reads, writes) = (names(&arguments.reads)?, names(&arguments.writes)?);
-        let lock = Arc::new(self.open()?);
+        let lock = Arc::new(self.open(&arguments.lease, patience)?);
         // Not an owner of it: the lock must end before this process does.
         let watched = Arc::downgrade(&lock);
         let is_told = matches!(patience, Patience::Until(_)) && !arguments.quiet;
-        let telling = is_told.then(|| tell_of(move || watched.upgrade().map_or(Vec::new(), |lock| lock.waits())));
+        let awaited = move || watched.upgrade().map(|lock| awaited(&lock));
+        let telling = is_told.then(|| tell_of(awaited));
         let interrupted = Interrupted::catch(&lock)?;
         let asked = match patience {
             Patience::None => lock.try_lock_arc(&reads, &writes),
@@ -127,6 +152,9 @@ impl Given {
         let guard = match asked {
             Ok(guard) => guard,
             Err(MachineLockError::WouldBlock | MachineLockError::TimedOut) => {
+                if let Some(closed) = closed(&lock) {
+                    eprint_line(closed);
+                }
                 lock.close();
                 return Ok(arguments.conflict_exit_code);
             }
@@ -154,6 +182,15 @@ impl Given {
             }
         }
     }
+}
+
+/// What a request of this lock waits for.
+fn awaited(lock: &RedisTreeLock) -> Awaited {
+    closed(lock).map_or_else(|| Awaited::Others(lock.waits()), Awaited::Opening)
+}
+
+fn closed(lock: &RedisTreeLock) -> Option<Closed> {
+    lock.closed_until().map(|until| Closed(until.saturating_duration_since(Instant::now())))
 }
 
 /// Ends the lock if a signal ends this process while it waits, so that nobody waits for the dead.

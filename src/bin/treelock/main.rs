@@ -30,11 +30,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use waiting::eprint_line;
 
-/// Locks sub-trees for commands, between all processes of this host
+/// Locks sub-trees for commands, between the processes of a host or between machines
 ///
 /// A command that writes a sub-tree excludes all commands that read or write a sub-tree that overlaps it; a command
 /// that reads a sub-tree excludes those that write an overlapping one. Commands whose sub-trees do not overlap never
 /// wait for each other.
+///
+/// The lock is a directory of this host, or, where treelock is built with the feature redis, a namespace in a Redis or
+/// Valkey server.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Arguments {
@@ -54,10 +57,10 @@ enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages to a directory
+    /// Write the manual pages to a directory, which is made if it does not exist
     #[command(hide = true)]
     Man {
-        /// Where to
+        /// The directory
         directory: PathBuf,
     },
 }
@@ -99,7 +102,8 @@ fn carry_out(command: &Command) -> Result<u8, Failure> {
 }
 
 fn write_manual(directory: &Path) -> Result<u8, Failure> {
-    let written = clap_mangen::generate_to(Arguments::command(), directory);
+    let made = std::fs::create_dir_all(directory);
+    let written = made.and_then(|()| clap_mangen::generate_to(Arguments::command(), directory));
     written.map_err(|error| Failure::new(CANNOT_CREATE, format_args!("cannot write to {directory:?}: {error}")))?;
     Ok(0)
 }

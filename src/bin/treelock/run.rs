@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     #[cfg(feature = "redis")]
     #[command(flatten)]
     server: crate::machines::Server,
+    #[cfg(feature = "redis")]
+    #[command(flatten)]
+    pub(crate) lease: crate::machines::Lease,
     /// Give up if the lock cannot be taken within this many seconds; 0.5 is half a second, 0 means -n
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     timeout: Option<Duration>,
@@ -49,45 +52,70 @@ pub(crate) struct Arguments {
     pub(crate) command: Vec<OsString>,
 }
 
+/// In lines that fit a manual page.
 const AFTER_HELP: &str = "\
 Paths:
   A PATH is a name: it need not exist. It is relative to the working
-  directory, as for every other command. \"..\" is resolved by the text alone,
-  and symbolic links are not followed: PATH and a link to it are two names.
+  directory, as for every other command. \"..\" is resolved by the text
+  alone, and symbolic links are not followed: PATH and a link to it
+  are two names. Between machines it is a name in the namespace, such
+  as site/2026, whatever the working directory is, and has no \".\" and
+  no \"..\".
 
 The lock:
-  All of it is taken, or nothing. It is released when COMMAND has ended,
-  whatever COMMAND has left in the background. If treelock is killed, it is
-  released when COMMAND and all that it has started have ended, or have closed
-  the descriptors above 9 that they inherit for it (programs that Python starts
-  do not inherit them). A `treelock run` inside COMMAND is another owner: it
-  waits for ever if it asks for the same, and so do two of them that cross. It
-  needs --dir again, or TREELOCK_DIR. After a second of waiting, standard error
-  tells what it waits for, unless -q is given. A treelock that is stopped, as by
-  Ctrl-Z, keeps what it holds, and its place in the queue.
+  All of it is taken, or nothing. It is released when COMMAND has
+  ended, whatever COMMAND has left in the background. A `treelock
+  run` inside COMMAND is another owner: it waits for ever if it asks
+  for the same, and so do two of them that cross. It needs --dir or
+  --redis again, or their variables. After a second of waiting,
+  standard error tells what it waits for, unless -q is given.
+
+In a directory of this host (--dir):
+  If treelock is killed, the lock is released when COMMAND and all
+  that it has started have ended, or have closed the descriptors
+  above 9 that they inherit for it (programs that Python starts do
+  not inherit them). A treelock that is stopped, as by Ctrl-Z, keeps
+  what it holds, and its place in the queue.
+
+Between machines (--redis, where treelock is built with it):
+  The lock is a lease, which treelock renews until COMMAND has ended.
+  It is lost if the server loses its data, and when its time to live
+  has passed after treelock was killed, or stopped, as by Ctrl-Z, or
+  cut off from the server. Then others are let in, whatever COMMAND
+  does. A treelock that is not killed sends COMMAND the signal TERM as
+  soon as it can tell. What COMMAND writes to can refuse what comes
+  too late by the number in $TREELOCK_FENCE, which is higher than that
+  of everyone who had the lock before. A namespace that is new, or
+  whose data was lost, is closed for one time to live. If the server
+  does not answer for 10 s, or for --timeout, or with -n for 2 s, then
+  the exit status is 73.
 
 Signals:
-  HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to treelock are
-  passed on to COMMAND. Signals of the terminal reach COMMAND by themselves. A
-  signal that another process sends to the whole group, as timeout(1) does
-  without --foreground, reaches it twice. Until the lock is taken, a signal ends
-  treelock.
+  HUP, INT, QUIT, TERM, USR1, USR2, ALRM and CONT that are sent to
+  treelock are passed on to COMMAND. Signals of the terminal reach
+  COMMAND by themselves. A signal that another process sends to the
+  whole group, as timeout(1) does without --foreground, reaches it
+  twice. Until the lock is taken, a signal ends treelock.
 
 Exit status:
   that of COMMAND
   128+N  signal N has ended COMMAND
-  1      gave up, by -n or --timeout; -E sets another code. Nothing is printed,
-         unless a process that is stopped in the midst of a request was the cause
+  1      gave up, by -n or --timeout; -E sets another code. Nothing
+         is printed, unless the cause was a process that is stopped
+         in the midst of a request, or a namespace that is closed
   64     the arguments are wrong
-  71     the system or the files of the lock fail
-  73     the directory of the lock cannot be used
+  71     the system fails, or the files or the server of the lock
+  73     the directory or the server of the lock cannot be used
+  75     COMMAND ended with 0, but the lease was lost before
   126    COMMAND cannot be executed
   127    COMMAND is not found
 
 Examples:
   treelock run -w data/users -r data/schema -- ./migrate.sh
-  treelock run -n -w . -- make              # only if nobody else is at work here
+  treelock run -n -w . -- make    # only if nobody else works here
   treelock run --timeout 30 -E 75 -r / -- tar cf backup.tar .
+  treelock run --redis redis://db1/ --namespace my-app -w site -- \\
+    sh -c 'publish --fence $TREELOCK_FENCE'
 ";
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
@@ -111,6 +139,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         };
         return server.run(arguments, patience);
     }
+    #[cfg(feature = "redis")]
+    arguments.lease.check_is_absent()?;
     let (reads, writes) = (absolute(&arguments.reads)?, absolute(&arguments.writes)?);
     let directory = arguments.place.made()?;
     let mut options = Options::new();

@@ -25,24 +25,31 @@ pub(crate) struct Arguments {
     watch: Option<Duration>,
 }
 
+/// In lines that fit a manual page.
 const AFTER_HELP: &str = "\
-The drawing has a line at each sub-tree that is held or awaited: S reads it, X
-writes it, SIX reads it and writes a part of it. IS and IX, on the way to such a
-sub-tree, are shown where a request waits for them. A holder may have ended: then
-what it has started keeps the lock, and fuser(1) tells which processes have the
-FIFOs in DIR open.
+The drawing:
+  It has a line at each sub-tree that is held or awaited: S reads it,
+  X writes it, SIX reads it and writes a part of it. IS and IX, on
+  the way to such a sub-tree, are shown where a request waits for
+  them. A holder may have ended. In a directory of this host, what it
+  has started keeps the lock then, and fuser(1) tells which processes
+  have the FIFOs in DIR open. Between machines it is shown until its
+  time to live has passed and another client has come.
 
 JSON:
-  time     when this was seen; all times are seconds since 1970, with a fraction
-  keeper   the id of a process that is stopped in the midst of a request, so that
-           all others wait for it; or null
+  time     when this was seen; times are seconds since 1970, with a
+           fraction
+  keeper   the id of a process that is stopped in the midst of a
+           request, so that all others wait for it; or null
   holders  the longest first, each with
-    process   {id, command, user}
+    process   {member, id, command, user}; between machines user is
+              such as ada@build-7
     thread    its name
-    location  the working directory of a treelock run; of other programs,
-              where in the source it asked
+    location  the working directory of a treelock run; of other
+              programs, where in the source it asked
     since     when it was granted
-    roots     [{path, mode}]: path is a list of segments, mode one of S, X, SIX
+    roots     [{path, mode}]: path is a list of segments, mode one of
+              S, X, SIX
   waiters  the longest first, each with the same and with
     since     when it began to wait where it waits
     at        {path, mode}: where that is; mode may also be IS or IX
@@ -52,7 +59,7 @@ JSON:
 Exit status:
   0   done, whether or not something is locked
   64  the arguments are wrong
-  73  the directory of the lock cannot be used
+  73  the directory or the server of the lock cannot be used
   74  the output cannot be written
 
 Examples:
@@ -70,10 +77,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let clear = arguments.watch.is_some() && !arguments.json && io::stdout().is_terminal();
     let mut first = true;
     loop {
-        let Seen { snapshot, keeper, place } = look(arguments)?;
+        let Seen { snapshot, keeper, place, absent } = look(arguments)?;
         let mut text = match &snapshot {
             _ if arguments.json => json(snapshot.as_ref(), keeper)?,
-            None => format!("treelock: nothing is locked, since there is no {place}"),
+            None => format!("treelock: nothing is locked, since {absent} {place}"),
             Some(snapshot) if snapshot.holders.is_empty() && snapshot.waiters.is_empty() => {
                 format!("treelock: nothing is locked in {place}")
             }
@@ -104,19 +111,23 @@ struct Seen {
     snapshot: Option<Snapshot>,
     keeper: Option<Keeper>,
     place: String,
+    /// What is said of a place that is not there.
+    absent: &'static str,
 }
 
 fn look(arguments: &Arguments) -> Result<Seen, Failure> {
     #[cfg(feature = "redis")]
     if let Some(server) = arguments.server.given(&arguments.place)? {
-        let place = format!("{:?}", server.namespace());
-        return Ok(Seen { snapshot: Some(server.snapshot()?), keeper: None, place });
+        // Without a session: it begins no namespace, and takes part in none.
+        let (snapshot, place) = (server.look()?, server.place());
+        return Ok(Seen { snapshot, keeper: None, place, absent: "nobody has begun" });
     }
     let (directory, exists) = arguments.place.looked_at()?;
     // Anew each time: the directory may be made or replaced meanwhile.
     let snapshot = exists.then(|| process::snapshot(&directory)).transpose();
     let snapshot = snapshot.map_err(|error| Failure::new(CANNOT_CREATE, error))?;
-    Ok(Seen { snapshot, keeper: waiting::keeper(&directory), place: format!("{directory:?}") })
+    let (keeper, place) = (waiting::keeper(&directory), format!("{directory:?}"));
+    Ok(Seen { snapshot, keeper, place, absent: "there is no" })
 }
 
 fn print(text: &str) -> io::Result<()> {

@@ -71,17 +71,45 @@ pub(crate) fn tell(directory: &Path) -> Telling {
     Telling { member, ended: watching.is_ok().then_some(sender) }
 }
 
-/// From now on, tells what `waits` says, until the sender is dropped.
+/// What a request between machines waits for.
 #[cfg(feature = "redis")]
-pub(crate) fn tell_of(waits: impl Fn() -> Vec<Wait> + Send + 'static) -> Option<Sender<()>> {
+pub(crate) enum Awaited {
+    Opening(Closed),
+    Others(Vec<Wait>),
+}
+
+/// A namespace that takes no requests for so long.
+#[cfg(feature = "redis")]
+pub(crate) struct Closed(pub(crate) Duration);
+
+#[cfg(feature = "redis")]
+impl Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = Age(self.0.as_secs() + 1);
+        write!(f, "the namespace is new, or its data was lost: it is closed for another {rest}")
+    }
+}
+
+/// From now on, tells what `awaited` says, until the sender is dropped.
+#[cfg(feature = "redis")]
+pub(crate) fn tell_of(awaited: impl Fn() -> Option<Awaited> + Send + 'static) -> Option<Sender<()>> {
     let (sender, ended) = mpsc::channel();
     let watch = move || {
-        let (mut told, mut rest) = (Vec::new(), PATIENCE);
+        let (mut told, mut is_closed_told, mut rest) = (Vec::new(), false, PATIENCE);
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(rest) {
             rest = LOOK_AGAIN;
-            let waits = waits();
-            if let Some(wait) = waits.first() {
-                tell_lines(&in_the_way(wait), &mut told);
+            match awaited() {
+                Some(Awaited::Opening(closed)) if !is_closed_told => {
+                    eprint_line(format_args!("waiting: {closed}"));
+                    is_closed_told = true;
+                }
+                Some(Awaited::Opening(_)) | None => {}
+                Some(Awaited::Others(waits)) => {
+                    is_closed_told = false;
+                    if let Some(wait) = waits.first() {
+                        tell_lines(&in_the_way(wait), &mut told);
+                    }
+                }
             }
         }
     };

@@ -1,4 +1,4 @@
-//! Redis, Valkey, and what speaks their protocol and runs Lua: [`RedisTreeLock`].
+//! Redis, Valkey, and what speaks their protocol and runs Lua: [`RedisTreeLock`]; and [`look`], for one that only wants to see.
 //!
 //! ```no_run
 //! use treelock::machine::Options;
