@@ -8,9 +8,11 @@
 //! | `loss.rs` | what becomes of guards when the server loses data, or is full, or holds something foreign |
 //! | `network.rs` | what becomes of requests when the server, or the way to it, stops for a while |
 //! | `storm.rs` | five hundred processes killed at random moments |
-//! | `agent.rs`, `proxy.rs`, `server.rs` | another process; a way to the server that can be cut; the server |
+//! | `agent.rs`, `proxy.rs`, `server.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the server |
 
 mod agent;
+#[path = "../common/mod.rs"]
+mod common;
 mod conformance;
 mod death;
 mod listening;
@@ -19,6 +21,8 @@ mod network;
 mod proxy;
 mod server;
 mod storm;
+#[path = "../common/talk.rs"]
+mod talk;
 
 /// What an agent runs; not a test.
 #[test]

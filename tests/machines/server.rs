@@ -1,24 +1,12 @@
 //! A Redis server of a test's own: on a free port of the loopback, with a directory of its own, ended with the test.
 
+use crate::common::LIMIT;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use treelock::machine::Options;
 use treelock::redis::RedisTreeLock;
-
-/// Nothing that works takes so long.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-
-/// Checks again and again until the answer is yes.
-#[track_caller]
-pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain until {what}");
-        std::thread::yield_now();
-    }
-}
 
 pub(crate) struct Server {
     directory: TempDir,

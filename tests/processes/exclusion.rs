@@ -1,6 +1,7 @@
 //! Exclusion between processes, owners, and refused requests (G1, G4, G7, G8).
 
-use super::agent::{Agent, Home, number, wait_until};
+use super::agent::{Agent, Home, number};
+use crate::common::wait_until;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Barrier};
