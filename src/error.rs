@@ -1,16 +1,15 @@
 //! What a request can fail with.
 
 use crate::core::path::PathError;
+use crate::face::request_error;
 use crate::inspect::Deadlock;
-use std::error::Error;
-use std::fmt::{self, Debug, Display};
-use std::io;
 
 /// Why a request was not granted. The request holds nothing then, and nobody waits for it.
 ///
-/// `?` and `into` turn it into an [`io::Error`] of the kind [`WouldBlock`](io::ErrorKind::WouldBlock),
-/// [`TimedOut`](io::ErrorKind::TimedOut), [`Deadlock`](io::ErrorKind::Deadlock) or, for paths,
-/// [`InvalidInput`](io::ErrorKind::InvalidInput). That error contains this one:
+/// `?` and `into` turn it into an [`io::Error`](std::io::Error) of the kind
+/// [`WouldBlock`](std::io::ErrorKind::WouldBlock), [`TimedOut`](std::io::ErrorKind::TimedOut),
+/// [`Deadlock`](std::io::ErrorKind::Deadlock) or, for paths, [`InvalidInput`](std::io::ErrorKind::InvalidInput). That
+/// error contains this one:
 ///
 /// ```
 /// use std::io;
@@ -38,33 +37,4 @@ pub enum LockError {
     Path(PathError),
 }
 
-impl Display for LockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LockError::WouldBlock => f.write_str("the lock could not be taken without waiting"),
-            LockError::TimedOut => f.write_str("the deadline passed before the lock could be taken"),
-            LockError::Deadlock(deadlock) => Display::fmt(deadlock, f),
-            LockError::Path(error) => Display::fmt(error, f),
-        }
-    }
-}
-
-impl Error for LockError {}
-
-impl From<LockError> for io::Error {
-    fn from(error: LockError) -> Self {
-        let kind = match error {
-            LockError::WouldBlock => io::ErrorKind::WouldBlock,
-            LockError::TimedOut => io::ErrorKind::TimedOut,
-            LockError::Deadlock(_) => io::ErrorKind::Deadlock,
-            LockError::Path(_) => io::ErrorKind::InvalidInput,
-        };
-        io::Error::new(kind, error)
-    }
-}
-
-impl From<PathError> for LockError {
-    fn from(error: PathError) -> Self {
-        LockError::Path(error)
-    }
-}
+request_error!(LockError);

@@ -78,6 +78,7 @@
 //! | `replica/` | pure: the state that all members of a lock agree on, beyond one process, and what an event does to it |
 //! | `machine/` | the same contract between machines; its map is in `machine/mod.rs` |
 //! | `process/` | the same contract between the processes of a host; its map is in `process/mod.rs` |
+//! | `face/` | what users see of every scope, written once: methods, guards, errors; its map is in `face/mod.rs` |
 //! | `inspect.rs` | snapshots and deadlock reports as data, for all scopes: who holds and awaits what, since when, and where it asked |
 //! | `drawing.rs` | the same as text |
 //! | `error.rs` | what a request can fail with |
@@ -98,6 +99,7 @@ compile_error!("the features `loom` and `shuttle` of `treelock` exclude each oth
 mod core;
 mod drawing;
 mod error;
+mod face;
 mod inspect;
 #[cfg(all(feature = "redis", not(feature = "model")))]
 pub mod machine;

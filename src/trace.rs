@@ -5,12 +5,13 @@
 //! known). A subscriber is user code and may panic. So the caller holds no internal lock, and a granted request is in
 //! its guard already (G8).
 
+#[cfg(feature = "tracing")]
+pub(crate) use imp::Refusal;
 pub(crate) use imp::Wait;
 
 #[cfg(feature = "tracing")]
 mod imp {
     use crate::core::roots::Roots;
-    use crate::error::LockError;
     use crate::inspect::Deadlock;
     use crate::sync::Moment;
     use std::fmt::{self, Debug, Display};
@@ -60,38 +61,9 @@ mod imp {
         }
     }
 
-    /// Why a request was refused, in any scope.
+    /// Why a request was refused, in any scope; the errors implement it in `error.rs`.
     pub(crate) trait Refusal: Display {
         fn deadlock(&self) -> Option<&Deadlock>;
-    }
-
-    impl Refusal for LockError {
-        fn deadlock(&self) -> Option<&Deadlock> {
-            match self {
-                LockError::Deadlock(deadlock) => Some(deadlock),
-                _ => None,
-            }
-        }
-    }
-
-    #[cfg(all(feature = "process", not(feature = "model")))]
-    impl Refusal for crate::process::ProcessLockError {
-        fn deadlock(&self) -> Option<&Deadlock> {
-            match self {
-                crate::process::ProcessLockError::Deadlock(deadlock) => Some(deadlock),
-                _ => None,
-            }
-        }
-    }
-
-    #[cfg(all(feature = "redis", not(feature = "model")))]
-    impl Refusal for crate::machine::MachineLockError {
-        fn deadlock(&self) -> Option<&Deadlock> {
-            match self {
-                crate::machine::MachineLockError::Deadlock(deadlock) => Some(deadlock),
-                _ => None,
-            }
-        }
     }
 
     /// Paths as they were given: the first ones, and the number of the others.

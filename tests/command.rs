@@ -3,6 +3,7 @@
 //! Each test has a lock of its own, and ends the process if it hangs. Locked commands end when their standard input
 //! ends, so that none outlives its test.
 
+use common::LIMIT;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 use treelock::Snapshot;
 use treelock::process::ProcessTreeLock;
 
+mod common;
 #[cfg(feature = "redis")]
 #[path = "command/machines.rs"]
 mod machines;
@@ -31,9 +33,6 @@ mod machines;
 mod server;
 
 const TREELOCK: &str = env!("CARGO_BIN_EXE_treelock");
-
-/// Longer than anything takes on a loaded machine: what is not done by then hangs.
-const LIMIT: Duration = Duration::from_secs(40);
 
 /// A command that says when it has the lock, and ends when its standard input ends.
 const HOLD: [&str; 4] = ["--", "sh", "-c", "echo held; exec cat"];

@@ -235,6 +235,44 @@ fn a_path_that_panics_in_drop_leaves_the_lock_free() {
     assert!(admits(&lock, &[], &[Trapped::new(&[], &safe)]));
 }
 
+/// G8: a path that was given by value is dropped after its grant.
+#[test]
+fn a_path_that_panics_when_its_request_drops_it_is_not_left_locked() {
+    struct Trapped(&'static str);
+
+    impl AsRef<str> for Trapped {
+        fn as_ref(&self) -> &str {
+            self.0
+        }
+    }
+
+    impl Drop for Trapped {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+
+    let (lock, long) = (common::watched(TreeLock::<str>::default()), Duration::from_secs(1));
+    let requests: [&dyn Fn(); 12] = [
+        &|| drop(lock.read(Trapped("a"))),
+        &|| drop(lock.write(Trapped("a"))),
+        &|| drop(lock.try_read(Trapped("a"))),
+        &|| drop(lock.try_write(Trapped("a"))),
+        &|| drop(lock.try_read_for(Trapped("a"), long)),
+        &|| drop(lock.try_write_for(Trapped("a"), long)),
+        &|| drop(lock.read_arc(Trapped("a"))),
+        &|| drop(lock.write_arc(Trapped("a"))),
+        &|| drop(lock.try_read_arc(Trapped("a"))),
+        &|| drop(lock.try_write_arc(Trapped("a"))),
+        &|| drop(lock.try_read_arc_for(Trapped("a"), long)),
+        &|| drop(lock.try_write_arc_for(Trapped("a"), long)),
+    ];
+    for request in requests {
+        assert_eq!(panic_message(request), "on purpose");
+        assert!(admits(&lock, &[], &["a"]), "{}", lock.snapshot());
+    }
+}
+
 /// G8: an owner that is dropped releases all that it holds, even if paths panic meanwhile.
 #[test]
 fn a_path_that_panics_while_an_owner_is_dropped_leaves_the_lock_free() {

@@ -1,6 +1,7 @@
 //! What can go wrong with an engine, and with a request.
 
 use crate::core::path::PathError;
+use crate::face::request_error;
 use crate::inspect::Deadlock;
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
@@ -28,51 +29,7 @@ pub enum MachineLockError {
     Engine(EngineError),
 }
 
-impl Display for MachineLockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            MachineLockError::WouldBlock => f.write_str("the lock could not be taken without waiting"),
-            MachineLockError::TimedOut => f.write_str("the deadline passed before the lock could be taken"),
-            MachineLockError::Deadlock(deadlock) => Display::fmt(deadlock, f),
-            MachineLockError::Path(error) => Display::fmt(error, f),
-            MachineLockError::Engine(error) => Display::fmt(error, f),
-        }
-    }
-}
-
-impl Error for MachineLockError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            MachineLockError::Engine(error) => error.source(),
-            _ => None,
-        }
-    }
-}
-
-impl From<MachineLockError> for io::Error {
-    fn from(error: MachineLockError) -> Self {
-        let kind = match &error {
-            MachineLockError::WouldBlock => io::ErrorKind::WouldBlock,
-            MachineLockError::TimedOut => io::ErrorKind::TimedOut,
-            MachineLockError::Deadlock(_) => io::ErrorKind::Deadlock,
-            MachineLockError::Path(_) => io::ErrorKind::InvalidInput,
-            MachineLockError::Engine(error) => error.kind(),
-        };
-        io::Error::new(kind, error)
-    }
-}
-
-impl From<PathError> for MachineLockError {
-    fn from(error: PathError) -> Self {
-        MachineLockError::Path(error)
-    }
-}
-
-impl From<EngineError> for MachineLockError {
-    fn from(error: EngineError) -> Self {
-        MachineLockError::Engine(error)
-    }
-}
+request_error!(MachineLockError, Engine(EngineError));
 
 /// Why an engine could not be asked, or what it refused.
 ///

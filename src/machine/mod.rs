@@ -74,9 +74,9 @@ pub use guard::{ArcMachineGuard, MachineGuard};
 use crate::core::owner::Owner;
 use crate::core::path::{self, Frame, TreePath};
 use crate::core::roots::Roots;
+use crate::face::lock_methods;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
-use crate::trace;
 use client::{Client, Granted};
 use std::fmt;
 use std::marker::PhantomData;
@@ -131,7 +131,7 @@ impl Drop for Open {
 /// How a client of an engine behaves, where the defaults do not fit.
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::time::{Duration, Instant};
 ///
 /// let options = treelock::machine::Options::new().time_to_live(Duration::from_secs(30)).location("nightly job");
 /// # let _ = options;
@@ -240,264 +240,27 @@ impl Options {
 }
 
 impl<P: ?Sized + TreePath> MachineTreeLock<P> {
-    /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
-    ///
-    /// See [`TreeLock::lock`](crate::TreeLock::lock).
-    ///
-    /// # Errors
-    ///
-    /// [`MachineLockError::Path`], [`MachineLockError::Deadlock`], [`MachineLockError::Engine`]. Nothing is held then.
-    #[track_caller]
-    pub fn lock(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(reads, writes, Patience::Endless)
-    }
-
-    /// Locks the sub-tree below `path` shared: `lock(&[path], &[])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](MachineTreeLock::lock).
-    #[track_caller]
-    pub fn read(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(&[&path], &[], Patience::Endless)
-    }
-
-    /// Locks the sub-tree below `path` exclusively: `lock(&[], &[path])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](MachineTreeLock::lock).
-    #[track_caller]
-    pub fn write(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(&[], &[&path], Patience::Endless)
-    }
-
-    /// Locks as [`lock`](MachineTreeLock::lock) does if that needs no waiting.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineLockError::WouldBlock`], also while a new order is closed; [`MachineLockError::Path`],
-    /// [`MachineLockError::Engine`].
-    #[track_caller]
-    pub fn try_lock(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(reads, writes, Patience::None)
-    }
-
-    /// Locks as [`lock`](MachineTreeLock::lock) does, waiting no longer than `timeout`.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineLockError::TimedOut`], and as [`lock`](MachineTreeLock::lock).
-    #[track_caller]
-    pub fn try_lock_for(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        timeout: Duration,
-    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(reads, writes, Patience::within(timeout))
-    }
-
-    /// Locks as [`lock`](MachineTreeLock::lock) does, waiting no longer than until `deadline`.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineLockError::TimedOut`], and as [`lock`](MachineTreeLock::lock).
-    #[track_caller]
-    pub fn try_lock_until(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        deadline: Instant,
-    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(reads, writes, Patience::Until(Some(deadline)))
-    }
-
-    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](MachineTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_read(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(&[&path], &[], Patience::None)
-    }
-
-    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](MachineTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_write(&self, path: impl AsRef<P>) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(&[], &[&path], Patience::None)
-    }
-
-    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_read_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(&[&path], &[], Patience::within(timeout))
-    }
-
-    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_write_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        self.acquire(&[], &[&path], Patience::within(timeout))
-    }
-
-    /// As [`lock`](MachineTreeLock::lock), for a guard that may go to other threads and is an owner of its own.
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](MachineTreeLock::lock).
-    #[track_caller]
-    pub fn lock_arc(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(reads, writes, Patience::Endless)
-    }
-
-    /// As [`read`](MachineTreeLock::read), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](MachineTreeLock::lock).
-    #[track_caller]
-    pub fn read_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(&[&path], &[], Patience::Endless)
-    }
-
-    /// As [`write`](MachineTreeLock::write), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](MachineTreeLock::lock).
-    #[track_caller]
-    pub fn write_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(&[], &[&path], Patience::Endless)
-    }
-
-    /// As [`try_lock`](MachineTreeLock::try_lock), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](MachineTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_lock_arc(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(reads, writes, Patience::None)
-    }
-
-    /// As [`try_lock_for`](MachineTreeLock::try_lock_for), for a guard as of [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_lock_arc_for(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        timeout: Duration,
-    ) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(reads, writes, Patience::within(timeout))
-    }
-
-    /// As [`try_lock_until`](MachineTreeLock::try_lock_until), for a guard as of
-    /// [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_lock_arc_until(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        deadline: Instant,
-    ) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
-    }
-
-    /// As [`try_read`](MachineTreeLock::try_read), for a guard as of
-    /// [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](MachineTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_read_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(&[&path], &[], Patience::None)
-    }
-
-    /// As [`try_write`](MachineTreeLock::try_write), for a guard as of
-    /// [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](MachineTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_write_arc(&self, path: impl AsRef<P>) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(&[], &[&path], Patience::None)
-    }
-
-    /// As [`try_read_for`](MachineTreeLock::try_read_for), for a guard as of
-    /// [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_read_arc_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(&[&path], &[], Patience::within(timeout))
-    }
-
-    /// As [`try_write_for`](MachineTreeLock::try_write_for), for a guard as of
-    /// [`lock_arc`](MachineTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](MachineTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_write_arc_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<ArcMachineGuard, MachineLockError> {
-        self.acquire_arc(&[], &[&path], Patience::within(timeout))
+    lock_methods! {
+        guard: MachineGuard<'_, P>;
+        arc guard: ArcMachineGuard, from &Self;
+        error: MachineLockError;
+        lock {
+            /// # Errors
+            ///
+            /// [`MachineLockError::Path`], [`MachineLockError::Deadlock`], [`MachineLockError::Engine`]. Nothing is
+            /// held then.
+        }
+        try_lock {
+            /// # Errors
+            ///
+            /// [`MachineLockError::WouldBlock`], also while a new order is closed; [`MachineLockError::Path`],
+            /// [`MachineLockError::Engine`].
+        }
+        try_lock_for {
+            /// # Errors
+            ///
+            /// [`MachineLockError::TimedOut`], and as [`lock`](Self::lock).
+        }
     }
 
     /// All that is held and awaited in the namespace, now. Its `Display` draws the tree.
@@ -535,35 +298,7 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
     }
 
     #[track_caller]
-    fn acquire(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        patience: Patience,
-    ) -> Result<MachineGuard<'_, P>, MachineLockError> {
-        let wait = trace::Wait::begin();
-        let granted = self.grant(reads.as_slice(), writes.as_slice(), Owner::Thread, patience);
-        let outcome = granted.map(|granted| MachineGuard::new(self, granted));
-        wait.end(&outcome, reads, writes);
-        outcome
-    }
-
-    #[track_caller]
-    fn acquire_arc(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        patience: Patience,
-    ) -> Result<ArcMachineGuard, MachineLockError> {
-        let wait = trace::Wait::begin();
-        let granted = self.grant(reads.as_slice(), writes.as_slice(), Owner::Itself, patience);
-        let outcome = granted.map(|granted| ArcMachineGuard::new(Arc::clone(&self.client), granted));
-        wait.end(&outcome, reads, writes);
-        outcome
-    }
-
-    #[track_caller]
-    fn grant<R: AsRef<P>, W: AsRef<P>>(
+    fn acquire<R: AsRef<P>, W: AsRef<P>>(
         &self,
         reads: &[R],
         writes: &[W],

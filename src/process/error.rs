@@ -1,6 +1,7 @@
 //! The errors of requests between processes, and of the lock's files.
 
 use crate::core::path::PathError;
+use crate::face::request_error;
 use crate::inspect::Deadlock;
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
@@ -25,51 +26,7 @@ pub enum ProcessLockError {
     File(FileError),
 }
 
-impl Display for ProcessLockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ProcessLockError::WouldBlock => f.write_str("the lock could not be taken without waiting"),
-            ProcessLockError::TimedOut => f.write_str("the deadline passed before the lock could be taken"),
-            ProcessLockError::Deadlock(deadlock) => Display::fmt(deadlock, f),
-            ProcessLockError::Path(error) => Display::fmt(error, f),
-            ProcessLockError::File(error) => Display::fmt(error, f),
-        }
-    }
-}
-
-impl Error for ProcessLockError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            ProcessLockError::File(error) => error.source(),
-            _ => None,
-        }
-    }
-}
-
-impl From<ProcessLockError> for io::Error {
-    fn from(error: ProcessLockError) -> Self {
-        let kind = match &error {
-            ProcessLockError::WouldBlock => io::ErrorKind::WouldBlock,
-            ProcessLockError::TimedOut => io::ErrorKind::TimedOut,
-            ProcessLockError::Deadlock(_) => io::ErrorKind::Deadlock,
-            ProcessLockError::Path(_) => io::ErrorKind::InvalidInput,
-            ProcessLockError::File(error) => error.problem.kind(),
-        };
-        io::Error::new(kind, error)
-    }
-}
-
-impl From<PathError> for ProcessLockError {
-    fn from(error: PathError) -> Self {
-        ProcessLockError::Path(error)
-    }
-}
-
-impl From<FileError> for ProcessLockError {
-    fn from(error: FileError) -> Self {
-        ProcessLockError::File(error)
-    }
-}
+request_error!(ProcessLockError, File(FileError));
 
 /// A file of the lock that cannot be used, and why.
 ///
@@ -133,6 +90,10 @@ impl FileProblem {
 impl FileError {
     pub(super) fn new(path: impl Into<PathBuf>, problem: FileProblem) -> Self {
         FileError { path: path.into(), problem }
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        self.problem.kind()
     }
 
     /// Whether the file is not what it should be, and not merely impossible to look at.
@@ -212,6 +173,6 @@ impl Error for FileError {
 
 impl From<FileError> for io::Error {
     fn from(error: FileError) -> Self {
-        io::Error::new(error.problem.kind(), error)
+        io::Error::new(error.kind(), error)
     }
 }

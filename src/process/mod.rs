@@ -56,10 +56,10 @@ pub use guard::{ArcProcessTreeLockGuard, ProcessTreeLockGuard};
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::roots::Roots;
+use crate::face::lock_methods;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
-use crate::replica::{MemberId, report};
-use crate::trace;
+use crate::replica::{MemberId, RequestId, report};
 use files::Directory;
 use member::Member;
 use std::fmt;
@@ -202,263 +202,27 @@ impl ProcessTreeLock<Path> {
 }
 
 impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
-    /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
-    ///
-    /// See [`TreeLock::lock`](crate::TreeLock::lock).
-    ///
-    /// # Errors
-    ///
-    /// [`ProcessLockError::Path`], [`ProcessLockError::Deadlock`], [`ProcessLockError::File`]. Nothing is held then.
-    #[track_caller]
-    pub fn lock(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(reads, writes, Patience::Endless)
-    }
-
-    /// Locks the sub-tree below `path` shared: `lock(&[path], &[])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](ProcessTreeLock::lock).
-    #[track_caller]
-    pub fn read(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(&[&path], &[], Patience::Endless)
-    }
-
-    /// Locks the sub-tree below `path` exclusively: `lock(&[], &[path])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](ProcessTreeLock::lock).
-    #[track_caller]
-    pub fn write(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(&[], &[&path], Patience::Endless)
-    }
-
-    /// Locks as [`lock`](ProcessTreeLock::lock) does if that needs no waiting.
-    ///
-    /// # Errors
-    ///
-    /// [`ProcessLockError::WouldBlock`], also if another process is stopped in the midst of a request;
-    /// [`ProcessLockError::Path`], [`ProcessLockError::File`].
-    #[track_caller]
-    pub fn try_lock(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(reads, writes, Patience::None)
-    }
-
-    /// Locks as [`lock`](ProcessTreeLock::lock) does, waiting no longer than `timeout`.
-    ///
-    /// # Errors
-    ///
-    /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
-    #[track_caller]
-    pub fn try_lock_for(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        timeout: Duration,
-    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(reads, writes, Patience::within(timeout))
-    }
-
-    /// Locks as [`lock`](ProcessTreeLock::lock) does, waiting no longer than until `deadline`.
-    ///
-    /// # Errors
-    ///
-    /// [`ProcessLockError::TimedOut`], and as [`lock`](ProcessTreeLock::lock).
-    #[track_caller]
-    pub fn try_lock_until(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        deadline: Instant,
-    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(reads, writes, Patience::Until(Some(deadline)))
-    }
-
-    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](ProcessTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_read(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(&[&path], &[], Patience::None)
-    }
-
-    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](ProcessTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_write(&self, path: impl AsRef<P>) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(&[], &[&path], Patience::None)
-    }
-
-    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_read_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(&[&path], &[], Patience::within(timeout))
-    }
-
-    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_write_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        self.acquire(&[], &[&path], Patience::within(timeout))
-    }
-
-    /// As [`lock`](ProcessTreeLock::lock), but the guard may go to other threads and is an owner of its own.
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](ProcessTreeLock::lock).
-    #[track_caller]
-    pub fn lock_arc(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(reads, writes, Patience::Endless)
-    }
-
-    /// As [`read`](ProcessTreeLock::read), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](ProcessTreeLock::lock).
-    #[track_caller]
-    pub fn read_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(&[&path], &[], Patience::Endless)
-    }
-
-    /// As [`write`](ProcessTreeLock::write), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`lock`](ProcessTreeLock::lock).
-    #[track_caller]
-    pub fn write_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(&[], &[&path], Patience::Endless)
-    }
-
-    /// As [`try_lock`](ProcessTreeLock::try_lock), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](ProcessTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_lock_arc(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(reads, writes, Patience::None)
-    }
-
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for), but with a guard as of
-    /// [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_lock_arc_for(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        timeout: Duration,
-    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(reads, writes, Patience::within(timeout))
-    }
-
-    /// As [`try_lock_until`](ProcessTreeLock::try_lock_until), but with a guard as of
-    /// [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_lock_arc_until(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        deadline: Instant,
-    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(reads, writes, Patience::Until(Some(deadline)))
-    }
-
-    /// As [`try_read`](ProcessTreeLock::try_read), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](ProcessTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_read_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(&[&path], &[], Patience::None)
-    }
-
-    /// As [`try_write`](ProcessTreeLock::try_write), but with a guard as of [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](ProcessTreeLock::try_lock).
-    #[track_caller]
-    pub fn try_write_arc(&self, path: impl AsRef<P>) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(&[], &[&path], Patience::None)
-    }
-
-    /// As [`try_read_for`](ProcessTreeLock::try_read_for), but with a guard as of
-    /// [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_read_arc_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(&[&path], &[], Patience::within(timeout))
-    }
-
-    /// As [`try_write_for`](ProcessTreeLock::try_write_for), but with a guard as of
-    /// [`lock_arc`](ProcessTreeLock::lock_arc).
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](ProcessTreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_write_arc_for(
-        &self,
-        path: impl AsRef<P>,
-        timeout: Duration,
-    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        self.acquire_arc(&[], &[&path], Patience::within(timeout))
+    lock_methods! {
+        guard: ProcessTreeLockGuard<'_, P>;
+        arc guard: ArcProcessTreeLockGuard, from &Self;
+        error: ProcessLockError;
+        lock {
+            /// # Errors
+            ///
+            /// [`ProcessLockError::Path`], [`ProcessLockError::Deadlock`], [`ProcessLockError::File`]. Nothing is held
+            /// then.
+        }
+        try_lock {
+            /// # Errors
+            ///
+            /// [`ProcessLockError::WouldBlock`], also if another process is stopped in the midst of a request;
+            /// [`ProcessLockError::Path`], [`ProcessLockError::File`].
+        }
+        try_lock_for {
+            /// # Errors
+            ///
+            /// [`ProcessLockError::TimedOut`], and as [`lock`](Self::lock).
+        }
     }
 
     /// Returns who holds what and who waits for what in all processes at one moment; it prints as a drawing of the
@@ -502,31 +266,14 @@ impl<P: ?Sized + TreePath> ProcessTreeLock<P> {
     }
 
     #[track_caller]
-    fn acquire(
+    fn acquire<R: AsRef<P>, W: AsRef<P>>(
         &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
+        reads: &[R],
+        writes: &[W],
+        owner: Owner,
         patience: Patience,
-    ) -> Result<ProcessTreeLockGuard<'_, P>, ProcessLockError> {
-        let wait = trace::Wait::begin();
-        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Thread, patience);
-        let outcome = request.map(|request| ProcessTreeLockGuard::new(self, request));
-        wait.end(&outcome, reads, writes);
-        outcome
-    }
-
-    #[track_caller]
-    fn acquire_arc(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        patience: Patience,
-    ) -> Result<ArcProcessTreeLockGuard, ProcessLockError> {
-        let wait = trace::Wait::begin();
-        let request = self.member.acquire::<P, _, _>(reads.as_slice(), writes.as_slice(), Owner::Itself, patience);
-        let outcome = request.map(|request| ArcProcessTreeLockGuard::new(Arc::clone(&self.member), request));
-        wait.end(&outcome, reads, writes);
-        outcome
+    ) -> Result<RequestId, ProcessLockError> {
+        self.member.acquire::<P, R, W>(reads, writes, owner, patience)
     }
 }
 

@@ -6,12 +6,11 @@
 
 use crate::core::path::{PathError, TreePath};
 use crate::core::roots::Roots;
-use crate::drawing::{FirstOf, ListOf};
+use crate::face::guards;
 use crate::inspect::Root;
 use crate::thread::acquire::Entry;
 use crate::thread::lock::TreeLock;
 use crate::thread::report;
-use std::fmt::{self, Debug, Display};
 use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
@@ -61,120 +60,71 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     pub(crate) fn new(lock: &'a TreeLock<P>, entry: Entry) -> Self {
         TreeLockGuard { lock, entry, _stays: StaysInItsThread(PhantomData) }
     }
-
-    /// Turns the writes into reads without releasing them in between, and grants the waiting requests that this lets
-    /// in.
-    ///
-    /// ```
-    /// use treelock::TreeLock;
-    ///
-    /// let lock = TreeLock::new();
-    /// let reading = lock.write("a").downgrade();
-    /// std::thread::scope(|scope| {
-    ///     scope.spawn(|| assert!(lock.try_lock(&["a/b"], &[]).is_ok()));
-    /// });
-    /// # drop(reading);
-    /// ```
-    pub fn downgrade(mut self) -> Self {
-        self.lock.downgrade(&mut self.entry);
-        self
-    }
-
-    /// Releases the roots that these paths name and keeps the others: a rename can release its source before it goes
-    /// on at its target.
-    ///
-    /// ```
-    /// use treelock::TreeLock;
-    ///
-    /// let lock = TreeLock::new();
-    /// let mut moving = lock.lock(&[], &["inbox/report", "archive/2026"]);
-    /// moving.release(&["inbox/report"])?;
-    /// std::thread::scope(|scope| {
-    ///     scope.spawn(|| assert!(lock.try_lock(&[], &["inbox/report"]).is_ok()));
-    ///     scope.spawn(|| assert!(lock.try_lock(&[], &["archive/2026"]).is_err()));
-    /// });
-    /// # drop(moving);
-    /// # Ok::<(), treelock::PathError>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// If a path is unusable or names no root of this guard: what lies below a root, and was not asked for as a root,
-    /// cannot be released on its own. Nothing is released then.
-    ///
-    /// # Cost
-    ///
-    /// O(depth of all its roots). What is left of the guard is later released step by step, not by the fast path.
-    pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
-        self.lock.release_roots(&mut self.entry, roots.as_slice())
-    }
 }
 
 impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
-    pub(crate) fn new(lock: Arc<TreeLock<P>>, entry: Entry) -> Self {
-        ArcTreeLockGuard { lock, entry }
-    }
-
-    /// Turns the writes into reads; see [`TreeLockGuard::downgrade`].
-    pub fn downgrade(mut self) -> Self {
-        self.lock.downgrade(&mut self.entry);
-        self
-    }
-
-    /// Releases some of its roots; see [`TreeLockGuard::release`].
-    ///
-    /// # Errors
-    ///
-    /// As [`TreeLockGuard::release`].
-    pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
-        self.lock.release_roots(&mut self.entry, roots.as_slice())
+    pub(crate) fn new(lock: &Arc<TreeLock<P>>, entry: Entry) -> Self {
+        ArcTreeLockGuard { lock: Arc::clone(lock), entry }
     }
 }
 
-impl<P: ?Sized + TreePath> Drop for TreeLockGuard<'_, P> {
-    fn drop(&mut self) {
-        self.lock.release(self.entry);
+guards! {
+    impl['a, P: ?Sized + TreePath] TreeLockGuard<'a, P>;
+    impl[P: ?Sized + TreePath] ArcTreeLockGuard<P>;
+    {
+        /// Turns the writes into reads without releasing them in between, and grants the waiting requests that this
+        /// lets in.
+        ///
+        /// ```
+        /// use treelock::TreeLock;
+        ///
+        /// let lock = TreeLock::new();
+        /// let reading = lock.write("a").downgrade();
+        /// std::thread::scope(|scope| {
+        ///     scope.spawn(|| assert!(lock.try_lock(&["a/b"], &[]).is_ok()));
+        /// });
+        /// # drop(reading);
+        /// ```
+        pub fn downgrade(mut self) -> Self {
+            self.lock.downgrade(&mut self.entry);
+            self
+        }
+
+        /// Releases the roots that these paths name and keeps the others: a rename can release its source before it
+        /// goes on at its target.
+        ///
+        /// ```
+        /// use treelock::TreeLock;
+        ///
+        /// let lock = TreeLock::new();
+        /// let mut moving = lock.lock(&[], &["inbox/report", "archive/2026"]);
+        /// moving.release(&["inbox/report"])?;
+        /// std::thread::scope(|scope| {
+        ///     scope.spawn(|| assert!(lock.try_lock(&[], &["inbox/report"]).is_ok()));
+        ///     scope.spawn(|| assert!(lock.try_lock(&[], &["archive/2026"]).is_err()));
+        /// });
+        /// # drop(moving);
+        /// # Ok::<(), treelock::PathError>(())
+        /// ```
+        ///
+        /// # Errors
+        ///
+        /// If a path is unusable or names no root of this guard: what lies below a root, and was not asked for as a
+        /// root, cannot be released on its own. Nothing is released then.
+        ///
+        /// # Cost
+        ///
+        /// O(depth of all its roots). What is left of the guard is later released step by step, not by the fast path.
+        pub fn release(&mut self, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
+            self.lock.release_roots(&mut self.entry, roots.as_slice())
+        }
+
+        fn let_go(&mut self) {
+            self.lock.release(self.entry);
+        }
+
+        fn roots(&self) -> Option<Vec<Root>> {
+            Some(report::roots(&self.lock.found(self.entry), &self.lock.seeds))
+        }
     }
-}
-
-impl<P: ?Sized + TreePath> Drop for ArcTreeLockGuard<P> {
-    fn drop(&mut self) {
-        self.lock.release(self.entry);
-    }
-}
-
-/// Shows the roots and their modes, as in `TreeLockGuard { roots: [X a, S b/c], .. }`.
-impl<P: ?Sized + TreePath> Debug for TreeLockGuard<'_, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        debug(f, "TreeLockGuard", &roots(self.lock, self.entry))
-    }
-}
-
-/// Shows the first three roots and their modes, as in `X a, S b/c`.
-impl<P: ?Sized + TreePath> Display for TreeLockGuard<'_, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Display::fmt(&FirstOf(&roots(self.lock, self.entry)), f)
-    }
-}
-
-/// Like that of [`TreeLockGuard`].
-impl<P: ?Sized + TreePath> Debug for ArcTreeLockGuard<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        debug(f, "ArcTreeLockGuard", &roots(&self.lock, self.entry))
-    }
-}
-
-/// Like that of [`TreeLockGuard`].
-impl<P: ?Sized + TreePath> Display for ArcTreeLockGuard<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Display::fmt(&FirstOf(&roots(&self.lock, self.entry)), f)
-    }
-}
-
-fn roots<P: ?Sized + TreePath>(lock: &TreeLock<P>, entry: Entry) -> Vec<Root> {
-    report::roots(&lock.found(entry), &lock.seeds)
-}
-
-fn debug(f: &mut fmt::Formatter<'_>, name: &str, roots: &[Root]) -> fmt::Result {
-    f.debug_struct(name).field("roots", &ListOf(roots)).finish_non_exhaustive()
 }

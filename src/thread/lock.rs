@@ -5,17 +5,18 @@ use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::roots::Roots;
 use crate::error::LockError;
+use crate::face::lock_methods;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
 use crate::sync::random_seed;
 use crate::thread::acquire::{Looks, Stamps};
-use crate::thread::guard::TreeLockGuard;
+use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 use crate::thread::ledger::{Ledger, State};
 use crate::thread::table::Table;
-use crate::trace::Wait;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A read/write lock over the sub-trees of a tree.
@@ -236,118 +237,93 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         guard
     }
 
-    /// Locks as [`lock`](TreeLock::lock) does if that needs no waiting.
+    /// As [`lock`](TreeLock::lock), but the guard also owns the lock, and may go to other threads.
     ///
-    /// # Errors
+    /// Each such guard is an owner of its own: the request waits for conflicting guards even of the calling thread.
     ///
-    /// [`LockError::WouldBlock`], [`LockError::Path`].
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let lock = Arc::new(treelock::TreeLock::new());
+    /// let guard = lock.lock_arc(&["src"], &["dst"]);
+    /// std::thread::spawn(move || drop(guard)).join().unwrap();
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](TreeLock::lock).
     #[track_caller]
-    pub fn try_lock(
-        &self,
+    pub fn lock_arc(
+        self: &Arc<Self>,
         reads: &(impl Roots<P> + ?Sized),
         writes: &(impl Roots<P> + ?Sized),
-    ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        self.guard(reads, writes, Patience::None)
+    ) -> ArcTreeLockGuard<P> {
+        match self.guard_arc(reads, writes, Patience::Endless) {
+            Ok(guard) => guard,
+            Err(error) => give_up(&error),
+        }
     }
 
-    /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than `timeout`.
+    /// As [`read`](TreeLock::read), but the guard also owns the lock; see [`lock_arc`](TreeLock::lock_arc).
     ///
-    /// ```
-    /// use std::time::Duration;
-    /// use treelock::LockError;
+    /// # Panics
     ///
-    /// # let lock = treelock::TreeLock::new();
-    /// match lock.try_lock_for(&["a"], &["b"], Duration::from_millis(50)) {
-    ///     Ok(_guard) => { /* both are held until here */ }
-    ///     Err(LockError::TimedOut) => { /* somebody else was busy there */ }
-    ///     Err(error) => panic!("{error}"),
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::TimedOut`], [`LockError::Deadlock`], [`LockError::Path`]. Nothing is held then, and the requests
-    /// that queued behind this one go on.
+    /// As [`lock`](TreeLock::lock).
     #[track_caller]
-    pub fn try_lock_for(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        timeout: Duration,
-    ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        self.guard(reads, writes, Patience::within(timeout))
-    }
-
-    /// Locks as [`lock`](TreeLock::lock) does, waiting no longer than until `deadline`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](TreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_lock_until(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        deadline: Instant,
-    ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        self.guard(reads, writes, Patience::Until(Some(deadline)))
-    }
-
-    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](TreeLock::try_lock).
-    #[track_caller]
-    pub fn try_read(&self, path: impl AsRef<P>) -> Result<TreeLockGuard<'_, P>, LockError> {
-        let guard = self.try_lock(&[&path], &[])?;
+    pub fn read_arc(self: &Arc<Self>, path: impl AsRef<P>) -> ArcTreeLockGuard<P> {
+        let guard = self.lock_arc(&[&path], &[]);
         drop(path);
-        Ok(guard)
+        guard
     }
 
-    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
+    /// As [`write`](TreeLock::write), but the guard also owns the lock; see [`lock_arc`](TreeLock::lock_arc).
     ///
-    /// ```
-    /// let lock = treelock::TreeLock::new();
-    /// let held = lock.read("a");
-    /// std::thread::scope(|scope| {
-    ///     scope.spawn(|| assert!(lock.try_read("a/b").is_ok() && lock.try_write("a/b").is_err()));
-    /// });
-    /// # drop(held);
-    /// ```
+    /// # Panics
     ///
-    /// # Errors
-    ///
-    /// As [`try_lock`](TreeLock::try_lock).
+    /// As [`lock`](TreeLock::lock).
     #[track_caller]
-    pub fn try_write(&self, path: impl AsRef<P>) -> Result<TreeLockGuard<'_, P>, LockError> {
-        let guard = self.try_lock(&[], &[&path])?;
+    pub fn write_arc(self: &Arc<Self>, path: impl AsRef<P>) -> ArcTreeLockGuard<P> {
+        let guard = self.lock_arc(&[], &[&path]);
         drop(path);
-        Ok(guard)
+        guard
     }
 
-    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](TreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_read_for(&self, path: impl AsRef<P>, timeout: Duration) -> Result<TreeLockGuard<'_, P>, LockError> {
-        let guard = self.try_lock_for(&[&path], &[], timeout)?;
-        drop(path);
-        Ok(guard)
-    }
-
-    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`: `try_lock_for(&[], &[path], timeout)`.
-    ///
-    /// # Errors
-    ///
-    /// As [`try_lock_for`](TreeLock::try_lock_for).
-    #[track_caller]
-    pub fn try_write_for(&self, path: impl AsRef<P>, timeout: Duration) -> Result<TreeLockGuard<'_, P>, LockError> {
-        let guard = self.try_lock_for(&[], &[&path], timeout)?;
-        drop(path);
-        Ok(guard)
+    lock_methods! {
+        guard: TreeLockGuard<'_, P>;
+        arc guard: ArcTreeLockGuard<P>, from &Arc<Self>;
+        error: LockError;
+        try_lock {
+            /// ```
+            /// let lock = treelock::TreeLock::new();
+            /// let held = lock.read("a");
+            /// std::thread::scope(|scope| {
+            ///     scope.spawn(|| assert!(lock.try_read("a/b").is_ok() && lock.try_write("a/b").is_err()));
+            /// });
+            /// # drop(held);
+            /// ```
+            ///
+            /// # Errors
+            ///
+            /// [`LockError::WouldBlock`], [`LockError::Path`].
+        }
+        try_lock_for {
+            /// ```
+            /// use std::time::Duration;
+            /// use treelock::LockError;
+            ///
+            /// # let lock = treelock::TreeLock::new();
+            /// match lock.try_lock_for(&["a"], &["b"], Duration::from_millis(50)) {
+            ///     Ok(_guard) => { /* both are held until here */ }
+            ///     Err(LockError::TimedOut) => { /* somebody else was busy there */ }
+            ///     Err(error) => panic!("{error}"),
+            /// }
+            /// ```
+            ///
+            /// # Errors
+            ///
+            /// [`LockError::TimedOut`], [`LockError::Deadlock`], [`LockError::Path`]. Nothing is held then, and the
+            /// requests that queued behind this one go on.
+        }
     }
 
     /// Returns who holds what and who waits for what at one moment; it prints as a drawing of the tree.
@@ -360,26 +336,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(self.ledger.lock(), &self.seeds)
     }
-
-    #[track_caller]
-    fn guard(
-        &self,
-        reads: &(impl Roots<P> + ?Sized),
-        writes: &(impl Roots<P> + ?Sized),
-        patience: Patience,
-    ) -> Result<TreeLockGuard<'_, P>, LockError> {
-        let wait = Wait::begin();
-        let entry = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience);
-        let outcome = entry.map(|entry| TreeLockGuard::new(self, entry));
-        wait.end(&outcome, reads, writes);
-        outcome
-    }
 }
 
 /// Panics because the request can never succeed; the message has all that is needed to fix the call.
 #[cold]
 #[track_caller]
-pub(super) fn give_up(error: &LockError) -> ! {
+fn give_up(error: &LockError) -> ! {
     match error {
         LockError::Deadlock(deadlock) => panic!(
             "treelock: {deadlock}\nTake all sub-trees in one request, drop the guards before asking for more, \

@@ -3,7 +3,6 @@
 //! | file | concept |
 //! |---|---|
 //! | `lock.rs` | [`TreeLock`](lock::TreeLock): the public type |
-//! | `lock_arc.rs` | its methods that return guards for other threads |
 //! | `request.rs` | who asked for what, and where in the source |
 //! | `acquire.rs` | how a request is granted, and how it waits |
 //! | `table.rs` | the live nodes: found or made, dropped when idle |
@@ -26,7 +25,6 @@ pub(crate) mod bias;
 pub(crate) mod guard;
 pub(crate) mod ledger;
 pub(crate) mod lock;
-mod lock_arc;
 pub(crate) mod moving;
 pub(crate) mod own;
 pub(crate) mod owner;

@@ -54,6 +54,7 @@ pub(crate) fn watched<P: TreePath + ?Sized>(lock: TreeLock<P>) -> Arc<TreeLock<P
 }
 
 /// Checks again and again until the answer is yes.
+#[track_caller]
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {

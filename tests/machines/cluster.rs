@@ -1,6 +1,7 @@
 //! The nodes of a cluster: the one that has the namespace's slot, and what becomes of guards when another one takes the slot.
 
-use super::server::{LIMIT, Server, free_port, program, wait_until};
+use super::server::{Server, free_port, program};
+use crate::common::{LIMIT, wait_until};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};

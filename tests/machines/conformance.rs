@@ -4,7 +4,8 @@
 //! machines here: each has its own session, its own replica and its own threads. Their time to live is long ([`LONG`]), so that what
 //! works only because a session is renewed now and then, such as a lost wake-up, is seen as a wait that takes too long.
 
-use super::server::{Server, wait_until};
+use super::server::Server;
+use crate::common::wait_until;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Barrier;

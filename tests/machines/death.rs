@@ -1,7 +1,8 @@
 //! Processes that are killed or stopped (M1, M2, M3, M5), and what a lock costs that does nothing.
 
 use super::agent::{Agent, Store};
-use super::server::{LIMIT, Server, wait_until};
+use super::server::Server;
+use crate::common::{LIMIT, wait_until};
 use std::time::{Duration, Instant};
 use treelock::machine::{MachineLockError, Options};
 
@@ -76,7 +77,7 @@ fn holder_that_was_stopped_knows_that_it_has_lost_and_its_late_write_is_refused(
     // Without the fence the late write lands.
     holder.does(&format!("blind 1 {} late", control.display()));
     assert_eq!(Store::open(&control).get().1, "late");
-    assert_eq!(holder.ask("release 1"), "Engine(Lost)");
+    holder.is_refused("release 1", "Engine(Lost)");
     assert!(guard.is_valid());
     // A new session is as good as the first.
     guard.release().unwrap();

@@ -1,6 +1,7 @@
 //! What a request that waits learns, when the connection is cut on which it listens.
 
-use super::server::{LIMIT, Server};
+use super::server::Server;
+use crate::common::LIMIT;
 use std::time::{Duration, Instant};
 use treelock::machine::Options;
 

@@ -1,7 +1,8 @@
 //! What becomes of guards when the server loses data, is full, or holds something foreign (M1, M3, M6).
 
 use super::proxy::Proxy;
-use super::server::{LIMIT, Server, wait_until};
+use super::server::Server;
+use crate::common::{LIMIT, wait_until};
 use redis::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

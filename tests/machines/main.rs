@@ -12,10 +12,12 @@
 //! | `replicas.rs` | is nothing granted that replicas have not acknowledged? |
 //! | `storm.rs` | five hundred processes killed at random moments |
 //! | `tls.rs` | whose certificates are trusted, and who must show one? |
-//! | `agent.rs`, `proxy.rs`, `server.rs` | another process; a way to the server that can be cut; the server |
+//! | `agent.rs`, `proxy.rs`, `server.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the server |
 
 mod agent;
 mod cluster;
+#[path = "../common/mod.rs"]
+mod common;
 mod conformance;
 mod death;
 mod listening;
@@ -27,6 +29,8 @@ mod replicas;
 mod sentinel;
 mod server;
 mod storm;
+#[path = "../common/talk.rs"]
+mod talk;
 #[cfg(feature = "redis-tls")]
 mod tls;
 

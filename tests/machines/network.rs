@@ -1,8 +1,9 @@
 //! What becomes of requests and guards when the server, or the way to it, stops for a while (M1, M2, M4).
 
-use super::agent;
 use super::proxy::Proxy;
-use super::server::{LIMIT, Server, wait_until};
+use super::server::Server;
+use crate::common::{LIMIT, wait_until};
+use crate::talk;
 use redis::Value;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -174,14 +175,14 @@ fn server_that_stops_for_a_short_time_loses_nothing() {
         thread::scope(|scope| {
             let start = Instant::now();
             match by_signal {
-                true => agent::stop(server.child()),
+                true => talk::stop(server.child()),
                 false => drop(server.ask(&["CLIENT", "PAUSE", &pause.as_millis().to_string(), "ALL"]).unwrap()),
             }
             let asks = scope.spawn(|| other.write("b").map(|guard| guard.release()));
             let waits = scope.spawn(|| other.try_write_for("a", 2 * pause).map(drop));
             wait_until("the time has passed", || start.elapsed() > pause);
             if by_signal {
-                agent::go_on(server.child());
+                talk::go_on(server.child());
             }
             asks.join().unwrap().unwrap().unwrap();
             let refused = waits.join().unwrap();
@@ -202,14 +203,14 @@ fn server_that_stops_for_too_long_loses_guards_before_others_get_in() {
     let told = Arc::new(AtomicBool::new(false));
     let tells = Arc::clone(&told);
     guard.on_lost(move || tells.store(true, Ordering::SeqCst));
-    agent::stop(server.child());
+    talk::stop(server.child());
     let start = Instant::now();
     wait_until("it is invalid", || !guard.is_valid());
     let invalid = start.elapsed();
     wait_until("it is told", || told.load(Ordering::SeqCst));
     eprintln!("time to live {SHORT:?}: invalid after {invalid:?}, told after {:?}", start.elapsed());
     assert!(invalid <= SHORT && start.elapsed() < SHORT * 2);
-    agent::go_on(server.child());
+    talk::go_on(server.child());
     assert!(other.try_write_for("a", LIMIT).unwrap().fence() > guard.fence());
     assert!(matches!(guard.release(), Err(EngineError::Lost)));
 }
@@ -299,13 +300,13 @@ fn client_is_dropped_in_bounded_time_while_the_server_does_not_answer() {
     let Some((server, _)) = begin() else { return };
     let lock = server.open_with(options(SHORT).response_timeout(Duration::from_millis(300)));
     let guard = lock.write_arc("a").unwrap();
-    agent::stop(server.child());
+    talk::stop(server.child());
     let start = Instant::now();
     drop(guard);
     drop(lock);
     let took = start.elapsed();
     eprintln!("guard and client dropped in {took:?}");
-    agent::go_on(server.child());
+    talk::go_on(server.child());
     assert!(took < 3 * SHORT, "{took:?}");
     drop(server.open_with(options(SHORT)).try_write_for("a", LIMIT).unwrap());
 }

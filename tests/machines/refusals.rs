@@ -1,6 +1,7 @@
 //! What a server refuses, and what is told of it: who may not enter, what a user may not do, and a server that is away.
 
-use super::server::{LIMIT, Server, wait_until};
+use super::server::Server;
+use crate::common::{LIMIT, wait_until};
 use redis::from_redis_value;
 use std::collections::BTreeSet;
 use std::net::TcpListener;

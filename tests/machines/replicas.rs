@@ -1,7 +1,8 @@
 //! Replicas that acknowledge what is written (`wait_replicas`).
 
 use super::agent;
-use super::server::{LIMIT, Server, wait_until};
+use super::server::Server;
+use crate::common::{LIMIT, wait_until};
 use std::time::{Duration, Instant};
 use treelock::machine::{EngineError, MachineLockError, Options};
 use treelock::redis::{self, RedisTreeLock};

@@ -2,7 +2,8 @@
 //!
 //! What is lost if that one lacks the newest writes, see `loss.rs`.
 
-use super::server::{LIMIT, Server, free_port, wait_until};
+use super::server::{Server, free_port};
+use crate::common::{LIMIT, wait_until};
 use redis::Value;
 use std::net::TcpListener;
 use std::thread;

@@ -1,5 +1,6 @@
 //! A Redis server of a test's own: on a free port of the loopback, with a directory of its own, ended with the test.
 
+use crate::common::{LIMIT, wait_until};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,24 +8,11 @@ use tempfile::TempDir;
 use treelock::machine::Options;
 use treelock::redis::RedisTreeLock;
 
-/// Nothing that works takes so long.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-
 const CONFIGURATION: &str = "server.conf";
 
 /// A port that nobody used a moment ago.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Checks again and again until the answer is yes.
-#[track_caller]
-pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain until {what}");
-        std::thread::yield_now();
-    }
 }
 
 pub(crate) struct Server {

@@ -5,8 +5,10 @@
 //! that somebody else was there while its guard was valid has seen a *violation*. The file compares the fences, so a late write of one
 //! who has lost the lock does not count.
 
-use super::agent::{self, Agent, Store};
-use super::server::{LIMIT, Server};
+use super::agent::{Agent, Store};
+use super::server::Server;
+use crate::common::LIMIT;
+use crate::talk;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::fs::File;
@@ -148,9 +150,9 @@ fn processes_never_meet_while_the_server_loses_all_now_and_then() {
             }
             1 => drop(server.ask(&["FLUSHALL"]).unwrap()),
             _ => {
-                agent::stop(server.child());
+                talk::stop(server.child());
                 pass(random.random_range(100..1200));
-                agent::go_on(server.child());
+                talk::go_on(server.child());
             }
         }
     }

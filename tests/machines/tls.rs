@@ -1,6 +1,7 @@
 //! A server over TLS: whose certificate is trusted, and who must show one.
 
-use super::server::{LIMIT, Server, free_port, wait_until};
+use super::server::{Server, free_port};
+use crate::common::{LIMIT, wait_until};
 use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! Another process that does what it is told: one command a line on its standard input, one answer a line.
+//! What the agents between processes do (see `common/talk.rs`), and the directory that they share with a test.
 //!
 //! | command | what it does |
 //! |---|---|
@@ -9,38 +9,22 @@
 //! | `fork` | a child, without a program of its own: it tries the lock, drops all guards, prints the results and its process id, and stays |
 //! | `stream MS r:a` | two threads that lock this and release it, again and again, until there is another line |
 //! | `snapshot`, `panic`, `exit` | |
-//!
-//! When its input ends, it ends in order. An answer is `ok` or the error, then how many microseconds it took.
 
+pub(crate) use crate::talk::Agent;
+
+use crate::common::LIMIT;
+use crate::talk::{paths, say, serve};
 use rustix::process::{Pid, Signal, kill_process};
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use treelock::Process;
 use treelock::process::{ArcProcessTreeLockGuard, ProcessLockError, ProcessTreeLock, ProcessTreeLockGuard};
 
-/// Longer than anything takes on a loaded machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(40);
-
-/// Tells answers from the noise of the test harness.
-const MARK: &str = "@@ ";
 const DIRECTORY: &str = "TREELOCK_AGENT_DIRECTORY";
-
-/// Checks again and again until the answer is yes.
-#[track_caller]
-pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain until {what}");
-        thread::yield_now();
-    }
-}
 
 /// A directory of a test, removed with it.
 pub(crate) struct Home(PathBuf);
@@ -81,20 +65,11 @@ impl Drop for Home {
     }
 }
 
-/// Another process.
-pub(crate) struct Agent {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    answers: Receiver<String>,
-    /// An answer that has arrived and was not taken yet.
-    seen: RefCell<Option<String>>,
-}
-
 impl Agent {
     /// Starts an agent that has the lock open.
     #[track_caller]
     pub(crate) fn new(home: &Home) -> Self {
-        Self::start(home, Command::new(std::env::current_exe().unwrap())).unwrap()
+        Self::with(home, Command::new(std::env::current_exe().unwrap())).unwrap()
     }
 
     /// The same for a user without rights, or the error if that user cannot open the lock; `None` where that cannot
@@ -111,101 +86,21 @@ impl Agent {
         std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
-        let agent = Self::start(home, command);
+        let agent = Self::with(home, command);
         let _ = std::fs::remove_file(program);
         Some(agent)
     }
 
     #[track_caller]
-    fn start(home: &Home, mut command: Command) -> Result<Self, String> {
-        command.args(["--exact", "child_process", "--ignored", "--nocapture"]).env(DIRECTORY, home.path());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
-        let (sender, answers) = channel();
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if let Some((_, answer)) = line.split_once(MARK) {
-                    let _ = sender.send(answer.to_owned());
-                }
-            }
-        });
-        let agent = Agent { child, stdin, answers, seen: RefCell::default() };
-        match agent.answer() {
-            opened if opened == "ready" => Ok(agent),
-            error => Err(error),
-        }
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub(crate) fn send(&mut self, command: &str) {
-        writeln!(self.stdin.as_mut().unwrap(), "{command}").unwrap();
-    }
-
-    #[track_caller]
-    pub(crate) fn answer(&self) -> String {
-        if let Some(seen) = self.seen.take() {
-            return seen;
-        }
-        match self.answers.recv_timeout(LIMIT) {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => panic!("process {} does not answer", self.id()),
-            Err(RecvTimeoutError::Disconnected) => panic!("process {} has ended", self.id()),
-        }
-    }
-
-    /// The answer, if there is one by now.
-    pub(crate) fn answer_so_far(&self) -> Option<String> {
-        self.seen.take().or_else(|| self.answers.try_recv().ok())
-    }
-
-    /// Whether there is an answer to take.
-    pub(crate) fn has_answered(&self) -> bool {
-        let answer = self.answer_so_far();
-        self.seen.replace(answer);
-        self.seen.borrow().is_some()
-    }
-
-    #[track_caller]
-    pub(crate) fn ask(&mut self, command: &str) -> String {
-        self.send(command);
-        self.answer()
-    }
-
-    /// Makes it do something that must work; returns how long that took.
-    #[track_caller]
-    pub(crate) fn does(&mut self, command: &str) -> Duration {
-        self.send(command);
-        self.is_done()
-    }
-
-    /// Waits until an earlier command has worked.
-    #[track_caller]
-    pub(crate) fn is_done(&self) -> Duration {
-        let answer = self.answer();
-        let micros = answer.strip_prefix("ok ").and_then(|micros| micros.parse().ok());
-        Duration::from_micros(micros.unwrap_or_else(|| panic!("process {}: {answer}", self.id())))
-    }
-
-    /// Makes it ask for what must be refused with an error of that name; returns how long that took.
-    #[track_caller]
-    pub(crate) fn is_refused(&mut self, command: &str, error: &str) -> Duration {
-        let answer = self.ask(command);
-        assert!(answer.starts_with(error), "{command}: {answer}");
-        Duration::from_micros(answer.split(' ').nth(1).unwrap().parse().unwrap())
+    fn with(home: &Home, mut command: Command) -> Result<Self, String> {
+        command.env(DIRECTORY, home.path());
+        Agent::start(command)
     }
 
     /// Sends a request that has to wait, and returns when it does.
     #[track_caller]
     pub(crate) fn waits(&mut self, command: &str, observer: &ProcessTreeLock) {
-        self.send(command);
-        let id = self.id();
-        wait_until("the process waits", || {
-            assert_eq!(self.answer_so_far(), None, "{command}");
-            observer.snapshot().unwrap().waiters.iter().any(|waiter| number(&waiter.process) == id)
-        });
+        self.sends_and_waits(command, || observer.snapshot().unwrap());
     }
 
     /// Makes it fork, without a new program; returns the child's process id, and what the child says about the lock.
@@ -217,46 +112,6 @@ impl Agent {
         let of_child = answers.iter().find_map(|answer| answer.strip_prefix("child ")?.split_once(' '));
         let (id, said) = of_child.unwrap_or_else(|| panic!("{answers:?}"));
         (id.parse().unwrap(), said.to_owned())
-    }
-
-    /// Ends it in order.
-    #[track_caller]
-    pub(crate) fn end(mut self) {
-        drop(self.stdin.take());
-        let start = Instant::now();
-        while self.child.try_wait().unwrap().is_none() {
-            assert!(start.elapsed() < LIMIT, "process {} does not end", self.id());
-            thread::yield_now();
-        }
-    }
-
-    /// Sends SIGKILL; returns when that was.
-    pub(crate) fn kill(mut self) -> Instant {
-        let at = Instant::now();
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        at
-    }
-
-    /// Sends SIGSTOP; returns once the process has stopped.
-    pub(crate) fn stop(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
-        wait_until("the process has stopped", || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
-            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
-        });
-    }
-
-    /// Sends SIGCONT.
-    pub(crate) fn go_on(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -279,27 +134,12 @@ enum Held<'a> {
 /// The agent itself.
 pub(crate) fn run() {
     let Some(directory) = std::env::var_os(DIRECTORY) else { return };
-    let say = |answer: &str| println!("{MARK}{}", answer.replace('\n', " | "));
     let lock = match ProcessTreeLock::open(directory) {
         Ok(lock) => lock,
-        Err(error) => return say(&format!("File 0 {error}")),
+        Err(error) => return say(&error.to_string()),
     };
-    say("ready");
     let mut guards: HashMap<u32, Held<'_>> = HashMap::new();
-    let mut lines = BufReader::new(std::io::stdin()).lines().map_while(Result::ok);
-    while let Some(line) = lines.next() {
-        let start = Instant::now();
-        let done = obey(&line, &lock, &mut guards, &mut lines);
-        let micros = start.elapsed().as_micros();
-        match done {
-            Ok(said) => say(&format!("{} {micros}", said.unwrap_or_else(|| "ok".into()))),
-            Err(error) => {
-                let kind = format!("{error:?}");
-                let kind = kind.split(['(', ' ']).next().unwrap_or_default();
-                say(&format!("{kind} {micros} {error}"));
-            }
-        }
-    }
+    serve(|line, lines| obey(line, &lock, &mut guards, lines));
     // The lock is dropped before the last guards: `Arc` guards keep it open.
     guards.retain(|_, guard| matches!(guard, Held::Arc(_)));
 }
@@ -308,8 +148,8 @@ fn obey<'a>(
     line: &str,
     lock: &'a ProcessTreeLock,
     guards: &mut HashMap<u32, Held<'a>>,
-    lines: &mut impl Iterator<Item = String>,
-) -> Result<Option<String>, ProcessLockError> {
+    lines: &mut dyn Iterator<Item = String>,
+) -> Result<String, ProcessLockError> {
     let mut words = line.split(' ');
     let command = words.next().unwrap();
     let mut number = || words.next().unwrap().parse::<u32>().unwrap();
@@ -340,14 +180,14 @@ fn obey<'a>(
             let mut child = sleep.spawn().unwrap();
             let id = child.id();
             thread::spawn(move || child.wait());
-            return Ok(Some(id.to_string()));
+            return Ok(id.to_string());
         }
         "fork" => {
             if let Ok(fork::Fork::Child) = fork::fork() {
                 let refused = lock.try_lock(&[], &["of the child"]).map(drop);
                 guards.clear();
                 let refused = refused.map_or_else(|error| error.to_string(), |()| "granted".into());
-                println!("{MARK}child {} {refused}", std::process::id());
+                say(&format!("child {} {refused}", std::process::id()));
                 loop {
                     thread::sleep(LIMIT);
                 }
@@ -367,12 +207,12 @@ fn obey<'a>(
                         }
                     });
                 }
-                println!("{MARK}streams");
+                say("streams");
                 let _ = lines.next();
                 ends.store(true, Ordering::Relaxed);
             });
         }
-        "snapshot" => return Ok(Some(lock.snapshot()?.to_string())),
+        "snapshot" => return Ok(lock.snapshot()?.to_string()),
         "panic" => {
             let guard = guards.drain();
             let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
@@ -384,11 +224,5 @@ fn obey<'a>(
         "exit" => std::process::exit(0),
         other => panic!("no such command: {other}"),
     }
-    Ok(None)
-}
-
-fn paths<'a>(words: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<&'a str>) {
-    let (reads, writes): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with("r:"));
-    let path = |word: &'a str| word.split_once(':').unwrap().1;
-    (reads.into_iter().map(path).collect(), writes.into_iter().map(path).collect())
+    Ok("ok".into())
 }

@@ -1,6 +1,7 @@
 //! Processes that are killed, stopped, or survived by their children (P1, P2).
 
-use super::agent::{Agent, Home, kill, number, wait_until};
+use super::agent::{Agent, Home, kill, number};
+use crate::common::wait_until;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -266,7 +267,7 @@ fn child_that_inherits_keeps_what_its_killed_parent_held() {
     let (mut parent, mut waiter) = (Agent::new(&home), Agent::new(&home));
     parent.does("lock 1 w:a");
     parent.does("inherit");
-    let child: u32 = parent.ask("spawn").split(' ').next().unwrap().parse().unwrap();
+    let child: u32 = parent.ask("spawn").parse().unwrap();
     waiter.waits("lock 1 w:a", &lock);
     parent.kill();
     assert!(matches!(lock.try_lock_for(&["a"], &[], SOON), Err(ProcessLockError::TimedOut)));
@@ -285,7 +286,7 @@ fn child_that_inherits_does_not_keep_what_is_dropped() {
     let mut parent = Agent::new(&home);
     parent.does("inherit");
     parent.does("lock 1 w:a");
-    let child: u32 = parent.ask("spawn").split(' ').next().unwrap().parse().unwrap();
+    let child: u32 = parent.ask("spawn").parse().unwrap();
     parent.does("drop 1");
     drop(lock.try_lock(&[], &["a"]).unwrap());
     parent.end();
@@ -300,7 +301,7 @@ fn child_that_does_not_inherit_keeps_nothing() {
     let lock = home.open();
     let (mut parent, mut waiter) = (Agent::new(&home), Agent::new(&home));
     parent.does("lock 1 w:a");
-    let child: u32 = parent.ask("spawn").split(' ').next().unwrap().parse().unwrap();
+    let child: u32 = parent.ask("spawn").parse().unwrap();
     waiter.waits("lock 1 w:a", &lock);
     let killed = parent.kill();
     waiter.is_done();

@@ -1,6 +1,9 @@
 //! Exclusion between processes, owners, and refused requests (G1, G4, G7, G8).
 
-use super::agent::{Agent, Home, number, wait_until};
+use super::agent::{Agent, Home, number};
+use crate::common::wait_until;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
@@ -431,5 +434,37 @@ fn passed_deadline_still_grants_what_is_free() {
     let lock = home.open();
     for _ in 0..100 {
         drop(lock.try_lock_for(&[], &["a"], Duration::ZERO).unwrap());
+    }
+}
+
+/// G8: a path that was given by value is dropped after its grant. The ways to ask are those between threads, for which
+/// `panics.rs` tries them all; these return a `Result`.
+#[test]
+fn a_path_that_panics_when_its_request_drops_it_is_not_left_locked() {
+    struct Trapped(&'static str);
+
+    impl AsRef<Path> for Trapped {
+        fn as_ref(&self) -> &Path {
+            self.0.as_ref()
+        }
+    }
+
+    impl Drop for Trapped {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+
+    let home = Home::new();
+    let lock = home.open();
+    let requests: [&dyn Fn(); 4] = [
+        &|| drop(lock.read(Trapped("a"))),
+        &|| drop(lock.write(Trapped("a"))),
+        &|| drop(lock.read_arc(Trapped("a"))),
+        &|| drop(lock.write_arc(Trapped("a"))),
+    ];
+    for request in requests {
+        assert!(catch_unwind(AssertUnwindSafe(request)).is_err());
+        assert!(admits(&lock, &[], &["a"]), "{}", lock.snapshot().unwrap());
     }
 }

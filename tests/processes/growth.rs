@@ -1,6 +1,7 @@
 //! Nothing leaks for ever while one process stays: neither files, nor open files, nor the table (G6, P1).
 
-use super::agent::{Agent, Home, wait_until};
+use super::agent::{Agent, Home};
+use crate::common::wait_until;
 use treelock::process::ProcessTreeLock;
 
 /// How many of the lock's files this process has open; removed ones too.

@@ -1,7 +1,8 @@
 //! What a request waits for, as `waits` tells it: by the order of the queue, and not by that of the times (G2 of
 //! reports, G3).
 
-use super::agent::{Agent, Home, LIMIT};
+use super::agent::{Agent, Home};
+use crate::common::LIMIT;
 use std::sync::mpsc::channel;
 use std::thread;
 use treelock::Process;

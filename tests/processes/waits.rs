@@ -1,6 +1,7 @@
 //! Waits: the order of service, deadlines, deadlocks, and how long a hand-over takes (G2, G3, G4, G10, P3).
 
-use super::agent::{Agent, Home, wait_until};
+use super::agent::{Agent, Home};
+use crate::common::wait_until;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::thread;
@@ -145,7 +146,8 @@ fn writer_gets_in_against_a_stream_of_readers() {
     let lock = home.open();
     let mut readers: Vec<Agent> = (0..3).map(|_| Agent::new(&home)).collect();
     for reader in &mut readers {
-        assert!(reader.ask("stream 3 r:a").starts_with("streams"));
+        reader.send("stream 3 r:a");
+        assert_eq!(reader.answer(), "streams");
     }
     let start = Instant::now();
     let mut longest = Duration::ZERO;
@@ -220,7 +222,8 @@ fn try_of_what_is_free_is_granted_while_others_are_busy() {
     let lock = home.open();
     let mut busy: Vec<Agent> = (0..3).map(|_| Agent::new(&home)).collect();
     for (place, agent) in busy.iter_mut().enumerate() {
-        assert!(agent.ask(&format!("stream 0 w:busy/{place}")).starts_with("streams"));
+        agent.send(&format!("stream 0 w:busy/{place}"));
+        assert_eq!(agent.answer(), "streams");
     }
     let refused = (0..1000).filter(|_| lock.try_lock(&[], &["free"]).is_err()).count();
     for agent in &mut busy {
