@@ -1,7 +1,7 @@
 //! Replicas that acknowledge what is written (`wait_replicas`).
 
-use super::agent;
 use super::server::Server;
+use super::talk;
 use crate::common::{LIMIT, wait_until};
 use std::time::{Duration, Instant};
 use treelock::machine::{EngineError, MachineLockError, Options};
@@ -33,7 +33,7 @@ fn request_is_granted_when_a_replica_has_it_and_not_before() {
     let replica = primary.replica();
     let (lock, patient) = (open(&primary, PATIENCE).unwrap(), open(&primary, LIMIT).unwrap());
     let released = lock.write_arc("released").unwrap();
-    agent::stop(replica.child());
+    talk::stop(replica.child());
     let start = Instant::now();
     match lock.write("a").map(drop) {
         Err(MachineLockError::Engine(error)) => assert!(is_away(&error), "{error}"),
@@ -55,7 +55,7 @@ fn request_is_granted_when_a_replica_has_it_and_not_before() {
         let start = Instant::now();
         wait_until("it is tried again", || start.elapsed() > PATIENCE);
         assert!(!asked.is_finished() && is_there("b"));
-        agent::go_on(replica.child());
+        talk::go_on(replica.child());
         asked.join().unwrap().unwrap().unwrap();
     });
     drop(patient.try_lock_for(&[], &["a", "released"], LIMIT).unwrap());
