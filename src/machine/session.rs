@@ -431,6 +431,22 @@ mod tests {
         }
     }
 
+    /// Whatever the client believes of the time: its clock may be ahead.
+    #[test]
+    fn batch_that_a_closed_order_does_not_take_is_said_again() {
+        let mut world = World::default();
+        let mut session = world.join("one");
+        let id = RequestId { member: session.member(), number: 1 };
+        session.withdraw(id);
+        for _ in 0..2 {
+            world.goes_on(&mut session, false).unwrap();
+            assert!(session.has_to_say(), "the order is closed");
+        }
+        world.now += TIME_TO_LIVE.as_micros() as u64;
+        world.goes_on(&mut session, false).unwrap();
+        assert!(!session.has_to_say());
+    }
+
     /// A copy that lagged and was promoted can give a position again that was seen before.
     #[test]
     fn other_entry_at_the_position_that_was_seen_is_noticed() {
