@@ -21,10 +21,6 @@ pub(crate) struct Roots {
 }
 
 impl Roots {
-    pub(crate) fn reads(key: &Key) -> Self {
-        Roots { reads: vec![key.clone()], writes: vec![] }
-    }
-
     pub(crate) fn writes(key: &Key) -> Self {
         Roots { reads: vec![], writes: vec![key.clone()] }
     }
@@ -43,7 +39,7 @@ impl Roots {
 pub(crate) enum Lock {
     /// With `--no-lock`.
     None,
-    Threads(TreeLock<str>),
+    Threads(Box<TreeLock<str>>),
     #[cfg(feature = "redis")]
     Redis(RedisTreeLock),
 }

@@ -1,4 +1,4 @@
-//! Folder operations on an object store, which has no folders: what [`TreeLock`] is for, on real files.
+//! Folder operations on an object store, which has no folders: what [`treelock::TreeLock`] is for, on real files.
 //!
 //! ```text
 //! cargo run --release --example folders -- [DIRECTORY] [--threads 4] [--seconds 5] [--seed 0] [--no-lock]
@@ -78,7 +78,7 @@
 //! [`InMemory`]: object_store::memory::InMemory
 //! [`LocalFileSystem`]: object_store::local::LocalFileSystem
 //! [`ObjectStore`]: object_store::ObjectStore
-//! [`TreeLock`]: treelock::TreeLock
+//! [`treelock::TreeLock`]: treelock::TreeLock
 
 #[cfg(feature = "redis")]
 mod fences;
@@ -98,7 +98,6 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 use store::{Fault, Key, Originals, Store, Survey};
-use treelock::TreeLock;
 use worker::{Operation, Report, Worker};
 
 /// Lists, renames, copies and deletes folders on an object store, from several threads or processes
@@ -184,9 +183,11 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         #[cfg(feature = "redis")]
         (Some(url), Some(number)) => processes::work(arguments, url, number, &arguments.directory).map(|()| true),
         #[cfg(not(feature = "redis"))]
-        (Some(_), _) => Err("--redis needs the feature redis: cargo run --release --features redis --example folders -- \
+        (Some(_), _) => {
+            Err("--redis needs the feature redis: cargo run --release --features redis --example folders -- \
              --redis URL"
-            .into()),
+                .into())
+        }
     }
 }
 
@@ -243,7 +244,7 @@ fn by_threads(arguments: &Arguments) -> Result<Outcome, String> {
     let originals = Originals::of(&arguments.directory)?;
     println!("works on a copy in memory of {}, which is left as it is", arguments.directory.display());
     originals.print();
-    let lock = if arguments.no_lock { Lock::None } else { Lock::Threads(TreeLock::default()) };
+    let lock = if arguments.no_lock { Lock::None } else { Lock::Threads(Box::default()) };
     let store = Store::in_memory(originals);
     store.fill()?;
 
@@ -258,8 +259,7 @@ fn by_threads(arguments: &Arguments) -> Result<Outcome, String> {
         Ok(worker.report)
     };
     let reports: Result<Vec<_>, Fault> = thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..arguments.threads.into()).map(|number| scope.spawn(move || work(number))).collect();
+        let workers: Vec<_> = (0..arguments.threads.into()).map(|number| scope.spawn(move || work(number))).collect();
         workers.into_iter().map(|worker| worker.join().expect("a worker panicked")).collect()
     });
     let elapsed = start.elapsed();

@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments, url: &str) -> Result<(Outcome, Deaths),
     store.originals.print();
     store.fill()?;
     // A namespace that is new is closed for one time to live.
-    drop(lock.lock(&Roots::reads(&Key::ROOT))?);
+    drop(lock.lock(&Roots { reads: vec![Key::ROOT], writes: vec![] })?);
 
     let mut workers = Workers::new(arguments, url, namespace, place.path());
     let elapsed = workers.work(&store, &interrupted)?;

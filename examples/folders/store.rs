@@ -217,7 +217,9 @@ impl Store {
         let (Some(fences), Some(fence)) = (&self.fences, guard.fence()) else { return self.ask(request) };
         match fences.unless_higher(roots, fence, || self.ask(request))? {
             Some(done) => done,
-            None if guard.is_valid() => Err(Fault::Torn(format!("{roots:?} had a later holder than one that was valid"))),
+            None if guard.is_valid() => {
+                Err(Fault::Torn(format!("{roots:?} had a later holder than one that was valid")))
+            }
             None => Err(Fault::Late(Late::Store)),
         }
     }
