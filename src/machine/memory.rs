@@ -90,7 +90,7 @@ impl Memory {
     }
 
     /// The position of the last entry.
-    fn head(&self) -> Option<Position> {
+    pub(crate) fn head(&self) -> Option<Position> {
         Some(*self.log.as_ref()?.last_key_value()?.0)
     }
 

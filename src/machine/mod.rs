@@ -42,6 +42,7 @@
 //! | `error.rs` | what a request, and an engine, can fail with |
 //! | `memory.rs` | an engine for tests, which loses what it is told to lose |
 //! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
+//! | `exhaustive.rs` | small cases of the same, searched as a whole |
 //! | `redis/` | Redis and Valkey |
 //!
 //! # Invariants
@@ -57,6 +58,8 @@
 mod client;
 mod engine;
 mod error;
+#[cfg(test)]
+mod exhaustive;
 mod guard;
 mod lease;
 #[cfg(test)]

@@ -69,6 +69,7 @@ struct Author {
 
 /// A client's part in one order.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Session {
     id: SessionId,
     pub(crate) replica: Replica,

@@ -235,10 +235,10 @@ struct World {
 }
 
 /// Of each request, how many of its steps it has taken, whether it is granted, and its modes.
-type Seen = Vec<(RequestId, usize, bool, Vec<Mode>)>;
+pub(super) type Seen = Vec<(RequestId, usize, bool, Vec<Mode>)>;
 
 /// What can be seen of a replica.
-fn seen(replica: &Replica) -> Seen {
+pub(super) fn seen(replica: &Replica) -> Seen {
     let requests = replica.requests.values();
     let seen = requests.map(|request| {
         let modes = request.ask.steps.iter().map(|step| step.mode).collect();

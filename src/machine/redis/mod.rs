@@ -102,7 +102,7 @@ use crate::machine::engine::{
 use crate::machine::redis::connection::{Access, Connections, Link};
 use crate::machine::redis::url::Location;
 use crate::machine::{EngineError, MachineTreeLock, Options, client};
-use redis::{RedisError, Script, Value};
+use redis::{ConnectionLike, RedisError, Script, Value};
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
@@ -219,14 +219,25 @@ impl Redis {
         if since.0 % 1000 >= MOST_IN_A_MILLISECOND {
             return Ok(None);
         }
-        let mut sent = redis::pipe();
+        let mut sent = Vec::new();
         if let Some(batch) = batch {
+            let mut adds = redis::cmd("XADD");
             // Where there is no log, none is made.
-            sent.cmd("XADD").arg(&self.keys[1]).arg("NOMKSTREAM").arg("*").arg(name_of(&session)).arg(batch).ignore();
+            adds.arg(&self.keys[1]).arg("NOMKSTREAM").arg("*").arg(name_of(&session)).arg(batch);
+            adds.write_packed_command(&mut sent);
         }
+        let mut reads = redis::cmd("XRANGE");
         // With the one that is known: should that be missing, so may others.
-        sent.cmd("XRANGE").arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
-        let (range,): (Value,) = sent.query(connection)?;
+        reads.arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
+        reads.write_packed_command(&mut sent);
+        // A pipeline would turn over each part of each answer to look for errors; these have none inside.
+        let mut range = Value::Nil;
+        for answer in connection.req_packed_commands(&sent, 0, 1 + usize::from(batch.is_some()))? {
+            range = match answer {
+                Value::ServerError(error) => return Err(error.into()),
+                answer => answer,
+            };
+        }
         let entries: Option<Vec<_>> = array(range).and_then(|all| all.into_iter().map(entry_of).collect());
         let Some(entries) = entries.filter(|all| all.first().is_some_and(|first| first.position == since)) else {
             return Ok(None);
