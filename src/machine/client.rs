@@ -472,7 +472,8 @@ impl Client {
         state.is_sending = false;
         let mut lost = None;
         // What a session is told; that one has left says nothing of the order.
-        let is_heard = reply.is_ok() && matches!(says, Says::Joins { .. } | Says::GoesOn { .. });
+        let is_heard = reply.as_ref().is_ok_and(|reply| !matches!(reply, Reply::Written))
+            && matches!(says, Says::Joins { .. } | Says::GoesOn { .. });
         match reply {
             Ok(reply) => {
                 state.failing = None;
@@ -554,6 +555,15 @@ impl Client {
                         state.lose()
                     }
                 }
+            }
+            Reply::Written => {
+                let (session, joined) = state.session.as_mut()?;
+                session.hear_that_it_is_written();
+                if joined.lease.is_valid_at(now) {
+                    return None;
+                }
+                state.leave();
+                state.lose()
             }
             Reply::Expired | Reply::OrderLost | Reply::NoOrder => state.lose(),
             Reply::OtherFormat(format) => {

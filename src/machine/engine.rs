@@ -26,7 +26,8 @@
 //! A client that only *looks* has no session and changes nothing: it gets what rule 8 says, or is told that there is no order.
 //!
 //! A client whose session is open, and that neither renews it nor has a snapshot, needs rules 5 and 8 alone, as long as the entry is
-//! there that it saw last. Most calls are such.
+//! there that it saw last. Most calls are such. One that only lets go of something, and *wants no news*, needs rule 5 alone: it reads
+//! with its next call what has come meanwhile, and whether the order is whole.
 //!
 //! A position only rises, in a new order too: it is the engine's time in microseconds when the entry was written, as exactly as
 //! the engine tells it, or one more than the last one. So it is the fence as well.
@@ -91,6 +92,8 @@ pub(crate) enum Says {
         is_open: bool,
         /// Most calls do not, so that they cost the engine less.
         renews: bool,
+        /// If it does not, that its batch is written may be the answer.
+        wants_news: bool,
         batch: Option<Vec<u8>>,
         snapshot: Option<(Position, Vec<u8>)>,
     },
@@ -122,6 +125,8 @@ impl SessionId {
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     News(News),
+    /// The batch is written, of a client that wants no news.
+    Written,
     /// The session is over: its time has passed, or it has left.
     Expired,
     /// The order that the client speaks of is lost.

@@ -387,6 +387,12 @@ impl World {
                         }
                     }
                 }
+                Reply::Written => {
+                    if let Some(session) = &mut client.session {
+                        session.hear_that_it_is_written();
+                        self.give_up_if_over(index);
+                    }
+                }
                 Reply::Expired | Reply::OrderLost => client.lose(),
                 Reply::OtherFormat(_) | Reply::NoOrder | Reply::OtherTimeToLive(_) => {
                     unreachable!("there is one format and one time to live")

@@ -96,7 +96,13 @@ impl Memory {
 
     /// The exchange, at a time in microseconds.
     pub(crate) fn exchange(&mut self, now: u64, call: &Call) -> Reply {
-        if let Says::GoesOn { session, since, is_open: true, renews: false, batch, snapshot: None } = &call.says {
+        if let Says::GoesOn { session, since, is_open: true, renews: false, wants_news, batch, snapshot: None } =
+            &call.says
+        {
+            if let (false, Some(batch), Some(_)) = (wants_news, batch, &self.log) {
+                self.append(now, author(session), batch.clone());
+                return Reply::Written;
+            }
             if let Some(news) = self.short(now, *session, *since, batch.as_deref()) {
                 return Reply::News(news);
             }

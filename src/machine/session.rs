@@ -15,6 +15,7 @@
 //! 1. A batch keeps its number and its events until a reply has news. It may be written twice then, and those who read pass over
 //!    all but the first: each session's batches are numbered from 1 on. They pass over what is written in the name of a session
 //!    that is over, too. So the engine need not look at who writes.
+//!    A batch that only lets go of something may be told to be written without news; then the next news have it.
 //! 2. A session that is over never goes on. What it held, awaited or had in its outbox is over with it.
 //! 3. A request is granted at the position of the entry whose events granted it. One that is learned from a snapshot is
 //!    granted at the snapshot's position: later than its grant, and earlier than the release that a conflicting one needs.
@@ -67,6 +68,17 @@ struct Author {
     last: u64,
 }
 
+/// A batch that is under way.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+struct Batch {
+    written: Vec<u8>,
+    /// The last request that there was when it was written.
+    last: u64,
+    /// Nothing comes of it but that something is let go.
+    lets_go: bool,
+}
+
 /// A client's part in one order.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
@@ -83,8 +95,7 @@ pub(crate) struct Session {
     /// Whether it was told that the order takes batches.
     is_open: bool,
     outbox: Vec<Event>,
-    /// A batch, and the last request that it has.
-    in_flight: Option<(Vec<u8>, u64)>,
+    in_flight: Option<Batch>,
     /// Whether the last call had it.
     is_said: bool,
     batches: u64,
@@ -209,16 +220,29 @@ impl Session {
     pub(crate) fn call(&mut self, takes_batches: bool, renews: bool) -> Says {
         if takes_batches && self.in_flight.is_none() && !self.outbox.is_empty() {
             self.batches += 1;
-            let batch = write(&(self.batches, std::mem::take(&mut self.outbox)));
-            self.in_flight = Some((batch, self.requests));
+            let events = std::mem::take(&mut self.outbox);
+            let lets_go = events.iter().all(|event| matches!(event, Event::Withdraw(..) | Event::Downgrade(..)));
+            let written = write(&(self.batches, events));
+            self.in_flight = Some(Batch { written, last: self.requests, lets_go });
         }
         let is_long = self.kept > MOST_KEPT.max(4 * self.replica.requests.len() as u64);
         let written = || Written { authors: self.authors.clone(), replica: self.replica.store() };
         let snapshot = (is_long && self.is_up_to_date()).then(|| (self.seen, write(&written())));
-        let batch = self.in_flight.clone().filter(|_| takes_batches).map(|(batch, _)| batch);
+        let batch = self.in_flight.as_ref().filter(|_| takes_batches);
         self.is_said = batch.is_some();
+        let is_expected = |own: &Outcome| matches!(own, Outcome::Unheard | Outcome::Waits);
+        let wants_news =
+            !batch.is_some_and(|batch| batch.lets_go) || !self.is_up_to_date() || self.own.values().any(is_expected);
+        let batch = batch.map(|batch| batch.written.clone());
         let is_open = self.is_open;
-        Says::GoesOn { session: self.id, since: self.seen, is_open, renews, batch, snapshot }
+        Says::GoesOn { session: self.id, since: self.seen, is_open, renews, wants_news, batch, snapshot }
+    }
+
+    /// The last call's batch is written, and nothing is said of the order.
+    pub(crate) fn hear_that_it_is_written(&mut self) {
+        if let Some(batch) = self.in_flight.take_if(|_| self.is_said) {
+            self.written = batch.last;
+        }
     }
 
     /// Takes the answer to the last call. On an error it is of no use any longer.
@@ -226,8 +250,8 @@ impl Session {
         let is_closed = news.closed.is_some_and(|rest| !rest.is_zero());
         self.is_open |= news.closed.is_some() && !is_closed;
         // Only a reply to a call that had the batch says that it is written.
-        if let Some((_, last)) = self.in_flight.take_if(|_| self.is_said && !is_closed) {
-            self.written = last;
+        if !is_closed {
+            self.hear_that_it_is_written();
         }
         self.head = news.head;
         if let Some((position, bytes)) = news.snapshot {
@@ -254,9 +278,13 @@ impl Session {
             self.apply(entry)?;
         }
         if self.is_up_to_date() {
-            let is_nobody = self.id == SessionId::nobody(self.id.identity);
-            if !is_nobody && !self.is_by(self.id.member, self.id.key) {
-                return Err(Ended::Over);
+            if self.id != SessionId::nobody(self.id.identity) {
+                let own = self.authors.get(&self.id.member).filter(|own| own.key == self.id.key);
+                let last = own.ok_or(Ended::Over)?.last;
+                // One that was written, and is not there: a copy was promoted that lacks it.
+                if last + u64::from(self.in_flight.is_some()) < self.batches {
+                    return Err(Ended::Damaged);
+                }
             }
             // Their entry is one of those that the snapshot stands for.
             let written = self.own.range(..=self.written);

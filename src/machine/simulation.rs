@@ -497,6 +497,7 @@ impl World {
             Reply::News(news) if news.snapshot.is_some() && !joins => "a snapshot",
             Reply::News(news) if news.first_end.is_none() => "news without a renewal",
             Reply::News(_) => "news with a renewal",
+            Reply::Written => "no news",
             Reply::Expired => "a session that is over",
             Reply::OrderLost => "an order that is lost",
             Reply::OtherFormat(_) | Reply::NoOrder | Reply::OtherTimeToLive(_) => {
@@ -607,6 +608,17 @@ impl World {
                         Err(Ended::Damaged) => {
                             assert!(!self.promoted.is_empty(), "an order that nobody has written over is damaged");
                             self.clients[client].broken = Some(identity);
+                            self.lose(client);
+                        }
+                    }
+                }
+                Reply::Written => {
+                    if let Some((session, place)) = &mut this.session {
+                        session.hear_that_it_is_written();
+                        let is_valid =
+                            self.sessions[*place].lease.is_valid_at(self.base + Duration::from_micros(clock));
+                        if !is_valid {
+                            self.leave(client);
                             self.lose(client);
                         }
                     }
@@ -862,7 +874,7 @@ fn histories_come_to_what_they_judge() {
         run(steps).reached.into_iter().for_each(|(what, count)| *reached.entry(what).or_default() += count);
     }
     println!("{reached:#?}");
-    let all = reached.len() == 13 && reached.values().all(|count| *count > 0);
+    let all = reached.len() == 14 && reached.values().all(|count| *count > 0);
     assert!(all, "something does not come about: {reached:#?}");
 }
 

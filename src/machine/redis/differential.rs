@@ -35,6 +35,7 @@ enum Step {
         is_other: bool,
         is_open: bool,
         renews: bool,
+        wants_news: bool,
         since: Since,
         batch: Option<Vec<u8>>,
         snapshot: Option<(usize, Vec<u8>)>,
@@ -74,6 +75,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         prop::bool::weighted(0.05),
         prop::bool::weighted(0.7),
         any::<bool>(),
+        prop::bool::weighted(0.7),
         since(),
         proptest::option::of(bytes()),
         snapshot,
@@ -83,7 +85,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (bytes(), prop::bool::weighted(0.3), any::<bool>())
             .prop_map(|(events, insists, is_long)| Step::Join { events, insists, is_long }),
         2 => since().prop_map(Step::Look),
-        30 => go_on.prop_map(|(which, is_other, is_open, renews, since, batch, snapshot)| Step::GoOn { which, is_other, is_open, renews, since, batch, snapshot }),
+        30 => go_on.prop_map(|(which, is_other, is_open, renews, wants_news, since, batch, snapshot)| Step::GoOn { which, is_other, is_open, renews, wants_news, since, batch, snapshot }),
         2 => which().prop_map(Step::Leave),
         1 => which().prop_map(Step::Break),
         3 => which().prop_map(Step::Expire),
@@ -184,7 +186,7 @@ impl Pair {
                 let (real, memory) = self.at(since);
                 self.compare(|is_real| Says::Looks { since: if is_real { real } else { memory } });
             }
-            Step::GoOn { which, is_other, is_open, renews, since, batch, snapshot } => {
+            Step::GoOn { which, is_other, is_open, renews, wants_news, since, batch, snapshot } => {
                 let Some(session) = session(which, self) else { return };
                 let key = if is_other { !session.key } else { session.key };
                 let session = SessionId { key, ..session };
@@ -193,7 +195,15 @@ impl Pair {
                 self.compare(|is_real| {
                     let of = |(real, memory): (Position, Position)| if is_real { real } else { memory };
                     let snapshot = snapshot.clone().map(|(position, bytes)| (of(position), bytes));
-                    Says::GoesOn { session, since: of(since), is_open, renews, batch: batch.clone(), snapshot }
+                    Says::GoesOn {
+                        session,
+                        since: of(since),
+                        is_open,
+                        renews,
+                        wants_news,
+                        batch: batch.clone(),
+                        snapshot,
+                    }
                 });
             }
             Step::Leave(which) => {
@@ -288,6 +298,7 @@ impl Pair {
                 }
                 kind
             }
+            (Reply::Written, Reply::Written) => "written",
             (Reply::Expired, Reply::Expired) => "expired",
             (Reply::OrderLost, Reply::OrderLost) => "lost",
             (Reply::NoOrder, Reply::NoOrder) => "none",
@@ -331,7 +342,7 @@ fn script_and_memory_answer_alike() {
     println!("{kinds:?}");
     assert_eq!(
         kinds.into_keys().collect::<Vec<_>>(),
-        ["closed", "expired", "lost", "news", "none", "other time to live"],
+        ["closed", "expired", "lost", "news", "none", "other time to live", "written"],
         "each was seen"
     );
 }

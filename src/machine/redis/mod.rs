@@ -208,37 +208,39 @@ impl Redis {
 
     /// The short way, for most calls (see the header of `engine.rs`). `None`: it must take the long way, where a batch is written again
     /// if it was written here.
-    fn short(
-        &self,
-        connection: &mut Link,
-        session: SessionId,
-        since: Position,
-        batch: Option<&[u8]>,
-    ) -> Result<Option<Reply>, RedisError> {
+    fn short(&self, connection: &mut Link, call: Short<'_>) -> Result<Option<Reply>, RedisError> {
+        let Short { session, since, batch, wants_news } = call;
         // The server counts entries within a millisecond, beyond a thousand if its clock is set back.
         if since.0 % 1000 >= MOST_IN_A_MILLISECOND {
             return Ok(None);
         }
-        let mut sent = Vec::new();
+        let (mut sent, mut answers) = (Vec::new(), 0);
         if let Some(batch) = batch {
             let mut adds = redis::cmd("XADD");
             // Where there is no log, none is made.
             adds.arg(&self.keys[1]).arg("NOMKSTREAM").arg("*").arg(name_of(&session)).arg(batch);
             adds.write_packed_command(&mut sent);
+            answers += 1;
         }
-        let mut reads = redis::cmd("XRANGE");
-        // With the one that is known: should that be missing, so may others.
-        reads.arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
-        reads.write_packed_command(&mut sent);
-        // A pipeline would turn over each part of each answer to look for errors; these have none inside.
-        let mut range = Value::Nil;
-        for answer in connection.req_packed_commands(&sent, 0, 1 + usize::from(batch.is_some()))? {
-            range = match answer {
+        if wants_news {
+            let mut reads = redis::cmd("XRANGE");
+            // With the one that is known: should that be missing, so may others.
+            reads.arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
+            reads.write_packed_command(&mut sent);
+            answers += 1;
+        }
+        // A pipeline of the crate would turn over each part of an answer to look for errors, and these have none inside.
+        let mut last = Value::Nil;
+        for answer in connection.req_packed_commands(&sent, 0, answers)? {
+            last = match answer {
                 Value::ServerError(error) => return Err(error.into()),
                 answer => answer,
             };
         }
-        let entries: Option<Vec<_>> = array(range).and_then(|all| all.into_iter().map(entry_of).collect());
+        if !wants_news {
+            return Ok(position_of(last).map(|_| Reply::Written));
+        }
+        let entries: Option<Vec<_>> = array(last).and_then(|all| all.into_iter().map(entry_of).collect());
         let Some(entries) = entries.filter(|all| all.first().is_some_and(|first| first.position == since)) else {
             return Ok(None);
         };
@@ -249,6 +251,14 @@ impl Redis {
     }
 }
 
+/// What goes the short way.
+struct Short<'a> {
+    session: SessionId,
+    since: Position,
+    batch: Option<&'a [u8]>,
+    wants_news: bool,
+}
+
 impl Engine for Redis {
     fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
         let access = match &call.says {
@@ -256,8 +266,13 @@ impl Engine for Redis {
             _ => Access::Writes,
         };
         let reply = self.connections.run(deadline, access, |connection| {
-            if let Says::GoesOn { session, since, is_open: true, renews: false, batch, snapshot: None } = &call.says {
-                if let Some(reply) = self.short(connection, *session, *since, batch.as_deref())? {
+            if let Says::GoesOn { session, since, is_open: true, renews: false, wants_news, batch, snapshot: None } =
+                &call.says
+            {
+                let batch = batch.as_deref();
+                let wants_news = *wants_news || batch.is_none();
+                let short = Short { session: *session, since: *since, batch, wants_news };
+                if let Some(reply) = self.short(connection, short)? {
                     return Ok(Some(reply));
                 }
             }
