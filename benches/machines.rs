@@ -3,7 +3,7 @@
 //! | case | |
 //! |---|---|
 //! | uncontended | one client, a path of 9 nodes: goal at most 1.5 times `SET NX PX` and a compare-and-delete script |
-//! | disjoint | 8 clients in sub-trees of their own: goal at least half of what as many plain keys reach |
+//! | disjoint | 8 clients in sub-trees of their own: goal at least half of what as many plain keys reach; and in namespaces of their own |
 //! | group | 32 threads of one client, disjoint: goal at least 3 times one thread |
 //! | hand-over | from the release to the grant of a waiter of another client: goal 1 ms at the median; beside a poll each 50 ms |
 //! | held | the cost with 10,000 sub-trees held elsewhere: goal at most 1.2 times that with none |
@@ -168,6 +168,7 @@ fn rate<T: Send>(threads: usize, slice: Duration, of: &[Mutex<T>], pair: impl Fn
 fn disjoint(bench: &mut Bench, server: &Server) {
     const CLIENTS: usize = 8;
     let trees: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(server.tree("disjoint"))).collect();
+    let apart: Vec<_> = (0..CLIENTS).map(|of| Mutex::new(server.tree(&format!("apart {of}")))).collect();
     let flats: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(server.flat())).collect();
     let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
     let path = |client: usize| format!("srv/data/tenants/t{client}/projects/alpha/tables/users");
@@ -177,14 +178,18 @@ fn disjoint(bench: &mut Bench, server: &Server) {
         Arm::new(PEERS[1], CLIENTS, || {
             rate(CLIENTS, slice, &flats, |flat: &mut Flat, client| flat.pair(&path(client)))
         }),
+        Arm::new("namespaces", CLIENTS, || rate(CLIENTS, slice, &apart, tree)),
     ];
     let Some(found) = bench.compare("disjoint, 8 clients", bench.pick(5, 21), arms) else { return };
-    let [tree, flat] = [0, 1].map(|arm| found.median(arm, "per second"));
-    let row = vec![digits(tree), times(found.ratio(0, 1, "per second"), flat)];
+    let flat = found.median(1, "per second");
+    let row = |arm: usize, what: &str| {
+        let ratio = found.ratio(arm, 1, "per second");
+        vec![what.to_owned(), digits(found.median(arm, "per second")), times(ratio, flat)]
+    };
     bench.print(
-        "8 clients, each in a sub-tree of its own, pairs a second",
-        &["treelock", "SET NX PX (pairs)"],
-        vec![row],
+        "8 clients, pairs a second",
+        &["each has", "treelock", "SET NX PX (pairs)"],
+        vec![row(0, "a sub-tree"), row(2, "a namespace")],
     );
 }
 

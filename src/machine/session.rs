@@ -230,9 +230,7 @@ impl Session {
         let snapshot = (is_long && self.is_up_to_date()).then(|| (self.seen, write(&written())));
         let batch = self.in_flight.as_ref().filter(|_| takes_batches);
         self.is_said = batch.is_some();
-        let is_expected = |own: &Outcome| matches!(own, Outcome::Unheard | Outcome::Waits);
-        let wants_news =
-            !batch.is_some_and(|batch| batch.lets_go) || !self.is_up_to_date() || self.own.values().any(is_expected);
+        let wants_news = !batch.is_some_and(|batch| batch.lets_go);
         let batch = batch.map(|batch| batch.written.clone());
         let is_open = self.is_open;
         Says::GoesOn { session: self.id, since: self.seen, is_open, renews, wants_news, batch, snapshot }
