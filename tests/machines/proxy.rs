@@ -130,9 +130,9 @@ impl Way {
             }
             let has = |word: &[u8]| buffer[..read].windows(word.len()).any(|bytes| bytes.eq_ignore_ascii_case(word));
             let is_counted = match is_call {
-                true => has(b"EVAL") || has(b"XRANGE"),
-                // That of the script, or that of `XRANGE`, perhaps after the id of what was added. No other has an array.
-                false => buffer[..read].starts_with(b"*") || (buffer[..read].starts_with(b"$") && has(b"\r\n*")),
+                true => has(b"EVAL") || has(b"XADD") || has(b"XRANGE"),
+                // An array, by the script or by `XRANGE`; or the id of what was added.
+                false => buffer[..read].starts_with(b"*") || (buffer[..read].starts_with(b"$") && has(b"-")),
             };
             let counted = is_counted.then_some(if is_call { &self.before_call } else { &self.before_reply });
             let down = |count: &AtomicU32| {
