@@ -1,4 +1,4 @@
-//! Folder operations on an object store, which has no folders: what [`treelock::TreeLock`] is for, on real files.
+//! Folder operations on an object store, which has no folders: what [`TreeLock`] is for, on real files.
 //!
 //! ```text
 //! cargo run --release --example folders -- [DIRECTORY] [--threads 4] [--seconds 5] [--seed 0] [--no-lock]
@@ -78,7 +78,7 @@
 //! [`InMemory`]: object_store::memory::InMemory
 //! [`LocalFileSystem`]: object_store::local::LocalFileSystem
 //! [`ObjectStore`]: object_store::ObjectStore
-//! [`treelock::TreeLock`]: treelock::TreeLock
+//! [`TreeLock`]: treelock::TreeLock
 
 #[cfg(feature = "redis")]
 mod fences;

@@ -25,6 +25,7 @@
 use crate::inspect::Deadlock;
 use crate::machine::engine::{Entry, MOST_ENTRIES, News, Position, Says, SessionId};
 use crate::replica::{About, Ask, Effects, Event, MemberId, Replica, RequestId, Stored, report};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -256,7 +257,7 @@ impl Session {
             // That of an order that begins is empty.
             let written = match &bytes[..] {
                 [] => Written::default(),
-                bytes => postcard::from_bytes(bytes).map_err(|_| Ended::Damaged)?,
+                bytes => read(bytes)?,
             };
             self.authors = written.authors;
             self.replica.apply(Event::Begin(Box::new(written.replica)), &mut Effects::default());
@@ -319,8 +320,7 @@ impl Session {
             }
             self.replica.apply(Event::Leave(member, now), &mut effects);
         } else {
-            let (number, events): (u64, Vec<Event>) =
-                postcard::from_bytes(&entry.events).map_err(|_| Ended::Damaged)?;
+            let (number, events): (u64, Vec<Event>) = read(&entry.events)?;
             if self.counts(&entry, number, &events)? {
                 for event in events {
                     self.apply_event(event, member, now, &mut effects)?;
@@ -416,16 +416,33 @@ impl Session {
     }
 }
 
-fn write(what: &impl serde::Serialize) -> Vec<u8> {
-    postcard::to_stdvec(what).expect("it has no part that cannot be written")
+/// With a sum behind it. What it tells of is what somebody has broken or written by mistake: whoever may write in a namespace is
+/// trusted, and the network has sums of its own.
+fn write(what: &impl Serialize) -> Vec<u8> {
+    let mut bytes = postcard::to_stdvec(what).expect("it has no part that cannot be written");
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    bytes
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Ended> {
+    let (written, sum) = bytes.split_last_chunk().ok_or(Ended::Damaged)?;
+    if crc32fast::hash(written).to_le_bytes() != *sum {
+        return Err(Ended::Damaged);
+    }
+    postcard::from_bytes(written).map_err(|_| Ended::Damaged)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::node_id::Seeds;
+    use crate::core::owner::Owner;
     use crate::machine::engine::{Call, Identity, Reply};
     use crate::machine::memory::Memory;
+    use crate::replica::ask::Asking;
+    use proptest::prelude::*;
     use std::ops::Bound;
+    use std::panic::Location;
     use std::time::Duration;
 
     const TIME_TO_LIVE: Duration = Duration::from_secs(1);
@@ -520,5 +537,46 @@ mod tests {
         let mut news = lagging.exchange(Says::Looks { since: Position::default() });
         news.session = session.id();
         assert_eq!(session.hear(news), Err(Ended::Over));
+    }
+
+    /// A snapshot of four requests: two are granted, one is nested, and one waits.
+    fn snapshot_of_some() -> (News, Vec<u8>) {
+        let mut world = World::default();
+        let mut session = world.join("one");
+        world.now += TIME_TO_LIVE.as_micros() as u64;
+        let asking = Asking { seeds: Seeds::specified(session.id().identity.0), location: Some(String::new()) };
+        for (thread, owner, root) in
+            [(0, Owner::Thread, "a/b"), (0, Owner::Thread, "a/b/c"), (1, Owner::Itself, "d"), (2, Owner::Thread, "a")]
+        {
+            let mut ask = asking.plan::<str, _, _>(&["e"], &[root], owner, Location::caller()).unwrap();
+            ask.thread = thread;
+            session.ask(ask, false);
+        }
+        world.goes_on(&mut session, true).unwrap();
+        assert_eq!(session.replica.requests.len(), 4);
+        let bytes = write(&Written { authors: session.authors.clone(), replica: session.replica.store() });
+        (world.exchange(Says::Looks { since: Position::default() }), bytes)
+    }
+
+    proptest! {
+        /// Of the snapshot, or of the batch that comes after it.
+        #[test]
+        fn scribbled_bytes_are_damage(
+            is_batch: bool,
+            scribbles in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let (mut news, mut snapshot) = snapshot_of_some();
+            let SessionId { member, key, .. } = SessionId { member: 0, ..news.session };
+            let head = Position(news.head.0 + 1);
+            let leaves = write(&(2u64, vec![Event::Withdraw(RequestId { member: MemberId(0), number: 1 }, 0)]));
+            let mut entry = Entry { position: head, member, key, events: leaves };
+            let scribbled = if is_batch { &mut entry.events } else { &mut snapshot };
+            let before = scribbled.clone();
+            scribbles.into_iter().for_each(|(at, byte)| *at.get_mut(scribbled) = byte);
+            let is_damaged = *scribbled != before;
+            (news.entries, news.snapshot, news.head) = (vec![entry], Some((news.head, snapshot)), head);
+            let begun = Session::begin(news);
+            prop_assert_eq!(begun.err(), is_damaged.then_some(Ended::Damaged));
+        }
     }
 }
