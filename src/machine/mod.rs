@@ -15,10 +15,10 @@
 //!
 //! # What it costs
 //!
-//! A request is one round trip, in which the engine adds an entry and reads what is new; and so is a release. For a path of 9 nodes
-//! that is 11 µs of a Redis server's time a pair, whatever is held, and each client reads what all write: with N busy clients an
-//! entry is read N times. So where many clients are busy in trees that have nothing to do with each other, give each tree a
-//! namespace of its own. Clients that are idle cost their renewals. `benches/README.md` has the figures.
+//! A request is one round trip, in which the engine adds an entry and reads what is new. A release is another one, which only adds.
+//! The cost does not depend on what is held. Each client reads what all write: with N busy clients an entry is read N times. So
+//! where many clients are busy in trees that have nothing to do with each other, give each tree a namespace of its own. Clients
+//! that are idle cost their renewals, and what they read with them. `benches/README.md` has the figures.
 //!
 //! # Considered and rejected
 //!
