@@ -262,7 +262,6 @@ impl Session {
             self.authors = written.authors;
             self.replica.apply(Event::Begin(Box::new(written.replica)), &mut Effects::default());
             (self.seen, self.last) = (position, None);
-            self.has_what_it_had()?;
             self.settle_waiting();
         }
         let mut entries = news.entries.into_iter().peekable();
@@ -393,20 +392,6 @@ impl Session {
         };
         // It may have been withdrawn meanwhile.
         self.own.entry(number).and_modify(|own| *own = outcome);
-    }
-
-    /// A snapshot has all that this session holds and awaits. If it does not, then it is of another history than what was heard
-    /// before: a copy of the server that lagged is promoted, and the entry that could have told the engine is gone.
-    fn has_what_it_had(&self) -> Result<(), Ended> {
-        let is_there = |(&number, outcome): (&u64, &Outcome)| {
-            let request = self.replica.requests.get(&RequestId { member: self.member(), number });
-            match outcome {
-                Outcome::Granted(_) => request.is_some_and(|request| request.is_granted()),
-                Outcome::Waits => request.is_some(),
-                Outcome::Unheard | Outcome::Refused | Outcome::OddFrame => true,
-            }
-        };
-        if self.own.iter().all(is_there) { Ok(()) } else { Err(Ended::Damaged) }
     }
 
     fn settle_waiting(&mut self) {
