@@ -277,8 +277,7 @@ impl Session {
         }
         if self.is_up_to_date() {
             if self.id != SessionId::nobody(self.id.identity) {
-                let own = self.authors.get(&self.id.member).filter(|own| own.key == self.id.key);
-                let last = own.ok_or(Ended::Over)?.last;
+                let last = self.author(self.id.member, self.id.key).ok_or(Ended::Over)?.last;
                 // One that was written, and is not there: a copy was promoted that lacks it.
                 if last + u64::from(self.in_flight.is_some()) < self.batches {
                     return Err(Ended::Damaged);
@@ -295,9 +294,9 @@ impl Session {
         Ok(())
     }
 
-    /// Whether a session that is not over has this name.
-    fn is_by(&self, member: u64, key: u64) -> bool {
-        self.authors.get(&member).is_some_and(|author| author.key == key)
+    /// What is known of the session of this name, if it is not over.
+    fn author(&self, member: u64, key: u64) -> Option<&Author> {
+        self.authors.get(&member).filter(|author| author.key == key)
     }
 
     fn apply(&mut self, entry: Entry) -> Result<(), Ended> {
@@ -307,10 +306,10 @@ impl Session {
         self.seen = entry.position;
         // By the engine's clock, for all alike.
         let now = entry.position.0 / 1000;
-        let (member, is_by) = (MemberId(entry.member), self.is_by(entry.member, entry.key));
+        let member = MemberId(entry.member);
         let mut effects = Effects::default();
         if entry.events.is_empty() {
-            if !is_by {
+            if self.author(entry.member, entry.key).is_none() {
                 return Err(Ended::Damaged);
             }
             self.authors.remove(&entry.member);
