@@ -543,6 +543,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// Of the snapshot, or of the batch that comes after it.
         #[test]
         fn scribbled_bytes_are_damage(
