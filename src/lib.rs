@@ -101,11 +101,13 @@ mod drawing;
 mod error;
 mod face;
 mod inspect;
-#[cfg(all(feature = "redis", not(feature = "model")))]
+#[cfg(all(feature = "machine", not(feature = "model")))]
 pub mod machine;
 mod patience;
 #[cfg(all(feature = "process", not(feature = "model")))]
 pub mod process;
+#[cfg(all(feature = "postgres", not(feature = "model")))]
+pub use machine::postgres;
 #[cfg(all(feature = "redis", not(feature = "model")))]
 pub use machine::redis;
 #[cfg(all(feature = "replica", not(feature = "model")))]

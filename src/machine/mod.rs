@@ -43,7 +43,7 @@
 //! | `memory.rs` | an engine for tests, which loses what it is told to lose |
 //! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
 //! | `exhaustive.rs` | small cases of the same, searched as a whole |
-//! | `redis/` | Redis and Valkey |
+//! | `redis/`, `postgres/` | Redis and Valkey; PostgreSQL |
 //!
 //! # Invariants
 //!
@@ -64,6 +64,8 @@ mod guard;
 mod lease;
 #[cfg(test)]
 mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod session;

@@ -64,10 +64,11 @@ impl Place for Server {
 
 /// Makes a module of tests for each engine.
 macro_rules! conforms {
-    ($($engine:ident: $place:ty,)* = $tests:tt) => {
-        $(conforms!(@ $engine, $place, $tests);)*
+    ($($(#[$where:meta])? $engine:ident: $place:ty,)* = $tests:tt) => {
+        $(conforms!(@ $(#[$where])? $engine, $place, $tests);)*
     };
-    (@ $engine:ident, $place:ty, [$($test:ident,)*]) => {
+    (@ $(#[$where:meta])? $engine:ident, $place:ty, [$($test:ident,)*]) => {
+        $(#[$where])?
         mod $engine {
             $(#[test]
             fn $test() {
@@ -80,6 +81,8 @@ macro_rules! conforms {
 
 conforms! {
     redis: super::Server,
+    #[cfg(feature = "postgres")]
+    postgres: crate::database::Database,
     = [
         overlapping_sub_trees_exclude_clients_and_others_do_not,
         nested_read_goes_past_a_waiting_writer_of_another_client,

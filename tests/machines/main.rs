@@ -12,13 +12,16 @@
 //! | `replicas.rs` | is nothing granted that replicas have not acknowledged? |
 //! | `storm.rs` | five hundred processes killed at random moments |
 //! | `tls.rs` | whose certificates are trusted, and who must show one? |
-//! | `agent.rs`, `proxy.rs`, `server.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the server |
+//! | `postgres.rs` | what becomes of guards when a database loses data, is restarted, stopped or refuses |
+//! | `agent.rs`, `proxy.rs`, `server.rs`, `database.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the servers |
 
 mod agent;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod conformance;
+#[cfg(feature = "postgres")]
+mod database;
 mod death;
 mod listening;
 mod loss;

@@ -1,0 +1,180 @@
+//! How a database is reached: connections that are used again, and what becomes of an error.
+//!
+//! A connection has a runtime of one thread, the one that calls. A call that does not end by its deadline is given up with its
+//! connection, so it is not known whether the database has acted. After an error all idle connections go: they may lead to a server
+//! that was replaced meanwhile.
+
+use crate::machine::EngineError;
+use crate::sync::Mutex;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout_at;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls, Statement};
+
+/// What [`Connections::run`] gives the time for at least.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// The statements of all calls.
+const EXCHANGE: &str =
+    "SELECT * FROM treelock.exchange_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+const LISTEN: &str = "SELECT treelock.listen_1($1, $2, $3)";
+
+pub(super) struct Connections {
+    config: Config,
+    namespace: String,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// A connection that is used by one call at a time.
+pub(super) struct Connection {
+    runtime: Runtime,
+    pub(super) link: Link,
+}
+
+pub(super) struct Link {
+    pub(super) client: Client,
+    pub(super) exchange: Statement,
+    pub(super) listen: Statement,
+    /// One for each notification.
+    pub(super) told: UnboundedReceiver<()>,
+    pub(super) listens: bool,
+}
+
+impl Connections {
+    pub(super) fn new(config: Config, namespace: &str) -> Self {
+        Connections { config, namespace: namespace.to_owned(), idle: Mutex::default() }
+    }
+
+    /// Runs something on a connection, which is used again if that works.
+    pub(super) fn run<R>(
+        &self,
+        deadline: Instant,
+        run: impl AsyncFnOnce(&mut Link) -> Result<R, Error>,
+    ) -> Result<R, EngineError> {
+        let deadline = deadline.max(Instant::now() + SHORTEST);
+        let idle = self.idle.lock().pop();
+        let ran = idle.map_or_else(|| self.connect(deadline), Ok).and_then(|mut connection| {
+            let Connection { runtime, link } = &mut connection;
+            let done = self.by(runtime, deadline, run(link))?;
+            Ok((connection, done))
+        });
+        let mut idle = self.idle.lock();
+        match ran {
+            Ok((connection, done)) => {
+                idle.push(connection);
+                Ok(done)
+            }
+            Err(error) => {
+                idle.clear();
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the future done by the deadline, or given up.
+    fn by<R>(
+        &self,
+        runtime: &Runtime,
+        deadline: Instant,
+        future: impl Future<Output = Result<R, Error>>,
+    ) -> Result<R, EngineError> {
+        match runtime.block_on(async { timeout_at(deadline.into(), pin!(future)).await }) {
+            Ok(done) => done.map_err(|error| self.told(&error)),
+            Err(_) => Err(EngineError::away(self.named("no answer in time"))),
+        }
+    }
+
+    fn connect(&self, deadline: Instant) -> Result<Connection, EngineError> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| EngineError::away(self.named(&error.to_string())))?;
+        let mut config = self.config.clone();
+        // Of several hosts each is given its share.
+        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1) as u32;
+        config.connect_timeout(deadline.saturating_duration_since(Instant::now()).max(SHORTEST) / hosts);
+        let link = self.by(&runtime, deadline, async {
+            let (client, mut connection) = config.connect(NoTls).await?;
+            let (tell, told) = unbounded_channel();
+            tokio::spawn(async move {
+                while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                    if matches!(message, AsyncMessage::Notification(_)) && tell.send(()).is_err() {
+                        break;
+                    }
+                }
+            });
+            client.batch_execute("SET default_transaction_isolation = 'read committed'").await?;
+            let (exchange, listen) = match prepare(&client).await {
+                Err(error) if lacks_setup(&error) => {
+                    client.batch_execute(super::SETUP).await?;
+                    prepare(&client).await?
+                }
+                prepared => prepared?,
+            };
+            Ok(Link { client, exchange, listen, told, listens: false })
+        })?;
+        Ok(Connection { runtime, link })
+    }
+
+    /// What becomes of an error that was met.
+    fn told(&self, error: &Error) -> EngineError {
+        let Some(by_server) = error.as_db_error() else {
+            let said = with_causes(error);
+            // A URL that asks for TLS, or gives no password.
+            let is_of_config = said.contains("TLS") || said.contains("invalid configuration");
+            let why = self.named(&said);
+            return if is_of_config { EngineError::refused(why) } else { EngineError::away(why) };
+        };
+        let code = by_server.code();
+        let hint = match *code {
+            SqlState::INSUFFICIENT_PRIVILEGE => {
+                "; the user needs the rights that the documentation of treelock::postgres lists"
+            }
+            SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+                "; give user and password in the URL, as in postgresql://user:password@host/database, or in PGUSER and PGPASSWORD"
+            }
+            _ => "",
+        };
+        let why = self.named(&format!("{}{hint}", by_server.message()));
+        let class = &code.code()[..2];
+        // Of the way to it; it begins, ends or is full; it is a standby; what was set up is gone, and is made by the next call.
+        let passes =
+            matches!(class, "08" | "53" | "57" | "40" | "55") || *code == SqlState::READ_ONLY_SQL_TRANSACTION;
+        if passes || lacks_setup(error) || is_stale(by_server.message()) {
+            EngineError::away(why)
+        } else {
+            EngineError::refused(why)
+        }
+    }
+
+    fn named(&self, what: &str) -> String {
+        format!("namespace {:?}: {what}", self.namespace)
+    }
+}
+
+async fn prepare(client: &Client) -> Result<(Statement, Statement), Error> {
+    Ok((client.prepare(EXCHANGE).await?, client.prepare(LISTEN).await?))
+}
+
+/// Whether the schema, a table or a function is missing.
+fn lacks_setup(error: &Error) -> bool {
+    let missing = [SqlState::UNDEFINED_FUNCTION, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_TABLE];
+    error.code().is_some_and(|code| missing.contains(code))
+}
+
+/// A table was made anew since the connection was.
+fn is_stale(message: &str) -> bool {
+    message.contains("cached plan must not change") || message.contains("could not open relation")
+}
+
+fn with_causes(error: &Error) -> String {
+    let mut said = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        said = format!("{said}: {next}");
+        cause = next.source();
+    }
+    said
+}

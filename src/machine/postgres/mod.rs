@@ -1,0 +1,319 @@
+//! PostgreSQL: [`PostgresTreeLock`]; and [`look`], for one that only wants to see.
+//!
+//! ```no_run
+//! use treelock::machine::Options;
+//! use treelock::postgres::PostgresTreeLock;
+//!
+//! let lock: PostgresTreeLock =
+//!     PostgresTreeLock::connect("postgresql://app:secret@127.0.0.1/app", "my-app:files", Options::new())?;
+//! let guard = lock.lock(&["templates"], &["site/2026"])?;
+//! println!("write with the fence {}", guard.fence());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is in the database
+//!
+//! A schema `treelock` with four tables and some functions. The first client that finds them missing makes them; if its user may not,
+//! have somebody run [`SETUP`] who may. A request is one call of a function, which locks the row of the namespace for as long as it
+//! takes to add an entry and to read what is new; and so is a release. The time is that of the server.
+//!
+//! The tables are `UNLOGGED`, and nothing waits for a disk: a lock that outlives a crash of its database is of no use, since a time to
+//! live is shorter. What a crash empties is empty as a whole, and so is a standby when it is promoted. All guards are lost then,
+//! the namespace is closed for one time to live, and fences go on rising by the clock of the server. A server that is restarted in
+//! order keeps all.
+//!
+//! # URLs
+//!
+//! What `psql` takes: `postgresql://user:password@host:5432/database?connect_timeout=5`, or `host=.. user=.. dbname=..`. Several hosts
+//! stand with commas between them, and with `target_session_attrs=read-write` the one is taken that is no standby. What
+//! the URL does not say is taken of `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD` and `PGDATABASE`. TLS is not there yet:
+//! `sslmode=require` is refused.
+//!
+//! A waiting client listens by `LISTEN` on a connection of its own. A pooler in transaction mode, such as PgBouncer, does not pass that
+//! on: give the server itself, or a pooler in session mode.
+//!
+//! # Rights
+//!
+//! Where [`SETUP`] was run by another user:
+//!
+//! ```sql
+//! GRANT USAGE ON SCHEMA treelock TO app;
+//! GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA treelock TO app;
+//! ```
+
+mod connection;
+
+use crate::core::path::TreePath;
+use crate::inspect::Snapshot;
+use crate::machine::engine::{
+    Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
+};
+use crate::machine::postgres::connection::Connections;
+use crate::machine::{EngineError, MachineTreeLock, Options, client};
+use std::ops::Deref;
+use std::time::{Duration, Instant};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, Error, Row};
+
+/// What makes the schema, for one who may: it can be run again at any time.
+pub const SETUP: &str = include_str!("setup.sql");
+
+/// A [`MachineTreeLock`] in a PostgreSQL database.
+#[derive(Debug)]
+pub struct PostgresTreeLock<P: ?Sized + TreePath = str>(MachineTreeLock<P>);
+
+impl<P: ?Sized + TreePath> PostgresTreeLock<P> {
+    /// Opens a namespace of a database, and begins it if nobody has.
+    ///
+    /// The [header of this module](self) tells of the URL. A namespace that is new is closed for one
+    /// [time to live](Options::time_to_live): requests wait, and tries fail. Nothing tells a new one from one whose data was lost,
+    /// whose holders may still believe in it.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Refused`], if the URL cannot be used or the server will not; [`EngineError::Away`], if it does not
+    /// answer; [`EngineError::OtherFormat`].
+    pub fn connect(url: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
+        let engine = Postgres::open(url, namespace)?;
+        MachineTreeLock::connect(Box::new(engine), options).map(PostgresTreeLock)
+    }
+}
+
+/// All that is held and awaited in a namespace, for one that does not open it; `None` if nobody has begun it, or its data is lost.
+///
+/// It waits for nobody, and changes nothing but that it makes the schema where that is missing. What a client had that is gone is shown
+/// until others are let in.
+///
+/// # Errors
+///
+/// As [`PostgresTreeLock::connect`]; and [`EngineError::Damaged`].
+pub fn look(url: &str, namespace: &str) -> Result<Option<Snapshot>, EngineError> {
+    client::look(&Postgres::open(url, namespace)?, &Options::new())
+}
+
+impl<P: ?Sized + TreePath> Deref for PostgresTreeLock<P> {
+    type Target = MachineTreeLock<P>;
+
+    fn deref(&self) -> &MachineTreeLock<P> {
+        &self.0
+    }
+}
+
+/// The adapter.
+struct Postgres {
+    connections: Connections,
+    namespace: String,
+}
+
+impl Postgres {
+    fn open(url: &str, namespace: &str) -> Result<Self, EngineError> {
+        if namespace.is_empty() {
+            return Err(EngineError::refused("the namespace has no name: give one that all its users know"));
+        }
+        if namespace.contains('\0') {
+            return Err(EngineError::refused("the namespace has a character that PostgreSQL does not take: U+0000"));
+        }
+        let config = config(url, |name| std::env::var(name).ok())
+            .map_err(|why| EngineError::refused(format!("the URL cannot be used: {why}")))?;
+        Ok(Postgres { connections: Connections::new(config, namespace), namespace: namespace.to_owned() })
+    }
+}
+
+/// What a URL says, and the environment of what it does not say.
+fn config(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Config, String> {
+    let mut config: Config = url.parse().map_err(|error: Error| match std::error::Error::source(&error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        config.host(variable("PGHOST").unwrap_or_else(|| "localhost".to_owned()));
+    }
+    if config.get_ports().is_empty() {
+        if let Some(port) = variable("PGPORT") {
+            config.port(port.parse().map_err(|_| format!("PGPORT is {port:?}, which is no port"))?);
+        }
+    }
+    if config.get_user().is_none() {
+        variable("PGUSER").map(|user| config.user(user));
+    }
+    if config.get_password().is_none() {
+        variable("PGPASSWORD").map(|password| config.password(password));
+    }
+    if config.get_dbname().is_none() {
+        variable("PGDATABASE").map(|database| config.dbname(database));
+    }
+    if config.get_application_name().is_none() {
+        config.application_name("treelock");
+    }
+    Ok(config)
+}
+
+impl Engine for Postgres {
+    fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
+        let fresh = call.fresh.to_text();
+        let (format, lives) = (FORMAT as i32, call.time_to_live.as_micros() as i64);
+        let nobody = SessionId::nobody(Identity([0; 2]));
+        let mut says = "goes on";
+        let (mut key, mut member, mut identity) = (nobody.key as i64, nobody.member as i64, String::new());
+        let mut of = |session: &SessionId| {
+            (key, member, identity) = (session.key as i64, session.member as i64, session.identity.to_text());
+        };
+        let (mut insist, mut short, mut renew, mut news) = (false, false, true, true);
+        let (mut from, mut said, mut snapped_at, mut snapped) = (None, None, None, None);
+        match &call.says {
+            Says::Joins { events, insists } => {
+                of(&SessionId { key: call.fresh.0[0], ..nobody });
+                (says, insist, said) = ("joins", *insists, Some(&events[..]));
+            }
+            Says::GoesOn { session, since, is_open, renews, wants_news, batch, snapshot } => {
+                of(session);
+                (from, said, renew) = (Some(since.0 as i64), batch.as_deref(), *renews);
+                short = *is_open && !renews && snapshot.is_none();
+                news = *wants_news;
+                if let Some((position, bytes)) = snapshot {
+                    (snapped_at, snapped) = (Some(position.0 as i64), Some(&bytes[..]));
+                }
+            }
+            Says::Leaves { session } => {
+                of(session);
+                says = "leaves";
+            }
+            Says::Breaks { identity } => {
+                of(&SessionId { identity: *identity, ..nobody });
+                says = "breaks";
+            }
+            Says::Looks { since } => {
+                (says, from, renew) = ("looks", Some(since.0 as i64), false);
+            }
+        }
+        let most = MOST_ENTRIES as i32 + 1;
+        let row = self.connections.run(deadline, async |link| {
+            let words: [&(dyn ToSql + Sync); 17] = [
+                &self.namespace,
+                &format,
+                &fresh,
+                &key,
+                &lives,
+                &says,
+                &insist,
+                &identity,
+                &member,
+                &from,
+                &short,
+                &renew,
+                &news,
+                &said,
+                &snapped_at,
+                &snapped,
+                &most,
+            ];
+            link.client.query_one(&link.exchange, &words).await
+        })?;
+        reply_of(&row, call)
+            .map_err(|why| EngineError::refused(format!("its answer is not that of the function: {why}")))
+    }
+
+    fn await_entry(&self, since: Position, deadline: Instant) -> Result<(), EngineError> {
+        let (since, namespace) = (since.0 as i64, &self.namespace);
+        // The server may be late.
+        self.connections.run(deadline + Duration::from_secs(1), async |link| {
+            if !link.listens {
+                let channel = link.client.query_one("SELECT treelock.channel_1($1)", &[namespace]).await?;
+                let channel: &str = channel.try_get(0)?;
+                link.client.batch_execute(&format!("LISTEN {channel}")).await?;
+                link.listens = true;
+            }
+            while link.told.try_recv().is_ok() {}
+            let during = deadline.saturating_duration_since(Instant::now()).as_micros() as i64;
+            let row = link.client.query_one(&link.listen, &[namespace, &since, &during]).await?;
+            if !row.try_get::<_, bool>(0)? {
+                let told = tokio::time::timeout_at(deadline.into(), link.told.recv()).await;
+                if told == Ok(None) {
+                    // The connection has ended, and says why.
+                    link.client.batch_execute("").await?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What the function answers. `Err` is what no function of ours does.
+fn reply_of(row: &Row, call: &Call) -> Result<Reply, String> {
+    let unreadable = |error: Error| error.to_string();
+    let answer: &str = row.try_get("answer").map_err(unreadable)?;
+    let micros = |micros: i64| Duration::from_micros(micros.max(0) as u64);
+    let told: Option<Vec<i64>> = row.try_get("told").map_err(unreadable)?;
+    let identity: Option<&str> = row.try_get("identity").map_err(unreadable)?;
+    Ok(match (answer, &call.says, told.as_deref()) {
+        ("lost", ..) => Reply::OrderLost,
+        ("none", ..) => Reply::NoOrder,
+        ("expired", ..) => Reply::Expired,
+        ("written", ..) => Reply::Written,
+        ("format", ..) => Reply::OtherFormat(identity.unwrap_or_default().to_owned()),
+        ("lives", _, Some(&[lives])) => Reply::OtherTimeToLive(micros(lives)),
+        ("entries", Says::GoesOn { session, since, .. }, _) => {
+            let entries = entries_of(row).map_err(unreadable)?;
+            let last = entries.last().map_or(*since, |last| last.position);
+            let head = if entries.len() <= MOST_ENTRIES { last } else { Position(last.0 + 1) };
+            Reply::News(News::only(*session, entries, head))
+        }
+        ("news", says, Some(&[member, key, snapped, head, kept, first_end, lives, closed])) => {
+            let identity = identity.and_then(Identity::of_text).ok_or("it names no order")?;
+            let snapshot: Option<Vec<u8>> = row.try_get("snapshot").map_err(unreadable)?;
+            Reply::News(News {
+                session: SessionId { identity, member: member as u64, key: key as u64 },
+                snapshot: snapshot.map(|snapshot| (Position(snapped as u64), snapshot)),
+                entries: entries_of(row).map_err(unreadable)?,
+                head: Position(head as u64),
+                kept: Some(kept as u64),
+                first_end: (first_end >= 0 && !matches!(says, Says::Looks { .. })).then(|| micros(first_end)),
+                time_to_live: Some(micros(lives)),
+                closed: Some(micros(closed)),
+            })
+        }
+        (other, ..) => return Err(format!("{other:?}, with {told:?}")),
+    })
+}
+
+fn entries_of(row: &Row) -> Result<Vec<Entry>, Error> {
+    let numbers = |name| row.try_get::<_, Option<Vec<i64>>>(name).map(Option::unwrap_or_default);
+    let (positions, members, keys) = (numbers("positions")?, numbers("members")?, numbers("keys")?);
+    let events = row.try_get::<_, Option<Vec<Vec<u8>>>>("events")?.unwrap_or_default();
+    let entries = positions.into_iter().zip(members).zip(keys).zip(events);
+    let entries = entries.map(|(((position, member), key), events)| Entry {
+        position: Position(position as u64),
+        member: member as u64,
+        key: key as u64,
+        events,
+    });
+    Ok(entries.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_postgres::config::Host;
+
+    #[test]
+    fn environment_says_what_the_url_does_not() {
+        let variable = |name: &str| Some(if name == "PGPORT" { "7".to_owned() } else { name.to_lowercase() });
+        let all = config("postgresql://", variable).unwrap();
+        assert_eq!(all.get_hosts(), [Host::Tcp("pghost".to_owned())]);
+        assert_eq!((all.get_ports(), all.get_user()), (&[7][..], Some("pguser")));
+        assert_eq!((all.get_password(), all.get_dbname()), (Some(&b"pgpassword"[..]), Some("pgdatabase")));
+        let none = config("postgresql://ada:secret@here:5/there", variable).unwrap();
+        assert_eq!(none.get_hosts(), [Host::Tcp("here".to_owned())]);
+        assert_eq!((none.get_ports(), none.get_user()), (&[5][..], Some("ada")));
+        assert_eq!((none.get_password(), none.get_dbname()), (Some(&b"secret"[..]), Some("there")));
+    }
+
+    #[test]
+    fn url_that_cannot_be_used_is_told() {
+        for (url, why) in [("redis://host", "redis"), ("postgresql://host:port/", "port"), ("", "PGPORT")] {
+            let variable = |name: &str| (name == "PGPORT").then(|| "seven".to_owned());
+            let told = config(url, variable).err().unwrap_or_else(|| panic!("{url} is taken"));
+            assert!(told.contains(why), "{url}: {told}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! A PostgreSQL server of a test's own: on a free port of the loopback, with a directory of its own, ended with the test.
+//!
+//! It refuses to run as root, so where the tests do, it runs as the user `nobody`.
+
+use crate::common::LIMIT;
+use crate::conformance::Place;
+use crate::server::free_port;
+use rustix::process::{Pid, Signal, kill_process};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use treelock::machine::{EngineError, Options};
+use treelock::postgres::PostgresTreeLock;
+use treelock::{Snapshot, TreePath};
+
+pub(crate) struct Database {
+    directory: TempDir,
+    pub(crate) port: u16,
+    child: Option<Child>,
+}
+
+/// Where the programs of the server are, if this machine has them.
+fn programs() -> Option<PathBuf> {
+    let debian = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|version| version.path().join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = debian.chain(std::env::split_paths(&path)).find(|folder| folder.join("initdb").exists());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have a server: apt-get install postgresql");
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| eprintln!("left out: the tests of PostgreSQL, which need its server (Debian: postgresql)"));
+    }
+    found
+}
+
+/// The user and group of `nobody`, for root.
+fn other_user() -> Option<(u32, u32)> {
+    rustix::process::getuid().is_root().then_some((65534, 65534))
+}
+
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if let Some((user, group)) = other_user() {
+        command.uid(user).gid(group);
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::null()).env_remove("PGDATA");
+    command
+}
+
+impl Database {
+    /// `None` where there is no program for it.
+    pub(crate) fn start() -> Option<Database> {
+        let programs = programs()?;
+        let directory = tempfile::tempdir().unwrap();
+        if let Some((user, group)) = other_user() {
+            std::os::unix::fs::chown(directory.path(), Some(user), Some(group)).unwrap();
+        }
+        let data = directory.path().join("data");
+        let mut init = command(&programs.join("initdb"));
+        init.arg("--pgdata").arg(&data).args(["--username=ada", "--auth=trust", "--no-sync", "--encoding=UTF8"]);
+        assert!(
+            init.args(["--no-locale", "--no-instructions"]).current_dir(directory.path()).status().unwrap().success()
+        );
+        let mut database = Database { directory, port: free_port(), child: None };
+        database.go_on();
+        Some(database)
+    }
+
+    /// Starts it again, on the same port and directory.
+    pub(crate) fn go_on(&mut self) {
+        let mut server = command(&programs().unwrap().join("postgres"));
+        server.arg("-D").arg(self.directory.path().join("data")).args([
+            "-p",
+            &self.port.to_string(),
+            "-h",
+            "127.0.0.1",
+            "-F",
+        ]);
+        server
+            .arg("-k")
+            .arg(self.directory.path())
+            .args(["-c", "max_connections=200"])
+            .current_dir(self.directory.path());
+        self.child = Some(server.spawn().unwrap());
+        let start = Instant::now();
+        while self.try_ask("SELECT 1").is_err() {
+            assert!(start.elapsed() < LIMIT, "the server does not begin to answer");
+            std::thread::yield_now();
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Ends it in order.
+    pub(crate) fn shut_down(&mut self) {
+        self.signal(Signal::INT);
+        self.child.take().unwrap().wait().unwrap();
+    }
+
+    /// Ends all its processes at once, as a crash does: to go on it must recover.
+    pub(crate) fn crash(&mut self) {
+        self.signal(Signal::QUIT);
+        self.child.take().unwrap().wait().unwrap();
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.url_of("ada")
+    }
+
+    pub(crate) fn url_of(&self, user: &str) -> String {
+        format!("postgresql://{user}@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Has statements run by the server.
+    pub(crate) fn ask(&self, statements: &str) {
+        self.try_ask(statements).unwrap_or_else(|error| panic!("{statements}: {error:?}"));
+    }
+
+    fn try_ask(&self, statements: &str) -> Result<(), tokio_postgres::Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await?;
+            let connection = tokio::spawn(connection);
+            client.batch_execute(statements).await?;
+            drop(client);
+            connection.await.unwrap()
+        })
+    }
+
+    pub(crate) fn open_with(&self, options: Options) -> PostgresTreeLock {
+        PostgresTreeLock::connect(&self.url(), "test", options).unwrap()
+    }
+
+    /// Begins the namespace, which is closed for the time to live of the first client; the next client says another one.
+    pub(crate) fn open_quickly(&self) {
+        drop(self.open_with(Options::new().time_to_live(Duration::from_millis(50))).write("a").unwrap());
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.signal(Signal::CONT);
+            self.crash();
+        }
+    }
+}
+
+impl Place for Database {
+    type Lock<P: ?Sized + TreePath + 'static> = PostgresTreeLock<P>;
+
+    fn begin() -> Option<Self> {
+        let database = Database::start()?;
+        database.open_quickly();
+        Some(database)
+    }
+
+    fn try_open_as<P: ?Sized + TreePath + 'static>(
+        &self,
+        options: Options,
+    ) -> Result<PostgresTreeLock<P>, EngineError> {
+        PostgresTreeLock::connect(&self.url(), "test", options)
+    }
+
+    fn look(&self) -> Option<Snapshot> {
+        treelock::postgres::look(&self.url(), "test").unwrap()
+    }
+}
