@@ -14,19 +14,20 @@
 
 pub(crate) use crate::talk::Agent;
 
-use super::server::Server;
+use super::conformance::Place;
 use super::storm;
 use crate::talk::{paths, say, serve};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use treelock::machine::{ArcMachineGuard, MachineLockError, MachineTreeLock, Options};
+use treelock::machine::{ArcMachineGuard, EngineError, MachineLockError, MachineTreeLock, Options};
 use treelock::redis::RedisTreeLock;
 
 const URL: &str = "TREELOCK_AGENT_URL";
@@ -35,9 +36,9 @@ const TIME_TO_LIVE: &str = "TREELOCK_AGENT_TIME_TO_LIVE";
 impl Agent {
     /// Starts one that has the lock open.
     #[track_caller]
-    pub(crate) fn new(server: &Server, time_to_live: Duration) -> Self {
+    pub(crate) fn new(place: &impl Place, time_to_live: Duration) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(URL, server.url()).env(TIME_TO_LIVE, time_to_live.as_millis().to_string());
+        command.env(URL, place.url()).env(TIME_TO_LIVE, time_to_live.as_millis().to_string());
         Agent::start(command).unwrap()
     }
 
@@ -106,12 +107,22 @@ pub(crate) fn run() {
     let Some(url) = std::env::var_os(URL) else { return };
     let time_to_live = std::env::var(TIME_TO_LIVE).unwrap().parse().unwrap();
     let options = Options::new().time_to_live(Duration::from_millis(time_to_live));
-    let lock = match RedisTreeLock::connect(url.to_str().unwrap(), "test", options) {
-        Ok(lock) => lock,
-        Err(error) => return say(&error.to_string()),
-    };
-    let mut guards = Guards::new();
-    serve(|line, lines| obey(line, &lock, &mut guards, lines));
+    let url = url.to_str().unwrap();
+    #[cfg(feature = "postgres")]
+    if url.starts_with("postgresql") {
+        return run_with(treelock::postgres::PostgresTreeLock::connect(url, "test", options));
+    }
+    run_with(RedisTreeLock::connect(url, "test", options));
+}
+
+fn run_with(opened: Result<impl Deref<Target = MachineTreeLock>, EngineError>) {
+    match opened {
+        Ok(lock) => {
+            let mut guards = Guards::new();
+            serve(|line, lines| obey(line, &lock, &mut guards, lines));
+        }
+        Err(error) => say(&error.to_string()),
+    }
 }
 
 fn obey(

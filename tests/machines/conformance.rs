@@ -1,6 +1,6 @@
 //! The contract, as a user of any engine sees it: one list of tests, run by every engine.
 //!
-//! An engine is one more [`Place`], and one more line of [`conforms`]. Clients of one process are as good as those of several
+//! An engine is one more [`Place`], and one more line of [`of_each_engine`]. Clients of one process are as good as those of several
 //! machines here: each has its own session, its own replica and its own threads. Their time to live is long ([`LONG`]), so that what
 //! works only because a session is renewed now and then, such as a lost wake-up, is seen as a wait that takes too long.
 
@@ -32,11 +32,18 @@ pub(crate) trait Place: Sized + Sync {
     /// One more client, whose paths are of this kind.
     fn try_open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Result<Self::Lock<P>, EngineError>;
 
+    /// What an agent opens.
+    fn url(&self) -> String;
+
     /// What one sees that has no client.
     fn look(&self) -> Option<Snapshot>;
 
     fn open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Self::Lock<P> {
         self.try_open_as(options).unwrap()
+    }
+
+    fn open_with(&self, options: Options) -> Self::Lock<str> {
+        self.open_as(options)
     }
 
     fn open(&self) -> Self::Lock<str> {
@@ -57,33 +64,37 @@ impl Place for Server {
         RedisTreeLock::connect(&self.url(), "test", options)
     }
 
+    fn url(&self) -> String {
+        Server::url(self)
+    }
+
     fn look(&self) -> Option<Snapshot> {
         treelock::redis::look(&self.url(), "test").unwrap()
     }
 }
 
-/// Makes a module of tests for each engine.
-macro_rules! conforms {
-    ($($(#[$where:meta])? $engine:ident: $place:ty,)* = $tests:tt) => {
-        $(conforms!(@ $(#[$where])? $engine, $place, $tests);)*
+/// Makes a module of tests for each engine. A new one is one more line here.
+macro_rules! of_each_engine {
+    ([$($test:ident,)*]) => {
+        of_each_engine!(@ redis, $crate::server::Server, [$($test,)*]);
+        #[cfg(feature = "postgres")]
+        of_each_engine!(@ postgres, $crate::database::Database, [$($test,)*]);
     };
-    (@ $(#[$where:meta])? $engine:ident, $place:ty, [$($test:ident,)*]) => {
-        $(#[$where])?
+    (@ $engine:ident, $place:ty, [$($test:ident,)*]) => {
         mod $engine {
             $(#[test]
             fn $test() {
-                let Some(place) = <$place as super::Place>::begin() else { return };
+                let Some(place) = <$place as $crate::conformance::Place>::begin() else { return };
                 super::$test(&place);
             })*
         }
     };
 }
 
-conforms! {
-    redis: super::Server,
-    #[cfg(feature = "postgres")]
-    postgres: crate::database::Database,
-    = [
+pub(crate) use of_each_engine;
+
+of_each_engine! {
+    [
         overlapping_sub_trees_exclude_clients_and_others_do_not,
         nested_read_goes_past_a_waiting_writer_of_another_client,
         upgrade_waits_for_readers_of_other_clients_and_passes_writers,

@@ -114,10 +114,6 @@ impl Database {
         self.child.take().unwrap().wait().unwrap();
     }
 
-    pub(crate) fn url(&self) -> String {
-        self.url_of("ada")
-    }
-
     pub(crate) fn url_of(&self, user: &str) -> String {
         format!("postgresql://{user}@127.0.0.1:{}/postgres", self.port)
     }
@@ -136,10 +132,6 @@ impl Database {
             drop(client);
             connection.await.unwrap()
         })
-    }
-
-    pub(crate) fn open_with(&self, options: Options) -> PostgresTreeLock {
-        PostgresTreeLock::connect(&self.url(), "test", options).unwrap()
     }
 
     /// Begins the namespace, which is closed for the time to live of the first client; the next client says another one.
@@ -171,6 +163,10 @@ impl Place for Database {
         options: Options,
     ) -> Result<PostgresTreeLock<P>, EngineError> {
         PostgresTreeLock::connect(&self.url(), "test", options)
+    }
+
+    fn url(&self) -> String {
+        self.url_of("ada")
     }
 
     fn look(&self) -> Option<Snapshot> {

@@ -1,7 +1,7 @@
 //! Processes that are killed or stopped (M1, M2, M3, M5), and what a lock costs that does nothing.
 
 use super::agent::{Agent, Store};
-use super::server::Server;
+use super::conformance::{Place, of_each_engine};
 use crate::common::{LIMIT, wait_until};
 use std::time::{Duration, Instant};
 use treelock::machine::{MachineLockError, Options};
@@ -12,14 +12,22 @@ fn options() -> Options {
     Options::new().time_to_live(SHORT)
 }
 
+of_each_engine! {
+    [
+        what_a_killed_process_held_is_free_when_its_session_ends,
+        waiter_that_was_killed_lets_those_behind_it_in,
+        holder_that_was_stopped_knows_that_it_has_lost_and_its_late_write_is_refused,
+        holder_that_was_stopped_for_a_short_time_still_holds,
+        clients_that_are_idle_or_wait_use_hardly_any_processor_time,
+    ]
+}
+
 /// M5. A session ends one time to live after its last renewal, which may be as old as a third of it.
-#[test]
-fn what_a_killed_process_held_is_free_when_its_session_ends() {
-    let Some(server) = Server::start() else { return };
+fn what_a_killed_process_held_is_free_when_its_session_ends(server: &impl Place) {
     let lock = server.open_with(options());
     let mut times = Vec::new();
     for _ in 0..5 {
-        let mut holder = Agent::new(&server, SHORT);
+        let mut holder = Agent::new(server, SHORT);
         let fence = holder.locks("lock 1 w:a/b r:c");
         assert!(matches!(lock.try_write("a"), Err(MachineLockError::WouldBlock)));
         let killed = holder.kill();
@@ -32,11 +40,9 @@ fn what_a_killed_process_held_is_free_when_its_session_ends() {
 }
 
 /// M5: nobody but the waiter's own client is there to see that the session is over.
-#[test]
-fn waiter_that_was_killed_lets_those_behind_it_in() {
-    let Some(server) = Server::start() else { return };
+fn waiter_that_was_killed_lets_those_behind_it_in(server: &impl Place) {
     let lock = server.open_with(options());
-    let (mut first, mut second) = (Agent::new(&server, SHORT), Agent::new(&server, SHORT));
+    let (mut first, mut second) = (Agent::new(server, SHORT), Agent::new(server, SHORT));
     let guard = lock.read("a").unwrap();
     first.waits("lock 1 w:a", &lock);
     second.waits("lock 1 r:a", &lock);
@@ -49,13 +55,11 @@ fn waiter_that_was_killed_lets_those_behind_it_in() {
 }
 
 /// M1, M2, M3: the old holder knows that it has lost, and a store that compares fences refuses what it writes too late.
-#[test]
-fn holder_that_was_stopped_knows_that_it_has_lost_and_its_late_write_is_refused() {
-    let Some(server) = Server::start() else { return };
+fn holder_that_was_stopped_knows_that_it_has_lost_and_its_late_write_is_refused(server: &impl Place) {
     let folder = tempfile::tempdir().unwrap();
     let (path, control) = (folder.path().join("store"), folder.path().join("control"));
     let lock = server.open_with(options());
-    let mut holder = Agent::new(&server, SHORT);
+    let mut holder = Agent::new(server, SHORT);
     let old = holder.locks("lock 1 w:a");
     holder.does(&format!("put 1 {} first", path.display()));
     // It looks at its guard, which is valid, and is stopped before it writes.
@@ -85,12 +89,10 @@ fn holder_that_was_stopped_knows_that_it_has_lost_and_its_late_write_is_refused(
 }
 
 /// M5: a process that was stopped for less than its session lives has lost nothing.
-#[test]
-fn holder_that_was_stopped_for_a_short_time_still_holds() {
-    let Some(server) = Server::start() else { return };
+fn holder_that_was_stopped_for_a_short_time_still_holds(server: &impl Place) {
     let long = Duration::from_secs(6);
     let lock = server.open_with(options().time_to_live(long));
-    let mut holder = Agent::new(&server, long);
+    let mut holder = Agent::new(server, long);
     holder.does("lock 1 w:a");
     holder.stop();
     let refused = lock.try_write_for("a", Duration::from_millis(700)).map(drop);
@@ -102,12 +104,10 @@ fn holder_that_was_stopped_for_a_short_time_still_holds() {
 }
 
 /// An idle client renews its session thrice in a time to live, and a waiter listens besides.
-#[test]
-fn clients_that_are_idle_or_wait_use_hardly_any_processor_time() {
-    let Some(server) = Server::start() else { return };
+fn clients_that_are_idle_or_wait_use_hardly_any_processor_time(server: &impl Place) {
     let lock = server.open_with(options());
     let (mut idle, mut holder, mut waiter) =
-        (Agent::new(&server, SHORT), Agent::new(&server, SHORT), Agent::new(&server, SHORT));
+        (Agent::new(server, SHORT), Agent::new(server, SHORT), Agent::new(server, SHORT));
     holder.does("lock 1 w:a");
     waiter.waits("for 3000 1 w:a", &lock);
     idle.does("lock 1 w:b");

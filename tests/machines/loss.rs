@@ -1,5 +1,6 @@
 //! What becomes of guards when the server loses data, is full, or holds something foreign (M1, M3, M6).
 
+use super::conformance::Place;
 use super::proxy::Proxy;
 use super::server::Server;
 use crate::common::{LIMIT, wait_until};
@@ -12,7 +13,7 @@ use treelock::redis::RedisTreeLock;
 
 const SHORT: Duration = Duration::from_secs(1);
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options::new().time_to_live(SHORT).patience(Duration::from_secs(5))
 }
 
@@ -21,7 +22,7 @@ fn key(name: &str) -> String {
 }
 
 /// A guard, and whether it was told that it is lost.
-fn watched(lock: &MachineTreeLock, path: &str) -> (ArcMachineGuard, Arc<AtomicBool>) {
+pub(crate) fn watched(lock: &MachineTreeLock, path: &str) -> (ArcMachineGuard, Arc<AtomicBool>) {
     let guard = lock.write_arc(path).unwrap();
     let told = Arc::new(AtomicBool::new(false));
     let tells = Arc::clone(&told);
@@ -31,8 +32,8 @@ fn watched(lock: &MachineTreeLock, path: &str) -> (ArcMachineGuard, Arc<AtomicBo
 
 /// Guards of two clients are lost, and others get in after one time to live, with higher fences.
 #[track_caller]
-fn all_is_lost_by(server: &mut Server, lose: impl FnOnce(&mut Server)) {
-    let (one, other) = (server.open_with(options()), server.open_with(options()));
+pub(crate) fn all_is_lost_by<S: Place>(server: &mut S, lose: impl FnOnce(&mut S)) {
+    let (one, other) = (Place::open_with(server, options()), Place::open_with(server, options()));
     let held = [watched(&one, "a"), watched(&other, "b")];
     let fence = held.iter().map(|(guard, _)| guard.fence()).max().unwrap();
     assert!(held.iter().all(|(guard, _)| guard.is_valid()));
@@ -62,10 +63,10 @@ fn all_is_lost_by(server: &mut Server, lose: impl FnOnce(&mut Server)) {
 }
 
 /// Opens the lock, again and again; one that meets something foreign is told, and the next one finds that it begins anew.
-fn open_at_last(server: &Server) -> RedisTreeLock {
+fn open_at_last<S: Place>(server: &S) -> S::Lock<str> {
     let start = Instant::now();
     loop {
-        match RedisTreeLock::connect(&server.url(), "test", options()) {
+        match server.try_open_as(options()) {
             Ok(lock) => return lock,
             Err(error) => eprintln!("told after {:?}: {error}", start.elapsed()),
         }

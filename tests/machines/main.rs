@@ -26,6 +26,8 @@ mod death;
 mod listening;
 mod loss;
 mod network;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod proxy;
 mod refusals;
 mod replicas;

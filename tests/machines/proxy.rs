@@ -64,6 +64,11 @@ impl Proxy {
         proxy
     }
 
+    #[cfg(feature = "postgres")]
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn open(&self, options: Options) -> RedisTreeLock {
         RedisTreeLock::connect(&format!("redis://127.0.0.1:{}/", self.port), "test", options).unwrap()
     }
