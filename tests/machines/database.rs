@@ -98,8 +98,19 @@ impl Database {
         Pid::from_child(self.child.as_ref().unwrap())
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// To the server and the processes that it has for its connections.
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        let pid = self.pid().as_raw_nonzero();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        self.signal(signal);
+        for child in children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().unwrap())) {
+            // It may have ended.
+            let _ = kill_process(child, signal);
+        }
     }
 
     /// Ends it in order.
@@ -143,7 +154,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         if self.child.is_some() {
-            self.signal(Signal::CONT);
+            self.signal_all(Signal::CONT);
             self.crash();
         }
     }

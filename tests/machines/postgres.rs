@@ -77,10 +77,10 @@ fn server_that_is_stopped_for_longer_than_a_lease_has_nobody_believe_in_it() {
     let Some(database) = Database::begin() else { return };
     let (lock, other) = (database.open_with(options()), database.open_with(options()));
     let (guard, told) = watched(&lock, "a");
-    database.signal(Signal::STOP);
+    database.signal_all(Signal::STOP);
     wait_until("it is told", || told.load(Ordering::SeqCst));
     assert!(!guard.is_valid());
-    database.signal(Signal::CONT);
+    database.signal_all(Signal::CONT);
     let next = other.try_write_for("a", LIMIT).unwrap();
     assert!(next.fence() > guard.fence());
 }

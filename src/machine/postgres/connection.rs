@@ -8,6 +8,7 @@ use crate::machine::EngineError;
 use crate::sync::Mutex;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -27,6 +28,8 @@ pub(super) struct Connections {
     config: Config,
     namespace: String,
     idle: Mutex<Vec<Connection>>,
+    /// A call has met that something is missing, which the next connection is to make.
+    lacks: AtomicBool,
 }
 
 /// A connection that is used by one call at a time.
@@ -46,7 +49,7 @@ pub(super) struct Link {
 
 impl Connections {
     pub(super) fn new(config: Config, namespace: &str) -> Self {
-        Connections { config, namespace: namespace.to_owned(), idle: Mutex::default() }
+        Connections { config, namespace: namespace.to_owned(), idle: Mutex::default(), lacks: AtomicBool::new(false) }
     }
 
     /// Runs something on a connection, which is used again if that works.
@@ -106,6 +109,9 @@ impl Connections {
                 }
             });
             client.batch_execute("SET default_transaction_isolation = 'read committed'").await?;
+            if self.lacks.swap(false, Ordering::Relaxed) {
+                client.batch_execute(super::SETUP).await?;
+            }
             let (exchange, listen) = match prepare(&client).await {
                 Err(error) if lacks_setup(&error) => {
                     client.batch_execute(super::SETUP).await?;
@@ -142,7 +148,9 @@ impl Connections {
         // Of the way to it; it begins, ends or is full; it is a standby; what was set up is gone, and is made by the next call.
         let passes =
             matches!(class, "08" | "53" | "57" | "40" | "55") || *code == SqlState::READ_ONLY_SQL_TRANSACTION;
-        if passes || lacks_setup(error) || is_stale(by_server.message()) {
+        let lacks = lacks_setup(error);
+        self.lacks.fetch_or(lacks, Ordering::Relaxed);
+        if passes || lacks || is_stale(by_server.message()) {
             EngineError::away(why)
         } else {
             EngineError::refused(why)
