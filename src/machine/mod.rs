@@ -43,6 +43,7 @@
 //! | `memory.rs` | an engine for tests, which loses what it is told to lose |
 //! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
 //! | `exhaustive.rs` | small cases of the same, searched as a whole |
+//! | `differential.rs` | real engines against the one for tests |
 //! | `redis/`, `postgres/` | Redis and Valkey; PostgreSQL |
 //!
 //! # Invariants
@@ -56,6 +57,8 @@
 //! Lock order: the client's mutex is never held while the engine is asked. The lease's list of callbacks comes last.
 
 mod client;
+#[cfg(test)]
+mod differential;
 mod engine;
 mod error;
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 use super::server::Server;
 use crate::common::wait_until;
+#[cfg(feature = "postgres")]
+use crate::database::Database;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Barrier;
@@ -13,6 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use treelock::machine::{EngineError, MachineLockError, MachineTreeLock, Options};
+#[cfg(feature = "postgres")]
+use treelock::postgres::PostgresTreeLock;
 use treelock::redis::RedisTreeLock;
 use treelock::{Snapshot, TreePath};
 
@@ -70,6 +74,33 @@ impl Place for Server {
 
     fn look(&self) -> Option<Snapshot> {
         treelock::redis::look(&self.url(), "test").unwrap()
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Place for Database {
+    type Lock<P: ?Sized + TreePath + 'static> = PostgresTreeLock<P>;
+
+    fn begin() -> Option<Self> {
+        let database = Database::start()?;
+        // It is closed for the time to live of the first client; the next client says another one.
+        drop(database.open_with(Options::new().time_to_live(Duration::from_millis(50))).write("a").unwrap());
+        Some(database)
+    }
+
+    fn try_open_as<P: ?Sized + TreePath + 'static>(
+        &self,
+        options: Options,
+    ) -> Result<PostgresTreeLock<P>, EngineError> {
+        PostgresTreeLock::connect(&self.url(), "test", options)
+    }
+
+    fn url(&self) -> String {
+        Database::url(self)
+    }
+
+    fn look(&self) -> Option<Snapshot> {
+        treelock::postgres::look(&self.url(), "test").unwrap()
     }
 }
 

@@ -13,7 +13,7 @@
 //! | `storm.rs` | five hundred processes killed at random moments |
 //! | `tls.rs` | whose certificates are trusted, and who must show one? |
 //! | `postgres.rs` | what becomes of guards when a database loses data, is restarted, stopped or refuses |
-//! | `agent.rs`, `proxy.rs`, `server.rs`, `database.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the servers |
+//! | `agent.rs`, `proxy.rs`, `server.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the server, as `common/database.rs` |
 
 mod agent;
 mod cluster;
@@ -21,6 +21,7 @@ mod cluster;
 mod common;
 mod conformance;
 #[cfg(feature = "postgres")]
+#[path = "../common/database.rs"]
 mod database;
 mod death;
 mod listening;

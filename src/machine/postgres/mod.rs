@@ -42,6 +42,12 @@
 //! ```
 
 mod connection;
+#[cfg(test)]
+#[allow(dead_code, reason = "the tests between machines need more of it")]
+#[path = "../../../tests/common/database.rs"]
+mod database;
+#[cfg(test)]
+mod differential;
 
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
@@ -121,6 +127,9 @@ impl Postgres {
 
 /// What a URL says, and the environment of what it does not say.
 fn config(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Config, String> {
+    if url.contains("://") && !["postgresql://", "postgres://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err(format!("{url:?} begins with neither postgresql:// nor postgres://"));
+    }
     let mut config: Config = url.parse().map_err(|error: Error| match std::error::Error::source(&error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
@@ -310,7 +319,7 @@ mod tests {
 
     #[test]
     fn url_that_cannot_be_used_is_told() {
-        for (url, why) in [("redis://host", "redis"), ("postgresql://host:port/", "port"), ("", "PGPORT")] {
+        for (url, why) in [("redis://host", "postgresql://"), ("postgresql://host:port/", "port"), ("", "PGPORT")] {
             let variable = |name: &str| (name == "PGPORT").then(|| "seven".to_owned());
             let told = config(url, variable).err().unwrap_or_else(|| panic!("{url} is taken"));
             assert!(told.contains(why), "{url}: {told}");

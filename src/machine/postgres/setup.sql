@@ -120,9 +120,9 @@ BEGIN
     IF is_short THEN
         IF batch IS NOT NULL THEN
             UPDATE treelock.namespaces SET head = greatest(head + 1, treelock.now_1()), kept = kept + 1
-                WHERE namespace = ns AND identity = its_identity AND format = its_format
+                WHERE namespace = ns AND identity <> '' AND format = its_format
                 RETURNING * INTO one;
-            IF one.namespace IS NOT NULL THEN
+            IF FOUND THEN
                 INSERT INTO treelock.entries VALUES (ns, one.head, its_member, its_key, batch);
                 IF one.listens > one.head THEN
                     PERFORM pg_notify(treelock.channel_1(ns), '');
@@ -137,7 +137,7 @@ BEGIN
             INTO positions, members, keys, events
             FROM (SELECT * FROM treelock.entries WHERE namespace = ns AND position >= since ORDER BY position LIMIT most)
                 AS entries;
-        IF positions[1] = since THEN
+        IF positions[1] = since AND (batch IS NULL OR one.namespace IS NOT NULL) THEN
             answer := 'entries';
             RETURN;
         END IF;

@@ -1,19 +1,14 @@
 //! A PostgreSQL server of a test's own: on a free port of the loopback, with a directory of its own, ended with the test.
 //!
-//! It refuses to run as root, so where the tests do, it runs as the user `nobody`.
+//! The unit tests and the benchmark have it too. It refuses to run as root, so where the tests do, it runs as the user `nobody`.
 
-use crate::common::LIMIT;
-use crate::conformance::Place;
-use crate::server::free_port;
 use rustix::process::{Pid, Signal, kill_process};
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use treelock::machine::{EngineError, Options};
-use treelock::postgres::PostgresTreeLock;
-use treelock::{Snapshot, TreePath};
 
 pub(crate) struct Database {
     directory: TempDir,
@@ -66,7 +61,11 @@ impl Database {
         assert!(
             init.args(["--no-locale", "--no-instructions"]).current_dir(directory.path()).status().unwrap().success()
         );
-        let mut database = Database { directory, port: free_port(), child: None };
+        let mut database = Database {
+            directory,
+            port: TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
+            child: None,
+        };
         database.go_on();
         Some(database)
     }
@@ -89,7 +88,7 @@ impl Database {
         self.child = Some(server.spawn().unwrap());
         let start = Instant::now();
         while self.try_ask("SELECT 1").is_err() {
-            assert!(start.elapsed() < LIMIT, "the server does not begin to answer");
+            assert!(start.elapsed() < Duration::from_secs(40), "the server does not begin to answer");
             std::thread::yield_now();
         }
     }
@@ -125,6 +124,10 @@ impl Database {
         self.child.take().unwrap().wait().unwrap();
     }
 
+    pub(crate) fn url(&self) -> String {
+        self.url_of("ada")
+    }
+
     pub(crate) fn url_of(&self, user: &str) -> String {
         format!("postgresql://{user}@127.0.0.1:{}/postgres", self.port)
     }
@@ -144,11 +147,6 @@ impl Database {
             connection.await.unwrap()
         })
     }
-
-    /// Begins the namespace, which is closed for the time to live of the first client; the next client says another one.
-    pub(crate) fn open_quickly(&self) {
-        drop(self.open_with(Options::new().time_to_live(Duration::from_millis(50))).write("a").unwrap());
-    }
 }
 
 impl Drop for Database {
@@ -157,30 +155,5 @@ impl Drop for Database {
             self.signal_all(Signal::CONT);
             self.crash();
         }
-    }
-}
-
-impl Place for Database {
-    type Lock<P: ?Sized + TreePath + 'static> = PostgresTreeLock<P>;
-
-    fn begin() -> Option<Self> {
-        let database = Database::start()?;
-        database.open_quickly();
-        Some(database)
-    }
-
-    fn try_open_as<P: ?Sized + TreePath + 'static>(
-        &self,
-        options: Options,
-    ) -> Result<PostgresTreeLock<P>, EngineError> {
-        PostgresTreeLock::connect(&self.url(), "test", options)
-    }
-
-    fn url(&self) -> String {
-        self.url_of("ada")
-    }
-
-    fn look(&self) -> Option<Snapshot> {
-        treelock::postgres::look(&self.url(), "test").unwrap()
     }
 }
