@@ -4,7 +4,7 @@
 #![cfg(not(all(doctest, feature = "model")))]
 
 //! A blocking read/write lock over **sub-trees**: for std threads, for the processes of a host, and for machines that share
-//! a Redis or Valkey server.
+//! a Redis or Valkey server or a PostgreSQL database.
 //!
 //! [`TreeLock::lock`] takes shared locks on some sub-trees and exclusive locks on others, all or nothing, in
 //! O(depth), without the tree ever being built.
@@ -44,7 +44,7 @@
 //! | the order of service, nesting, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
 //! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
-//! | the same between machines | the feature `redis`, [`RedisTreeLock`](https://docs.rs/treelock/latest/treelock/machine/redis/) |
+//! | the same between machines | the feature `redis`, [`RedisTreeLock`](https://docs.rs/treelock/latest/treelock/machine/redis/), or `postgres`, [`PostgresTreeLock`](https://docs.rs/treelock/latest/treelock/machine/postgres/) |
 //!
 //! # Features
 //!
@@ -52,6 +52,7 @@
 //! |---|---|
 //! | `process` | the lock between the processes of a host, on Linux |
 //! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
+//! | `postgres` | the same, over a PostgreSQL database |
 //! | `redis-tls` | the same over TLS; implies `redis` |
 //! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
