@@ -54,7 +54,7 @@
 //! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
 //! | `postgres` | the same, over a PostgreSQL database |
 //! | `redis-tls` | the same over TLS; implies `redis` |
-//! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too |
+//! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too, over Redis alone |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
 //! | `tracing` | events of `tracing`: a request that waited for a second or longer, a deadlock that is reported |
 //! | `loom`, `shuttle` | **For the tests of this crate only: no other crate may enable them.** |

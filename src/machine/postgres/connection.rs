@@ -21,8 +21,16 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 /// The statements of all calls.
 const EXCHANGE: &str =
-    "SELECT * FROM treelock.exchange_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+    "SELECT * FROM treelock.exchange_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+const LOCK: &str = "SELECT treelock.lock_1($1)";
+const WRITE: &str = "SELECT treelock.write_1($1, $2, $3, $4, $5, $6)";
+const READ: &str = "SELECT position, member, key, events FROM treelock.entries WHERE namespace = $1 AND position >= $2 ORDER BY position LIMIT $3";
 const LISTEN: &str = "SELECT treelock.listen_1($1, $2, $3)";
+
+/// As `setup.sql` needs it; and plans that are made once, and go by the index: the tables are short, and full of what was deleted a
+/// moment ago, so that no statistics tell what is best.
+const SETTINGS: &str = "SET default_transaction_isolation = 'read committed'; SET plan_cache_mode = force_generic_plan; \
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
 
 pub(super) struct Connections {
     config: Config,
@@ -40,11 +48,19 @@ pub(super) struct Connection {
 
 pub(super) struct Link {
     pub(super) client: Client,
-    pub(super) exchange: Statement,
-    pub(super) listen: Statement,
+    pub(super) statements: Statements,
+    /// The number of the advisory lock of the namespace.
+    pub(super) lock: i64,
     /// One for each notification.
     pub(super) told: UnboundedReceiver<()>,
     pub(super) listens: bool,
+}
+
+pub(super) struct Statements {
+    pub(super) exchange: Statement,
+    pub(super) write: Statement,
+    pub(super) read: Statement,
+    pub(super) listen: Statement,
 }
 
 impl Connections {
@@ -108,18 +124,19 @@ impl Connections {
                     }
                 }
             });
-            client.batch_execute("SET default_transaction_isolation = 'read committed'").await?;
+            client.batch_execute(SETTINGS).await?;
             if self.lacks.swap(false, Ordering::Relaxed) {
                 client.batch_execute(super::SETUP).await?;
             }
-            let (exchange, listen) = match prepare(&client).await {
+            let statements = match prepare(&client).await {
                 Err(error) if lacks_setup(&error) => {
                     client.batch_execute(super::SETUP).await?;
                     prepare(&client).await?
                 }
                 prepared => prepared?,
             };
-            Ok(Link { client, exchange, listen, told, listens: false })
+            let lock = client.query_one(LOCK, &[&self.namespace]).await?.try_get(0)?;
+            Ok(Link { client, statements, lock, told, listens: false })
         })?;
         Ok(Connection { runtime, link })
     }
@@ -162,8 +179,13 @@ impl Connections {
     }
 }
 
-async fn prepare(client: &Client) -> Result<(Statement, Statement), Error> {
-    Ok((client.prepare(EXCHANGE).await?, client.prepare(LISTEN).await?))
+async fn prepare(client: &Client) -> Result<Statements, Error> {
+    Ok(Statements {
+        exchange: client.prepare(EXCHANGE).await?,
+        write: client.prepare(WRITE).await?,
+        read: client.prepare(READ).await?,
+        listen: client.prepare(LISTEN).await?,
+    })
 }
 
 /// Whether the schema, a table or a function is missing.

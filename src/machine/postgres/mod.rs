@@ -14,8 +14,8 @@
 //! # What is in the database
 //!
 //! A schema `treelock` with four tables and some functions. The first client that finds them missing makes them; if its user may not,
-//! have somebody run [`SETUP`] who may. A request is one call of a function, which locks the row of the namespace for as long as it
-//! takes to add an entry and to read what is new; and so is a release. The time is that of the server.
+//! have somebody run [`SETUP`] who may. A request adds a row, under an advisory lock of the namespace that lasts no longer than that, and
+//! reads what is new, in one round trip. A release adds a row. The time is that of the server.
 //!
 //! The tables are `UNLOGGED`, and nothing waits for a disk: a lock that outlives a crash of its database is of no use, since a time to
 //! live is shorter. What a crash empties is empty as a whole, and so is a standby when it is promoted. All guards are lost then,
@@ -54,8 +54,9 @@ use crate::inspect::Snapshot;
 use crate::machine::engine::{
     Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
 };
-use crate::machine::postgres::connection::Connections;
+use crate::machine::postgres::connection::{Connections, Link};
 use crate::machine::{EngineError, MachineTreeLock, Options, client};
+use futures_util::future::try_join;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 use tokio_postgres::types::ToSql;
@@ -104,6 +105,9 @@ impl<P: ?Sized + TreePath> Deref for PostgresTreeLock<P> {
         &self.0
     }
 }
+
+/// The most entries that are read at once.
+const MOST: i64 = MOST_ENTRIES as i64 + 1;
 
 /// The adapter.
 struct Postgres {
@@ -157,69 +161,104 @@ fn config(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Config
     Ok(config)
 }
 
-impl Engine for Postgres {
-    fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
+impl Postgres {
+    /// The long way, which takes whatever a client says.
+    async fn long(&self, link: &Link, call: &Call) -> Result<Row, Error> {
         let fresh = call.fresh.to_text();
         let (format, lives) = (FORMAT as i32, call.time_to_live.as_micros() as i64);
         let nobody = SessionId::nobody(Identity([0; 2]));
-        let mut says = "goes on";
         let (mut key, mut member, mut identity) = (nobody.key as i64, nobody.member as i64, String::new());
         let mut of = |session: &SessionId| {
             (key, member, identity) = (session.key as i64, session.member as i64, session.identity.to_text());
         };
-        let (mut insist, mut short, mut renew, mut news) = (false, false, true, true);
+        let (mut insist, mut renew) = (false, true);
         let (mut from, mut said, mut snapped_at, mut snapped) = (None, None, None, None);
-        match &call.says {
+        let says = match &call.says {
             Says::Joins { events, insists } => {
                 of(&SessionId { key: call.fresh.0[0], ..nobody });
-                (says, insist, said) = ("joins", *insists, Some(&events[..]));
+                (insist, said) = (*insists, Some(&events[..]));
+                "joins"
             }
-            Says::GoesOn { session, since, is_open, renews, wants_news, batch, snapshot } => {
+            Says::GoesOn { session, since, renews, batch, snapshot, .. } => {
                 of(session);
                 (from, said, renew) = (Some(since.0 as i64), batch.as_deref(), *renews);
-                short = *is_open && !renews && snapshot.is_none();
-                news = *wants_news;
                 if let Some((position, bytes)) = snapshot {
                     (snapped_at, snapped) = (Some(position.0 as i64), Some(&bytes[..]));
                 }
+                "goes on"
             }
             Says::Leaves { session } => {
                 of(session);
-                says = "leaves";
+                "leaves"
             }
             Says::Breaks { identity } => {
                 of(&SessionId { identity: *identity, ..nobody });
-                says = "breaks";
+                "breaks"
             }
             Says::Looks { since } => {
-                (says, from, renew) = ("looks", Some(since.0 as i64), false);
+                (from, renew) = (Some(since.0 as i64), false);
+                "looks"
             }
+        };
+        let words: [&(dyn ToSql + Sync); 15] = [
+            &self.namespace,
+            &format,
+            &fresh,
+            &key,
+            &lives,
+            &says,
+            &insist,
+            &identity,
+            &member,
+            &from,
+            &renew,
+            &said,
+            &snapped_at,
+            &snapped,
+            &MOST,
+        ];
+        link.client.query_one(&link.statements.exchange, &words).await
+    }
+
+    /// The short way, for most calls (see the header of `engine.rs`): what is to be written and what is to be read travel together.
+    /// `None`: it must take the long way, where a batch is written again if it was written here.
+    async fn short(&self, link: &Link, call: &Says) -> Result<Option<Reply>, Error> {
+        let Says::GoesOn { session, since, is_open: true, renews: false, wants_news, batch, snapshot: None } = call
+        else {
+            return Ok(None);
+        };
+        let Link { client, statements, lock, .. } = link;
+        let write = async {
+            let Some(batch) = batch else { return Ok(true) };
+            let (format, member, key) = (FORMAT as i32, session.member as i64, session.key as i64);
+            let words: [&(dyn ToSql + Sync); 6] = [&self.namespace, lock, &format, &member, &key, batch];
+            client.query_one(&statements.write, &words).await?.try_get(0)
+        };
+        if !wants_news && batch.is_some() {
+            return Ok(write.await?.then_some(Reply::Written));
         }
-        let most = MOST_ENTRIES as i32 + 1;
-        let row = self.connections.run(deadline, async |link| {
-            let words: [&(dyn ToSql + Sync); 17] = [
-                &self.namespace,
-                &format,
-                &fresh,
-                &key,
-                &lives,
-                &says,
-                &insist,
-                &identity,
-                &member,
-                &from,
-                &short,
-                &renew,
-                &news,
-                &said,
-                &snapped_at,
-                &snapped,
-                &most,
-            ];
-            link.client.query_one(&link.exchange, &words).await
+        let from = since.0 as i64;
+        let words: [&(dyn ToSql + Sync); 3] = [&self.namespace, &from, &MOST];
+        // What is polled first is sent first, so what is read has what was written.
+        let (is_written, rows) = try_join(write, client.query(&statements.read, &words)).await?;
+        let entries = rows.iter().map(entry_of).collect::<Result<Vec<_>, _>>()?;
+        // With the one that is known: should that be missing, so may others.
+        if !is_written || entries.first().is_none_or(|first| first.position != *since) {
+            return Ok(None);
+        }
+        let last = entries.last().map_or(*since, |last| last.position);
+        let head = if entries.len() < MOST as usize { last } else { Position(last.0 + 1) };
+        Ok(Some(Reply::News(News::only(*session, entries, head))))
+    }
+}
+
+impl Engine for Postgres {
+    fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
+        let reply = self.connections.run(deadline, async |link| match self.short(link, &call.says).await? {
+            Some(reply) => Ok(Ok(reply)),
+            None => self.long(link, call).await.map(|row| reply_of(&row, call)),
         })?;
-        reply_of(&row, call)
-            .map_err(|why| EngineError::refused(format!("its answer is not that of the function: {why}")))
+        reply.map_err(|why| EngineError::refused(format!("its answer is not that of the function: {why}")))
     }
 
     fn await_entry(&self, since: Position, deadline: Instant) -> Result<(), EngineError> {
@@ -234,7 +273,7 @@ impl Engine for Postgres {
             }
             while link.told.try_recv().is_ok() {}
             let during = deadline.saturating_duration_since(Instant::now()).as_micros() as i64;
-            let row = link.client.query_one(&link.listen, &[namespace, &since, &during]).await?;
+            let row = link.client.query_one(&link.statements.listen, &[namespace, &since, &during]).await?;
             if !row.try_get::<_, bool>(0)? {
                 let told = tokio::time::timeout_at(deadline.into(), link.told.recv()).await;
                 if told == Ok(None) {
@@ -258,15 +297,8 @@ fn reply_of(row: &Row, call: &Call) -> Result<Reply, String> {
         ("lost", ..) => Reply::OrderLost,
         ("none", ..) => Reply::NoOrder,
         ("expired", ..) => Reply::Expired,
-        ("written", ..) => Reply::Written,
         ("format", ..) => Reply::OtherFormat(identity.unwrap_or_default().to_owned()),
         ("lives", _, Some(&[lives])) => Reply::OtherTimeToLive(micros(lives)),
-        ("entries", Says::GoesOn { session, since, .. }, _) => {
-            let entries = entries_of(row).map_err(unreadable)?;
-            let last = entries.last().map_or(*since, |last| last.position);
-            let head = if entries.len() <= MOST_ENTRIES { last } else { Position(last.0 + 1) };
-            Reply::News(News::only(*session, entries, head))
-        }
         ("news", says, Some(&[member, key, snapped, head, kept, first_end, lives, closed])) => {
             let identity = identity.and_then(Identity::of_text).ok_or("it names no order")?;
             let snapshot: Option<Vec<u8>> = row.try_get("snapshot").map_err(unreadable)?;
@@ -297,6 +329,12 @@ fn entries_of(row: &Row) -> Result<Vec<Entry>, Error> {
         events,
     });
     Ok(entries.collect())
+}
+
+fn entry_of(row: &Row) -> Result<Entry, Error> {
+    let number = |name| row.try_get::<_, i64>(name).map(|number| number as u64);
+    let position = Position(number("position")?);
+    Ok(Entry { position, member: number("member")?, key: number("key")?, events: row.try_get("events")? })
 }
 
 #[cfg(test)]

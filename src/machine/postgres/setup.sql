@@ -1,35 +1,36 @@
--- What a database needs for treelock: three tables, and two functions. `exchange_1` follows the eight rules of `machine/engine.rs`, one
+-- What a database needs for treelock: four tables, and some functions. `exchange_1` follows the eight rules of `machine/engine.rs`, one
 -- after the other, as `memory.rs` does.
 --
 -- The tables are UNLOGGED. A server that crashes empties them, and a standby that is promoted has them empty: so what is lost is lost as
 -- a whole, and rule 1 begins anew. A logged table whose commits are not flushed would lose its newest entries alone, and then two could
 -- be let in; and a flush for each request would cost a thousand times what the request does.
 --
--- The row of a namespace is locked for each call that writes: that is the order. A function that is VOLATILE, as these are, sees in each
--- statement what was committed before that statement began, if the transaction is READ COMMITTED. So what comes after the lock sees all.
+-- An advisory lock of the namespace is taken for each call that writes: that is the order. A function that is VOLATILE, as these are, sees
+-- in each statement what was committed before that statement began, if the transaction is READ COMMITTED. So what comes after the lock
+-- sees all. No row is changed by most calls, which only add one: an UPDATE of a row of the namespace would cost half as much again, and
+-- clients that wait for a lock of a row are slower to go on.
 SELECT pg_advisory_xact_lock(hashtextextended('treelock', 0));
 
 CREATE SCHEMA IF NOT EXISTS treelock;
 
--- An order has a name, or there is none. `head`: the position of the last entry; `kept`: how many there are; `snapped`: that of the
--- snapshot; `opens`: when it takes batches; `lives`: the time to live; `members`: how many have joined; `alive`: how many sessions there
--- are; `listens`: until when a client may wait for an entry.
+-- An order has a name, or there is none. `head`: the position of an entry, and there is no older one of it that a snapshot does not stand for;
+-- `snapped`: that of the snapshot; `opens`: when it takes batches; `lives`: the time to live; `members`: how many have joined; `alive`:
+-- how many sessions there are; `listens`: until when a client may wait for an entry.
 CREATE UNLOGGED TABLE IF NOT EXISTS treelock.namespaces (
-    namespace text PRIMARY KEY,
+    namespace text COLLATE "C" PRIMARY KEY,
     format int NOT NULL,
     identity text NOT NULL DEFAULT '',
     head bigint NOT NULL DEFAULT 0,
-    kept bigint NOT NULL DEFAULT 0,
     snapped bigint NOT NULL DEFAULT 0,
     opens bigint NOT NULL DEFAULT 0,
     lives bigint NOT NULL DEFAULT 0,
     members bigint NOT NULL DEFAULT 0,
     alive bigint NOT NULL DEFAULT 0,
     listens bigint NOT NULL DEFAULT 0
-) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+) WITH (fillfactor = 50);
 
 CREATE UNLOGGED TABLE IF NOT EXISTS treelock.entries (
-    namespace text,
+    namespace text COLLATE "C",
     position bigint,
     member bigint NOT NULL,
     key bigint NOT NULL,
@@ -38,7 +39,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS treelock.entries (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
 CREATE UNLOGGED TABLE IF NOT EXISTS treelock.sessions (
-    namespace text,
+    namespace text COLLATE "C",
     member bigint,
     key bigint,
     ends bigint NOT NULL,
@@ -46,7 +47,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS treelock.sessions (
 ) WITH (fillfactor = 50);
 
 CREATE UNLOGGED TABLE IF NOT EXISTS treelock.snapshots (
-    namespace text PRIMARY KEY,
+    namespace text COLLATE "C" PRIMARY KEY,
     position bigint NOT NULL,
     snapshot bytea NOT NULL
 );
@@ -55,6 +56,10 @@ CREATE UNLOGGED TABLE IF NOT EXISTS treelock.snapshots (
 CREATE OR REPLACE FUNCTION treelock.now_1() RETURNS bigint LANGUAGE sql VOLATILE
 AS $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
 
+-- The number of the advisory lock of a namespace.
+CREATE OR REPLACE FUNCTION treelock.lock_1(ns text) RETURNS bigint LANGUAGE sql IMMUTABLE
+AS $$ SELECT hashtextextended(ns, 7467) $$;
+
 -- Waits are told of new entries on this channel.
 CREATE OR REPLACE FUNCTION treelock.channel_1(ns text) RETURNS text LANGUAGE sql IMMUTABLE
 AS $$ SELECT 'treelock_' || md5(ns) $$;
@@ -62,15 +67,35 @@ AS $$ SELECT 'treelock_' || md5(ns) $$;
 -- Asks to be told of entries for so many microseconds; whether there is one already.
 CREATE OR REPLACE FUNCTION treelock.listen_1(ns text, since bigint, during bigint) RETURNS boolean LANGUAGE plpgsql
 AS $$
-DECLARE
-    newest bigint;
 BEGIN
-    UPDATE treelock.namespaces SET listens = greatest(listens, treelock.now_1() + during)
-        WHERE namespace = ns RETURNING head INTO newest;
-    RETURN newest IS DISTINCT FROM since;
+    PERFORM pg_advisory_xact_lock(treelock.lock_1(ns));
+    UPDATE treelock.namespaces SET listens = greatest(listens, treelock.now_1() + during) WHERE namespace = ns;
+    RETURN since IS DISTINCT FROM (SELECT max(position) FROM treelock.entries WHERE namespace = ns);
 END $$;
 
--- The exchange. `its_...` is what the client says, by names as in `engine.rs`; `one` is the row of the namespace.
+-- The short way: rule 5 alone. Whether the batch is written. Few expressions, since each is made ready in each transaction.
+CREATE OR REPLACE FUNCTION treelock.write_1(
+    ns text, lock bigint, its_format int, its_member bigint, its_key bigint, batch bytea
+)
+RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    is_awaited boolean;
+BEGIN
+    PERFORM pg_advisory_xact_lock(lock);
+    INSERT INTO treelock.entries
+        SELECT ns, greatest((SELECT max(position) + 1 FROM treelock.entries WHERE namespace = ns),
+            (extract(epoch FROM clock_timestamp()) * 1000000)::bigint), its_member, its_key, batch
+            FROM treelock.namespaces WHERE namespace = ns AND identity <> '' AND format = its_format
+        RETURNING (SELECT listens FROM treelock.namespaces WHERE namespace = ns) > position INTO is_awaited;
+    IF is_awaited THEN
+        PERFORM pg_notify(treelock.channel_1(ns), '');
+    END IF;
+    RETURN is_awaited IS NOT NULL;
+END $$;
+
+-- The exchange, for what does not go the short way. `its_...` is what the client says, by names as in `engine.rs`; `one` is the row of the namespace.
 CREATE OR REPLACE FUNCTION treelock.exchange_1(
     ns text,
     its_format int,
@@ -82,13 +107,11 @@ CREATE OR REPLACE FUNCTION treelock.exchange_1(
     its_identity text,
     its_member bigint,
     since bigint,
-    is_short boolean,
     renews boolean,
-    wants_news boolean,
     batch bytea,
     snapshot_at bigint,
     its_snapshot bytea,
-    most int,
+    most bigint,
     OUT answer text,
     OUT told bigint[],
     OUT identity text,
@@ -105,6 +128,7 @@ DECLARE
     one treelock.namespaces;
     at_time bigint;
     is_whole boolean;
+    newest bigint;
     goes_on boolean := says = 'goes on';
     looks boolean := says = 'looks';
     -- Where the entries begin that the client gets.
@@ -116,40 +140,10 @@ DECLARE
     dead record;
 BEGIN
     answer := 'news';
-    -- The short way: rules 5 and 8.
-    IF is_short THEN
-        IF batch IS NOT NULL THEN
-            UPDATE treelock.namespaces SET head = greatest(head + 1, treelock.now_1()), kept = kept + 1
-                WHERE namespace = ns AND identity <> '' AND format = its_format
-                RETURNING * INTO one;
-            IF FOUND THEN
-                INSERT INTO treelock.entries VALUES (ns, one.head, its_member, its_key, batch);
-                IF one.listens > one.head THEN
-                    PERFORM pg_notify(treelock.channel_1(ns), '');
-                END IF;
-                IF NOT wants_news THEN
-                    answer := 'written';
-                    RETURN;
-                END IF;
-            END IF;
-        END IF;
-        SELECT array_agg(position), array_agg(member), array_agg(key), array_agg(events)
-            INTO positions, members, keys, events
-            FROM (SELECT * FROM treelock.entries WHERE namespace = ns AND position >= since ORDER BY position LIMIT most)
-                AS entries;
-        IF positions[1] = since AND (batch IS NULL OR one.namespace IS NOT NULL) THEN
-            answer := 'entries';
-            RETURN;
-        END IF;
-        -- Its batch is written again below, if it was written here.
-    END IF;
-
-    LOOP
-        SELECT * INTO one FROM treelock.namespaces WHERE namespace = ns FOR UPDATE;
-        EXIT WHEN FOUND OR looks;
-        INSERT INTO treelock.namespaces (namespace, format) VALUES (ns, its_format) ON CONFLICT DO NOTHING;
-    END LOOP;
+    PERFORM pg_advisory_xact_lock(treelock.lock_1(ns));
     at_time := treelock.now_1();
+    SELECT * INTO one FROM treelock.namespaces WHERE namespace = ns;
+    SELECT max(position) INTO newest FROM treelock.entries WHERE namespace = ns;
     IF one.identity <> '' AND one.format <> its_format THEN
         answer := 'format';
         identity := one.format;
@@ -173,8 +167,7 @@ BEGIN
             answer := 'none';
             RETURN;
         END IF;
-        SELECT greatest(max(position), one.head) + 1 INTO one.head FROM treelock.entries WHERE namespace = ns;
-        one.head := greatest(one.head, at_time, CASE WHEN goes_on THEN since + 1 END);
+        one.head := greatest(newest + 1, one.head + 1, at_time, CASE WHEN goes_on THEN since + 1 END);
         DELETE FROM treelock.entries WHERE namespace = ns;
         DELETE FROM treelock.sessions WHERE namespace = ns;
         DELETE FROM treelock.snapshots WHERE namespace = ns;
@@ -183,15 +176,17 @@ BEGIN
         INSERT INTO treelock.snapshots VALUES (ns, one.head, '');
         one.format := its_format;
         one.identity := its_fresh;
-        one.kept := 1;
         one.snapped := one.head;
         one.lives := its_lives;
         one.opens := at_time + its_lives;
         one.members := 0;
         one.alive := 0;
-        UPDATE treelock.namespaces SET format = one.format, identity = one.identity, snapped = one.snapped,
-            lives = one.lives, opens = one.opens, members = 0, alive = 0, head = one.head, kept = one.kept
-            WHERE namespace = ns;
+        INSERT INTO treelock.namespaces (namespace, format, identity, head, snapped, opens, lives)
+            VALUES (ns, its_format, its_fresh, one.head, one.head, one.opens, its_lives)
+            ON CONFLICT (namespace) DO UPDATE SET format = its_format, identity = its_fresh, head = one.head,
+                snapped = one.head, opens = one.opens, lives = its_lives, members = 0, alive = 0;
+    ELSE
+        one.head := newest;
     END IF;
 
     -- 2.
@@ -206,7 +201,6 @@ BEGIN
         FOR dead IN SELECT * FROM treelock.sessions WHERE namespace = ns AND ends < at_time
             ORDER BY ends, (member::text || '.') COLLATE "C" LOOP
             one.head := greatest(one.head + 1, at_time);
-            one.kept := one.kept + 1;
             one.alive := one.alive - 1;
             INSERT INTO treelock.entries VALUES (ns, one.head, dead.member, dead.key, '');
             DELETE FROM treelock.sessions WHERE namespace = ns AND member = dead.member AND key = dead.key;
@@ -226,7 +220,6 @@ BEGIN
             one.members := one.members + 1;
             one.alive := one.alive + 1;
             one.head := greatest(one.head + 1, at_time);
-            one.kept := one.kept + 1;
             INSERT INTO treelock.entries VALUES (ns, one.head, own_member, own_key, batch);
             INSERT INTO treelock.sessions VALUES (ns, own_member, own_key, 0);
         END IF;
@@ -237,7 +230,6 @@ BEGIN
         ELSIF says = 'leaves' THEN
             answer := 'expired';
             one.head := greatest(one.head + 1, at_time);
-            one.kept := one.kept + 1;
             one.alive := one.alive - 1;
             INSERT INTO treelock.entries VALUES (ns, one.head, its_member, its_key, '');
             DELETE FROM treelock.sessions AS known
@@ -245,7 +237,6 @@ BEGIN
         -- 5.
         ELSIF batch IS NOT NULL AND at_time >= one.opens THEN
             one.head := greatest(one.head + 1, at_time);
-            one.kept := one.kept + 1;
             INSERT INTO treelock.entries VALUES (ns, one.head, its_member, its_key, batch);
         END IF;
     END IF;
@@ -260,14 +251,13 @@ BEGIN
         -- 7.
         IF snapshot_at > one.snapped AND snapshot_at <= one.head THEN
             UPDATE treelock.snapshots SET position = snapshot_at, snapshot = its_snapshot WHERE namespace = ns;
-            WITH gone AS (DELETE FROM treelock.entries WHERE namespace = ns AND position < snapshot_at RETURNING 1)
-                SELECT one.kept - count(*) INTO one.kept FROM gone;
+            DELETE FROM treelock.entries WHERE namespace = ns AND position < snapshot_at;
             one.snapped := snapshot_at;
         END IF;
     END IF;
 
     IF NOT looks THEN
-        UPDATE treelock.namespaces SET head = one.head, kept = one.kept, snapped = one.snapped, lives = one.lives,
+        UPDATE treelock.namespaces SET head = one.head, snapped = one.snapped, lives = one.lives,
             members = one.members, alive = one.alive
             WHERE namespace = ns;
         IF one.listens > at_time THEN
@@ -287,5 +277,6 @@ BEGIN
         INTO positions, members, keys, events
         FROM (SELECT * FROM treelock.entries WHERE namespace = ns AND position >= first_position ORDER BY position LIMIT most)
             AS entries;
-    told := ARRAY[own_member, own_key, one.snapped, one.head, one.kept, first_end, one.lives, greatest(one.opens - at_time, 0)];
+    told := ARRAY[own_member, own_key, one.snapped, one.head,
+        (SELECT count(*) FROM treelock.entries WHERE namespace = ns), first_end, one.lives, greatest(one.opens - at_time, 0)];
 END $$;
