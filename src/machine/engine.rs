@@ -105,6 +105,41 @@ pub(crate) enum Says {
     Looks { since: Position },
 }
 
+impl Says {
+    /// What rules 5 and 8 are enough for, or rule 5 alone; see the header.
+    pub(crate) fn short(&self) -> Option<Short<'_>> {
+        match self {
+            Says::GoesOn { session, since, is_open: true, renews: false, wants_news, batch, snapshot: None } => {
+                let (session, since, batch) = (*session, *since, batch.as_deref());
+                Some(Short { session, since, batch, wants_news: *wants_news || batch.is_none() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A call that may go the short way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Short<'a> {
+    pub(crate) session: SessionId,
+    pub(crate) since: Position,
+    pub(crate) batch: Option<&'a [u8]>,
+    /// Or else there is a batch.
+    pub(crate) wants_news: bool,
+}
+
+impl Short<'_> {
+    /// The news, if these are the first entries from [`since`](Short::since) on, one more than [`MOST_ENTRIES`] at most. `None`: the
+    /// one that is known is missing, and so may others be. The call must go the long way, where a batch is written again if it was
+    /// written here.
+    pub(crate) fn news(&self, entries: Vec<Entry>) -> Option<Reply> {
+        let last = entries.last().filter(|_| entries[0].position == self.since)?.position;
+        // There may be more.
+        let head = if entries.len() <= MOST_ENTRIES { last } else { Position(last.0 + 1) };
+        Some(Reply::News(News::only(self.session, entries, head)))
+    }
+}
+
 /// A session, in one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SessionId {
@@ -172,6 +207,14 @@ pub(crate) struct Entry {
     pub(crate) key: u64,
     /// None: the member has left, or its time has passed.
     pub(crate) events: Vec<u8>,
+}
+
+/// Refuses a namespace without a name.
+pub(crate) fn check_name(namespace: &str) -> Result<(), EngineError> {
+    match namespace {
+        "" => Err(EngineError::refused("the namespace has no name: give one that all its users know")),
+        _ => Ok(()),
+    }
 }
 
 /// An adapter to a service that people run.

@@ -4,7 +4,7 @@
 //! It has no clock: the test says what time it is. A clone of it is what a lagging copy of a server has; to put the clone in
 //! its place is what the promotion of that copy does.
 
-use super::engine::{Call, Entry, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId};
+use super::engine::{Call, Entry, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId, Short};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
@@ -96,16 +96,8 @@ impl Memory {
 
     /// The exchange, at a time in microseconds.
     pub(crate) fn exchange(&mut self, now: u64, call: &Call) -> Reply {
-        if let Says::GoesOn { session, since, is_open: true, renews: false, wants_news, batch, snapshot: None } =
-            &call.says
-        {
-            if let (false, Some(batch), Some(_)) = (wants_news, batch, &self.log) {
-                self.append(now, author(session), batch.clone());
-                return Reply::Written;
-            }
-            if let Some(news) = self.short(now, *session, *since, batch.as_deref()) {
-                return Reply::News(news);
-            }
+        if let Some(reply) = call.says.short().and_then(|call| self.short(now, call)) {
+            return reply;
         }
         let lives = call.time_to_live.as_micros() as u64;
         if matches!(call.says, Says::Looks { .. })
@@ -141,14 +133,14 @@ impl Memory {
     }
 
     /// The short way, which looks at little; `None` if that tells it to take the long way.
-    fn short(&mut self, now: u64, session: SessionId, since: Position, batch: Option<&[u8]>) -> Option<News> {
-        if let Some(batch) = batch.filter(|_| self.log.is_some()) {
-            self.append(now, author(&session), batch.to_vec());
+    fn short(&mut self, now: u64, call: Short<'_>) -> Option<Reply> {
+        if let Some(batch) = call.batch.filter(|_| self.log.is_some()) {
+            self.append(now, author(&call.session), batch.to_vec());
+            if !call.wants_news {
+                return Some(Reply::Written);
+            }
         }
-        let entries = self.entries_from(since);
-        let last = entries.last().filter(|_| entries[0].position == since)?.position;
-        let head = if entries.len() <= MOST_ENTRIES { last } else { Position(last.0 + 1) };
-        Some(News::only(session, entries, head))
+        call.news(self.entries_from(call.since))
     }
 
     fn is_whole(&self, meta: &Meta, says: &Says) -> bool {

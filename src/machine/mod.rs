@@ -39,6 +39,7 @@
 //! | `session.rs` | pure: what a client says, and what it makes of the answers |
 //! | `client.rs` | the threads of a client: who sends, who waits, who renews |
 //! | `lease.rs` | until when what is held is held |
+//! | `pool.rs` | connections that are used again |
 //! | `error.rs` | what a request, and an engine, can fail with |
 //! | `memory.rs` | an engine for tests, which loses what it is told to lose |
 //! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
@@ -67,6 +68,7 @@ mod guard;
 mod lease;
 #[cfg(test)]
 mod memory;
+mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]

@@ -1,13 +1,11 @@
 //! How a database is reached: connections that are used again, and what becomes of an error.
 //!
 //! A connection has a runtime of one thread, the one that calls. A call that does not end by its deadline is given up with its
-//! connection, so it is not known whether the database has acted. After an error all idle connections go: they may lead to a server
-//! that was replaced meanwhile.
+//! connection, so it is not known whether the database has acted.
 
 use crate::machine::EngineError;
-use crate::sync::Mutex;
+use crate::machine::pool::Pool;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
@@ -22,8 +20,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// The statements of all calls.
 const EXCHANGE: &str =
     "SELECT * FROM treelock.exchange_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
-const LOCK: &str = "SELECT treelock.lock_1($1)";
-const WRITE: &str = "SELECT treelock.write_1($1, $2, $3, $4, $5, $6)";
+const WRITE: &str = "SELECT treelock.write_1($1, $2, $3, $4, $5)";
 const READ: &str = "SELECT position, member, key, events FROM treelock.entries WHERE namespace = $1 AND position >= $2 ORDER BY position LIMIT $3";
 const LISTEN: &str = "SELECT treelock.listen_1($1, $2, $3)";
 
@@ -32,10 +29,11 @@ const LISTEN: &str = "SELECT treelock.listen_1($1, $2, $3)";
 const SETTINGS: &str = "SET default_transaction_isolation = 'read committed'; SET plan_cache_mode = force_generic_plan; \
     SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
 
+/// The ways to the server that has a namespace.
 pub(super) struct Connections {
     config: Config,
     namespace: String,
-    idle: Mutex<Vec<Connection>>,
+    connections: Pool<Connection>,
     /// A call has met that something is missing, which the next connection is to make.
     lacks: AtomicBool,
 }
@@ -49,8 +47,6 @@ pub(super) struct Connection {
 pub(super) struct Link {
     pub(super) client: Client,
     pub(super) statements: Statements,
-    /// The number of the advisory lock of the namespace.
-    pub(super) lock: i64,
     /// One for each notification.
     pub(super) told: UnboundedReceiver<()>,
     pub(super) listens: bool,
@@ -65,7 +61,12 @@ pub(super) struct Statements {
 
 impl Connections {
     pub(super) fn new(config: Config, namespace: &str) -> Self {
-        Connections { config, namespace: namespace.to_owned(), idle: Mutex::default(), lacks: AtomicBool::new(false) }
+        Connections {
+            config,
+            namespace: namespace.to_owned(),
+            connections: Pool::default(),
+            lacks: AtomicBool::new(false),
+        }
     }
 
     /// Runs something on a connection, which is used again if that works.
@@ -75,23 +76,8 @@ impl Connections {
         run: impl AsyncFnOnce(&mut Link) -> Result<R, Error>,
     ) -> Result<R, EngineError> {
         let deadline = deadline.max(Instant::now() + SHORTEST);
-        let idle = self.idle.lock().pop();
-        let ran = idle.map_or_else(|| self.connect(deadline), Ok).and_then(|mut connection| {
-            let Connection { runtime, link } = &mut connection;
-            let done = self.by(runtime, deadline, run(link))?;
-            Ok((connection, done))
-        });
-        let mut idle = self.idle.lock();
-        match ran {
-            Ok((connection, done)) => {
-                idle.push(connection);
-                Ok(done)
-            }
-            Err(error) => {
-                idle.clear();
-                Err(error)
-            }
-        }
+        self.connections
+            .run(|| self.connect(deadline), |Connection { runtime, link }| self.by(runtime, deadline, run(link)))
     }
 
     /// Has the future done by the deadline, or given up.
@@ -101,7 +87,7 @@ impl Connections {
         deadline: Instant,
         future: impl Future<Output = Result<R, Error>>,
     ) -> Result<R, EngineError> {
-        match runtime.block_on(async { timeout_at(deadline.into(), pin!(future)).await }) {
+        match runtime.block_on(async { timeout_at(deadline.into(), future).await }) {
             Ok(done) => done.map_err(|error| self.told(&error)),
             Err(_) => Err(EngineError::away(self.named("no answer in time"))),
         }
@@ -125,18 +111,15 @@ impl Connections {
                 }
             });
             client.batch_execute(SETTINGS).await?;
-            if self.lacks.swap(false, Ordering::Relaxed) {
+            let prepared = prepare(&client).await;
+            let lacks = self.lacks.swap(false, Ordering::Relaxed) || prepared.as_ref().is_err_and(lacks_setup);
+            let statements = if lacks {
                 client.batch_execute(super::SETUP).await?;
-            }
-            let statements = match prepare(&client).await {
-                Err(error) if lacks_setup(&error) => {
-                    client.batch_execute(super::SETUP).await?;
-                    prepare(&client).await?
-                }
-                prepared => prepared?,
+                prepare(&client).await?
+            } else {
+                prepared?
             };
-            let lock = client.query_one(LOCK, &[&self.namespace]).await?.try_get(0)?;
-            Ok(Link { client, statements, lock, told, listens: false })
+            Ok(Link { client, statements, told, listens: false })
         })?;
         Ok(Connection { runtime, link })
     }

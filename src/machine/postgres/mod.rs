@@ -52,10 +52,10 @@ mod differential;
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
 use crate::machine::engine::{
-    Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
+    Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId, Short,
 };
 use crate::machine::postgres::connection::{Connections, Link};
-use crate::machine::{EngineError, MachineTreeLock, Options, client};
+use crate::machine::{EngineError, MachineTreeLock, Options, client, engine};
 use futures_util::future::try_join;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
@@ -117,9 +117,7 @@ struct Postgres {
 
 impl Postgres {
     fn open(url: &str, namespace: &str) -> Result<Self, EngineError> {
-        if namespace.is_empty() {
-            return Err(EngineError::refused("the namespace has no name: give one that all its users know"));
-        }
+        engine::check_name(namespace)?;
         if namespace.contains('\0') {
             return Err(EngineError::refused("the namespace has a character that PostgreSQL does not take: U+0000"));
         }
@@ -221,42 +219,36 @@ impl Postgres {
     }
 
     /// The short way, for most calls (see the header of `engine.rs`): what is to be written and what is to be read travel together.
-    /// `None`: it must take the long way, where a batch is written again if it was written here.
-    async fn short(&self, link: &Link, call: &Says) -> Result<Option<Reply>, Error> {
-        let Says::GoesOn { session, since, is_open: true, renews: false, wants_news, batch, snapshot: None } = call
-        else {
-            return Ok(None);
-        };
-        let Link { client, statements, lock, .. } = link;
+    /// `None`: it must take the long way.
+    async fn short(&self, link: &Link, call: Short<'_>) -> Result<Option<Reply>, Error> {
+        let Link { client, statements, .. } = link;
         let write = async {
-            let Some(batch) = batch else { return Ok(true) };
-            let (format, member, key) = (FORMAT as i32, session.member as i64, session.key as i64);
-            let words: [&(dyn ToSql + Sync); 6] = [&self.namespace, lock, &format, &member, &key, batch];
+            let Some(batch) = call.batch else { return Ok(true) };
+            let (format, member, key) = (FORMAT as i32, call.session.member as i64, call.session.key as i64);
+            let words: [&(dyn ToSql + Sync); 5] = [&self.namespace, &format, &member, &key, &batch];
             client.query_one(&statements.write, &words).await?.try_get(0)
         };
-        if !wants_news && batch.is_some() {
+        if !call.wants_news {
             return Ok(write.await?.then_some(Reply::Written));
         }
-        let from = since.0 as i64;
-        let words: [&(dyn ToSql + Sync); 3] = [&self.namespace, &from, &MOST];
+        let since = call.since.0 as i64;
+        let words: [&(dyn ToSql + Sync); 3] = [&self.namespace, &since, &MOST];
         // What is polled first is sent first, so what is read has what was written.
         let (is_written, rows) = try_join(write, client.query(&statements.read, &words)).await?;
         let entries = rows.iter().map(entry_of).collect::<Result<Vec<_>, _>>()?;
-        // With the one that is known: should that be missing, so may others.
-        if !is_written || entries.first().is_none_or(|first| first.position != *since) {
-            return Ok(None);
-        }
-        let last = entries.last().map_or(*since, |last| last.position);
-        let head = if entries.len() < MOST as usize { last } else { Position(last.0 + 1) };
-        Ok(Some(Reply::News(News::only(*session, entries, head))))
+        Ok(call.news(entries).filter(|_| is_written))
     }
 }
 
 impl Engine for Postgres {
     fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
-        let reply = self.connections.run(deadline, async |link| match self.short(link, &call.says).await? {
-            Some(reply) => Ok(Ok(reply)),
-            None => self.long(link, call).await.map(|row| reply_of(&row, call)),
+        let reply = self.connections.run(deadline, async |link| {
+            if let Some(short) = call.says.short() {
+                if let Some(reply) = self.short(link, short).await? {
+                    return Ok(Ok(reply));
+                }
+            }
+            self.long(link, call).await.map(|row| reply_of(&row))
         })?;
         reply.map_err(|why| EngineError::refused(format!("its answer is not that of the function: {why}")))
     }
@@ -287,19 +279,19 @@ impl Engine for Postgres {
 }
 
 /// What the function answers. `Err` is what no function of ours does.
-fn reply_of(row: &Row, call: &Call) -> Result<Reply, String> {
+fn reply_of(row: &Row) -> Result<Reply, String> {
     let unreadable = |error: Error| error.to_string();
     let answer: &str = row.try_get("answer").map_err(unreadable)?;
     let micros = |micros: i64| Duration::from_micros(micros.max(0) as u64);
     let told: Option<Vec<i64>> = row.try_get("told").map_err(unreadable)?;
     let identity: Option<&str> = row.try_get("identity").map_err(unreadable)?;
-    Ok(match (answer, &call.says, told.as_deref()) {
+    Ok(match (answer, told.as_deref()) {
         ("lost", ..) => Reply::OrderLost,
         ("none", ..) => Reply::NoOrder,
         ("expired", ..) => Reply::Expired,
         ("format", ..) => Reply::OtherFormat(identity.unwrap_or_default().to_owned()),
-        ("lives", _, Some(&[lives])) => Reply::OtherTimeToLive(micros(lives)),
-        ("news", says, Some(&[member, key, snapped, head, kept, first_end, lives, closed])) => {
+        ("lives", Some(&[lives])) => Reply::OtherTimeToLive(micros(lives)),
+        ("news", Some(&[member, key, snapped, head, kept, first_end, lives, closed])) => {
             let identity = identity.and_then(Identity::of_text).ok_or("it names no order")?;
             let snapshot: Option<Vec<u8>> = row.try_get("snapshot").map_err(unreadable)?;
             Reply::News(News {
@@ -308,7 +300,7 @@ fn reply_of(row: &Row, call: &Call) -> Result<Reply, String> {
                 entries: entries_of(row).map_err(unreadable)?,
                 head: Position(head as u64),
                 kept: Some(kept as u64),
-                first_end: (first_end >= 0 && !matches!(says, Says::Looks { .. })).then(|| micros(first_end)),
+                first_end: (first_end >= 0).then(|| micros(first_end)),
                 time_to_live: Some(micros(lives)),
                 closed: Some(micros(closed)),
             })

@@ -3,19 +3,19 @@
 --
 -- The tables are UNLOGGED. A server that crashes empties them, and a standby that is promoted has them empty: so what is lost is lost as
 -- a whole, and rule 1 begins anew. A logged table whose commits are not flushed would lose its newest entries alone, and then two could
--- be let in; and a flush for each request would cost a thousand times what the request does.
+-- be let in; and a flush for each request would take longer than all the rest.
 --
 -- An advisory lock of the namespace is taken for each call that writes: that is the order. A function that is VOLATILE, as these are, sees
 -- in each statement what was committed before that statement began, if the transaction is READ COMMITTED. So what comes after the lock
--- sees all. No row is changed by most calls, which only add one: an UPDATE of a row of the namespace would cost half as much again, and
--- clients that wait for a lock of a row are slower to go on.
+-- sees all. Most calls only add a row: to keep the place of the last entry in the row of the namespace is no faster, and leaves a dead
+-- row each time.
 SELECT pg_advisory_xact_lock(hashtextextended('treelock', 0));
 
 CREATE SCHEMA IF NOT EXISTS treelock;
 
--- An order has a name, or there is none. `head`: the position of an entry, and there is no older one of it that a snapshot does not stand for;
--- `snapped`: that of the snapshot; `opens`: when it takes batches; `lives`: the time to live; `members`: how many have joined; `alive`:
--- how many sessions there are; `listens`: until when a client may wait for an entry.
+-- An order has a name, or there is none. `head`: the position of what was the last entry after the last `exchange_1`; `snapped`: that of
+-- the snapshot; `opens`: when it takes batches; `lives`: the time to live; `members`: how many have joined; `alive`: how many
+-- sessions there are; `listens`: until when a client may wait for an entry.
 CREATE UNLOGGED TABLE IF NOT EXISTS treelock.namespaces (
     namespace text COLLATE "C" PRIMARY KEY,
     format int NOT NULL,
@@ -75,7 +75,7 @@ END $$;
 
 -- The short way: rule 5 alone. Whether the batch is written. Few expressions, since each is made ready in each transaction.
 CREATE OR REPLACE FUNCTION treelock.write_1(
-    ns text, lock bigint, its_format int, its_member bigint, its_key bigint, batch bytea
+    ns text, its_format int, its_member bigint, its_key bigint, batch bytea
 )
 RETURNS boolean
 LANGUAGE plpgsql
@@ -83,10 +83,10 @@ AS $$
 DECLARE
     is_awaited boolean;
 BEGIN
-    PERFORM pg_advisory_xact_lock(lock);
+    PERFORM pg_advisory_xact_lock(treelock.lock_1(ns));
     INSERT INTO treelock.entries
         SELECT ns, greatest((SELECT max(position) + 1 FROM treelock.entries WHERE namespace = ns),
-            (extract(epoch FROM clock_timestamp()) * 1000000)::bigint), its_member, its_key, batch
+            treelock.now_1()), its_member, its_key, batch
             FROM treelock.namespaces WHERE namespace = ns AND identity <> '' AND format = its_format
         RETURNING (SELECT listens FROM treelock.namespaces WHERE namespace = ns) > position INTO is_awaited;
     IF is_awaited THEN
@@ -174,7 +174,6 @@ BEGIN
         -- The first entry is nobody's.
         INSERT INTO treelock.entries VALUES (ns, one.head, -1, 0, '');
         INSERT INTO treelock.snapshots VALUES (ns, one.head, '');
-        one.format := its_format;
         one.identity := its_fresh;
         one.snapped := one.head;
         one.lives := its_lives;

@@ -1,12 +1,9 @@
 //! How a server is reached: connections that are used again, and those who tell where the server is.
 //!
-//! A call takes a [`Link`] that nobody uses, or a new one, and gives it back if all went well. After an error all links go that
-//! are as old as the one that failed, and the next call asks anew which server is the right one. Otherwise a client might speak to an
-//! old master and to a new one in turns, and each would be a copy of the other that has lost something.
-//!
 //! Everything that a call needs is done by its deadline: of several hosts each is given a share of the time.
 
 use crate::machine::EngineError;
+use crate::machine::pool::Pool;
 use crate::machine::redis::error::{Verdict, redirection};
 use crate::machine::redis::url::{Acknowledged, Kind, Location};
 use crate::machine::redis::{array, number, text};
@@ -27,15 +24,7 @@ pub(super) struct Connections {
     key: String,
     /// Those who tell where the server is: sentinels, or nodes of the cluster. Whoever does not answer goes to the end.
     guides: Mutex<Vec<ConnectionInfo>>,
-    idle: Mutex<Idle>,
-}
-
-/// Links that nobody uses: one for calls, one that listens, and rarely more.
-#[derive(Default)]
-struct Idle {
-    links: Vec<Link>,
-    /// So many times all links have been given up.
-    generation: u64,
+    links: Pool<Link>,
 }
 
 /// A connection that is used by one call at a time.
@@ -63,7 +52,7 @@ impl Connections {
             location,
             namespace: namespace.to_owned(),
             key: key.to_owned(),
-            idle: Mutex::default(),
+            links: Pool::default(),
         }
     }
 
@@ -74,33 +63,14 @@ impl Connections {
         access: Access,
         run: impl FnOnce(&mut Link) -> RedisResult<R>,
     ) -> Result<R, EngineError> {
-        let (link, generation) = {
-            let mut idle = self.idle.lock();
-            (idle.links.pop(), idle.generation)
-        };
-        let ran = link.map_or_else(|| self.connect(deadline), Ok).and_then(|mut link| {
-            link.deadline = deadline;
-            link.acknowledged = self.location.acknowledged.filter(|_| access == Access::Writes);
-            let done = run(&mut link).map_err(|error| self.told(&link.at, &error))?;
-            Ok((link, done))
-        });
-        let mut idle = self.idle.lock();
-        let is_of_now = idle.generation == generation;
-        match ran {
-            Ok((link, done)) => {
-                if is_of_now {
-                    idle.links.push(link);
-                }
-                Ok(done)
-            }
-            Err(error) => {
-                if is_of_now {
-                    idle.links.clear();
-                    idle.generation += 1;
-                }
-                Err(error)
-            }
-        }
+        self.links.run(
+            || self.connect(deadline),
+            |link| {
+                link.deadline = deadline;
+                link.acknowledged = self.location.acknowledged.filter(|_| access == Access::Writes);
+                run(link).map_err(|error| self.told(&link.at, &error))
+            },
+        )
     }
 
     fn connect(&self, deadline: Instant) -> Result<Link, EngineError> {
@@ -315,7 +285,7 @@ mod tests {
     fn link_that_is_older_than_a_failure_is_not_used_again() {
         let silent = [TcpListener::bind("127.0.0.1:0").unwrap()];
         let connections = connections_to(&silent, "redis://HOSTS");
-        let idle = || connections.idle.lock().links.len();
+        let idle = || connections.links.idle();
         connections.run(soon(), Access::Reads, |_| Ok(())).unwrap();
         assert_eq!(idle(), 1);
         connections

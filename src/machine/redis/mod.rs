@@ -97,11 +97,11 @@ mod url;
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
 use crate::machine::engine::{
-    Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId,
+    Call, Engine, Entry, FORMAT, Identity, MOST_ENTRIES, News, Position, Reply, Says, SessionId, Short,
 };
 use crate::machine::redis::connection::{Access, Connections, Link};
 use crate::machine::redis::url::Location;
-use crate::machine::{EngineError, MachineTreeLock, Options, client};
+use crate::machine::{EngineError, MachineTreeLock, Options, client, engine};
 use redis::{ConnectionLike, RedisError, Script, Value};
 use std::ops::Deref;
 use std::time::{Duration, Instant};
@@ -158,9 +158,7 @@ struct Redis {
 
 impl Redis {
     fn open(url: &str, namespace: &str) -> Result<Self, EngineError> {
-        if namespace.is_empty() {
-            return Err(EngineError::refused("the namespace has no name: give one that all its users know"));
-        }
+        engine::check_name(namespace)?;
         let location =
             Location::parse(url).map_err(|why| EngineError::refused(format!("the URL cannot be used: {why}")))?;
         let keys = ["meta", "log", "live", "snap"].map(|key| format!("{{treelock:{namespace}}}:{key}"));
@@ -206,8 +204,7 @@ impl Redis {
         run.invoke(connection)
     }
 
-    /// The short way, for most calls (see the header of `engine.rs`). `None`: it must take the long way, where a batch is written again
-    /// if it was written here.
+    /// The short way, for most calls (see the header of `engine.rs`). `None`: it must take the long way.
     fn short(&self, connection: &mut Link, call: Short<'_>) -> Result<Option<Reply>, RedisError> {
         let Short { session, since, batch, wants_news } = call;
         // The server counts entries within a millisecond, beyond a thousand if its clock is set back.
@@ -224,7 +221,7 @@ impl Redis {
         }
         if wants_news {
             let mut reads = redis::cmd("XRANGE");
-            // With the one that is known: should that be missing, so may others.
+            // With the one that is known.
             reads.arg(&self.keys[1]).arg(id_of(since)).arg("+").arg("COUNT").arg(MOST_ENTRIES + 1);
             reads.write_packed_command(&mut sent);
             answers += 1;
@@ -241,22 +238,8 @@ impl Redis {
             return Ok(position_of(last).map(|_| Reply::Written));
         }
         let entries: Option<Vec<_>> = array(last).and_then(|all| all.into_iter().map(entry_of).collect());
-        let Some(entries) = entries.filter(|all| all.first().is_some_and(|first| first.position == since)) else {
-            return Ok(None);
-        };
-        let is_all = entries.len() <= MOST_ENTRIES;
-        let last = entries.last().map_or(since, |last| last.position);
-        let head = if is_all { last } else { Position(last.0 + 1) };
-        Ok(Some(Reply::News(News::only(session, entries, head))))
+        Ok(entries.and_then(|entries| call.news(entries)))
     }
-}
-
-/// What goes the short way.
-struct Short<'a> {
-    session: SessionId,
-    since: Position,
-    batch: Option<&'a [u8]>,
-    wants_news: bool,
 }
 
 impl Engine for Redis {
@@ -266,12 +249,7 @@ impl Engine for Redis {
             _ => Access::Writes,
         };
         let reply = self.connections.run(deadline, access, |connection| {
-            if let Says::GoesOn { session, since, is_open: true, renews: false, wants_news, batch, snapshot: None } =
-                &call.says
-            {
-                let batch = batch.as_deref();
-                let wants_news = *wants_news || batch.is_none();
-                let short = Short { session: *session, since: *since, batch, wants_news };
+            if let Some(short) = call.says.short() {
                 if let Some(reply) = self.short(connection, short)? {
                     return Ok(Some(reply));
                 }
