@@ -13,8 +13,11 @@
 //! process id. All figures are of one server and one machine: a real network adds its round trip to both sides.
 
 mod common;
+#[path = "common/engines.rs"]
+mod engines;
 
-use common::{Arm, Bench, Figures, digits, quantile, times};
+use common::{Arm, Bench, digits, times};
+use engines::{PATH, hand_overs, path_of, print_disjoint, print_hand_overs, rate, spread};
 use redis::{Connection, Script};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -23,8 +26,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use treelock::machine::Options;
 use treelock::redis::RedisTreeLock;
-
-const PATH: &str = "srv/data/tenants/acme/projects/alpha/tables/users";
 
 const PEERS: [&str; 2] = ["treelock", "SET NX PX"];
 
@@ -146,51 +147,20 @@ fn uncontended(bench: &mut Bench, server: &Server) {
     bench.print("Lock + unlock of 9 nodes", &header, rows);
 }
 
-/// Pairs in a slice by so many threads, each with what `of` makes for it.
-fn rate<T: Send>(threads: usize, slice: Duration, of: &[Mutex<T>], pair: impl Fn(&mut T, usize) + Sync) -> Figures {
-    let done = AtomicU64::new(0);
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let (done, pair) = (&done, &pair);
-            scope.spawn(move || {
-                let mut its = of[thread % of.len()].lock().expect("nobody panics");
-                while start.elapsed() < slice {
-                    pair(&mut its, thread);
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    vec![("per second", done.into_inner() as f64 / start.elapsed().as_secs_f64())]
-}
-
 fn disjoint(bench: &mut Bench, server: &Server) {
     const CLIENTS: usize = 8;
     let trees: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(server.tree("disjoint"))).collect();
     let apart: Vec<_> = (0..CLIENTS).map(|of| Mutex::new(server.tree(&format!("apart {of}")))).collect();
     let flats: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(server.flat())).collect();
     let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
-    let path = |client: usize| format!("srv/data/tenants/t{client}/projects/alpha/tables/users");
-    let tree = |tree: &mut RedisTreeLock, client: usize| drop(tree.write(path(client)).expect("it can be had"));
+    let tree = |tree: &mut RedisTreeLock, client: usize| drop(tree.write(path_of(client)).expect("it can be had"));
     let arms = vec![
-        Arm::new(PEERS[0], CLIENTS, || rate(CLIENTS, slice, &trees, tree)),
-        Arm::new(PEERS[1], CLIENTS, || {
-            rate(CLIENTS, slice, &flats, |flat: &mut Flat, client| flat.pair(&path(client)))
-        }),
-        Arm::new("namespaces", CLIENTS, || rate(CLIENTS, slice, &apart, tree)),
+        Arm::new(PEERS[0], CLIENTS, || rate(slice, &trees, tree)),
+        Arm::new(PEERS[1], CLIENTS, || rate(slice, &flats, |flat: &mut Flat, client| flat.pair(&path_of(client)))),
+        Arm::new("namespaces", CLIENTS, || rate(slice, &apart, tree)),
     ];
     let Some(found) = bench.compare("disjoint, 8 clients", bench.pick(5, 21), arms) else { return };
-    let flat = found.median(1, "per second");
-    let row = |arm: usize, what: &str| {
-        let ratio = found.ratio(arm, 1, "per second");
-        vec![what.to_owned(), digits(found.median(arm, "per second")), times(ratio, flat)]
-    };
-    bench.print(
-        "8 clients, pairs a second",
-        &["each has", "treelock", "SET NX PX (pairs)"],
-        vec![row(0, "a sub-tree"), row(2, "a namespace")],
-    );
+    print_disjoint(bench, &found, PEERS[1]);
 }
 
 fn group(bench: &mut Bench, server: &Server) {
@@ -199,10 +169,8 @@ fn group(bench: &mut Bench, server: &Server) {
     let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
     let run = |threads: usize| {
         let trees: Vec<_> = (0..threads).map(|_| Mutex::new(&tree)).collect();
-        rate(threads, slice, &trees, |tree: &mut &RedisTreeLock, thread| {
-            drop(
-                tree.write(format!("srv/data/tenants/t{thread}/projects/alpha/tables/users")).expect("it can be had"),
-            );
+        rate(slice, &trees, |tree: &mut &RedisTreeLock, thread| {
+            drop(tree.write(path_of(thread)).expect("it can be had"));
         })
     };
     let arms = THREADS.iter().map(|&threads| Arm::new(PEERS[0], threads, move || run(threads))).collect();
@@ -219,23 +187,7 @@ fn hand_over(bench: &mut Bench, server: &Server) {
     let (holder, waiter) = (server.tree("hand-over"), server.tree("hand-over"));
     let (flat_holder, flat_waiter) = (Mutex::new(server.flat()), Mutex::new(server.flat()));
     let turns = bench.pick(20, 50);
-    let tree = || {
-        spread((0..turns).map(|_| {
-            let guard = holder.write(PATH).expect("it can be had");
-            std::thread::scope(|scope| {
-                let waits = scope.spawn(|| {
-                    let _guard = waiter.write(PATH).expect("it can be had");
-                    Instant::now()
-                });
-                while holder.snapshot().expect("the server runs").waiters.is_empty() {
-                    std::thread::yield_now();
-                }
-                let released = Instant::now();
-                drop(guard);
-                waits.join().expect("it had it").saturating_duration_since(released)
-            })
-        }))
-    };
+    let tree = || hand_overs(turns, &holder, &waiter);
     let flat = || {
         spread((0..turns / 5).map(|turn| {
             let mut holder = flat_holder.lock().expect("nobody panics");
@@ -265,17 +217,7 @@ fn hand_over(bench: &mut Bench, server: &Server) {
     };
     let arms = vec![Arm::new(PEERS[0], 2, tree), Arm::new("poll each 50 ms", 2, flat)];
     let Some(found) = bench.compare("hand-over", bench.pick(3, 11), arms) else { return };
-    let rows = [PEERS[0], "poll each 50 ms"].iter().enumerate().map(|(arm, peer)| {
-        vec![peer.to_string(), digits(found.median(arm, "median µs")), digits(found.median(arm, "longest µs"))]
-    });
-    bench.print("Hand-over to a waiter of another client", &["", "median, µs", "longest, µs"], rows.collect());
-}
-
-fn spread(waits: impl Iterator<Item = Duration>) -> Figures {
-    let mut waits: Vec<u32> = waits.map(|wait| wait.as_nanos() as u32).collect();
-    waits.sort_unstable();
-    let [median, longest] = [0.5, 1.0].map(|share| quantile(&waits, share));
-    vec![("median µs", median), ("longest µs", longest)]
+    print_hand_overs(bench, &found, [PEERS[0], "poll each 50 ms"]);
 }
 
 /// What one client pays while others are there, of which one is busy: every client reads what all write.

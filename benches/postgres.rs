@@ -13,18 +13,18 @@ mod common;
 #[allow(dead_code, reason = "the tests need more of it")]
 #[path = "../tests/common/database.rs"]
 mod database;
+#[path = "common/engines.rs"]
+mod engines;
 
-use common::{Arm, Bench, Figures, digits, quantile, times};
+use common::{Arm, Bench, digits, times};
 use database::Database;
+use engines::{PATH, hand_overs, path_of, print_disjoint, print_hand_overs, rate, spread};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::{Client, NoTls, Statement};
 use treelock::machine::Options;
 use treelock::postgres::PostgresTreeLock;
-
-const PATH: &str = "srv/data/tenants/acme/projects/alpha/tables/users";
 
 const PEERS: [&str; 2] = ["treelock", "pg_advisory_lock"];
 
@@ -115,68 +115,30 @@ fn uncontended(bench: &mut Bench, database: &Database) {
     bench.print("Lock + unlock of 9 nodes", &header, rows);
 }
 
-/// Pairs in a slice by so many threads, each with its own lock.
-fn rate<T: Send>(slice: Duration, of: &[Mutex<T>], pair: impl Fn(&mut T, usize) + Sync) -> Figures {
-    let done = AtomicU64::new(0);
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        for (thread, its) in of.iter().enumerate() {
-            let (done, pair) = (&done, &pair);
-            scope.spawn(move || {
-                let mut its = its.lock().expect("nobody panics");
-                while start.elapsed() < slice {
-                    pair(&mut its, thread);
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    vec![("per second", done.into_inner() as f64 / start.elapsed().as_secs_f64())]
-}
-
 fn disjoint(bench: &mut Bench, database: &Database) {
     const CLIENTS: usize = 8;
     let trees: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(tree(database, "disjoint"))).collect();
     let apart: Vec<_> = (0..CLIENTS).map(|of| Mutex::new(tree(database, &format!("apart {of}")))).collect();
     let flats: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(Advisory::new(database))).collect();
     let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
-    let path = |client: usize| format!("srv/data/tenants/t{client}/projects/alpha/tables/users");
-    let write = |tree: &mut PostgresTreeLock, client: usize| drop(tree.write(path(client)).expect("it can be had"));
+    let write =
+        |tree: &mut PostgresTreeLock, client: usize| drop(tree.write(path_of(client)).expect("it can be had"));
     let arms = vec![
         Arm::new(PEERS[0], CLIENTS, || rate(slice, &trees, write)),
-        Arm::new(PEERS[1], CLIENTS, || rate(slice, &flats, |flat: &mut Advisory, client| flat.pair(&path(client)))),
+        Arm::new(PEERS[1], CLIENTS, || {
+            rate(slice, &flats, |flat: &mut Advisory, client| flat.pair(&path_of(client)))
+        }),
         Arm::new("namespaces", CLIENTS, || rate(slice, &apart, write)),
     ];
     let Some(found) = bench.compare("disjoint, 8 clients", bench.pick(5, 15), arms) else { return };
-    let row = |arm: usize, what: &str| {
-        let ratio = times(found.ratio(arm, 1, "per second"), found.median(1, "per second"));
-        vec![what.to_owned(), digits(found.median(arm, "per second")), ratio]
-    };
-    let header = ["each has", "treelock", "pg_advisory_lock (pairs)"];
-    bench.print("8 clients, pairs a second", &header, vec![row(0, "a sub-tree"), row(2, "a namespace")]);
+    print_disjoint(bench, &found, PEERS[1]);
 }
 
 fn hand_over(bench: &mut Bench, database: &Database) {
     let (holder, waiter) = (tree(database, "hand-over"), tree(database, "hand-over"));
     let (flat, flat_waiter) = (Advisory::new(database), Mutex::new(Advisory::new(database)));
     let turns = bench.pick(20, 100);
-    let by_tree = || {
-        spread((0..turns).map(|_| {
-            let guard = holder.write(PATH).expect("it can be had");
-            std::thread::scope(|scope| {
-                let waits = scope.spawn(|| {
-                    let _guard = waiter.write(PATH).expect("it can be had");
-                    Instant::now()
-                });
-                while holder.snapshot().expect("the server runs").waiters.is_empty() {
-                    std::thread::yield_now();
-                }
-                let released = Instant::now();
-                drop(guard);
-                waits.join().expect("it had it").saturating_duration_since(released)
-            })
-        }))
-    };
+    let by_tree = || hand_overs(turns, &holder, &waiter);
     let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
     let by_flat = || {
         spread((0..turns).map(|_| {
@@ -202,15 +164,5 @@ fn hand_over(bench: &mut Bench, database: &Database) {
     };
     let arms = vec![Arm::new(PEERS[0], 2, by_tree), Arm::new(PEERS[1], 2, by_flat)];
     let Some(found) = bench.compare("hand-over", bench.pick(3, 9), arms) else { return };
-    let rows = PEERS.iter().enumerate().map(|(arm, peer)| {
-        vec![peer.to_string(), digits(found.median(arm, "median µs")), digits(found.median(arm, "longest µs"))]
-    });
-    bench.print("Hand-over to a waiter of another client", &["", "median, µs", "longest, µs"], rows.collect());
-}
-
-fn spread(waits: impl Iterator<Item = Duration>) -> Figures {
-    let mut waits: Vec<u32> = waits.map(|wait| wait.as_nanos() as u32).collect();
-    waits.sort_unstable();
-    let [median, longest] = [0.5, 1.0].map(|share| quantile(&waits, share));
-    vec![("median µs", median), ("longest µs", longest)]
+    print_hand_overs(bench, &found, PEERS);
 }

@@ -38,7 +38,7 @@ const MARGIN: u64 = 1;
 const COMES_BACK: u64 = 1000;
 
 /// What one of these cases is made of.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug)]
 struct Case {
     /// The root that each client asks for, and how.
     wants: Vec<Want>,
@@ -51,7 +51,7 @@ struct Case {
     stops: bool,
 }
 
-#[derive(Clone, Copy, Debug, Hash)]
+#[derive(Clone, Copy, Debug)]
 enum Want {
     Read(&'static str),
     Write(&'static str),
@@ -60,11 +60,17 @@ enum Want {
 }
 
 impl Want {
-    fn request(self) -> Request {
+    /// What is read, and what is written.
+    fn roots(self) -> (Vec<&'static str>, Vec<&'static str>) {
         match self {
-            Want::Read(root) => Request::of_text(&[root], &[]),
-            Want::Write(root) | Want::Downgrade(root) => Request::of_text(&[], &[root]),
+            Want::Read(root) => (vec![root], vec![]),
+            Want::Write(root) | Want::Downgrade(root) => (vec![], vec![root]),
         }
+    }
+
+    fn request(self) -> Request {
+        let (reads, writes) = self.roots();
+        Request::of_text(&reads, &writes)
     }
 }
 
@@ -304,10 +310,7 @@ impl World {
             (Phase::Wants, _) => {
                 let seeds = Seeds::specified(session.id().identity.0);
                 let asking = Asking { seeds, location: Some(String::new()) };
-                let (reads, writes) = match want {
-                    Want::Read(root) => (vec![root], vec![]),
-                    Want::Write(root) | Want::Downgrade(root) => (vec![], vec![root]),
-                };
+                let (reads, writes) = want.roots();
                 let plan = asking.plan::<str, _, _>(&reads, &writes, Owner::Thread, Location::caller());
                 let mut ask = plan.expect("the roots are right");
                 ask.thread = 0;

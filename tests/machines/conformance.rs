@@ -30,8 +30,8 @@ const SOON: Duration = Duration::from_secs(8);
 pub(crate) trait Place: Sized + Sync {
     type Lock<P: ?Sized + TreePath + 'static>: Deref<Target = MachineTreeLock<P>> + Send + Sync;
 
-    /// `None` where this machine lacks what it needs.
-    fn begin() -> Option<Self>;
+    /// One that nobody has begun; `None` where this machine lacks what it needs.
+    fn start() -> Option<Self>;
 
     /// One more client, whose paths are of this kind.
     fn try_open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Result<Self::Lock<P>, EngineError>;
@@ -42,6 +42,17 @@ pub(crate) trait Place: Sized + Sync {
     /// What one sees that has no client.
     fn look(&self) -> Option<Snapshot>;
 
+    fn begin() -> Option<Self> {
+        let place = Self::start()?;
+        place.open_quickly();
+        Some(place)
+    }
+
+    /// Begins the namespace, which is closed for the time to live of the first client; the next client says another one.
+    fn open_quickly(&self) {
+        drop(self.open_with(Options::new().time_to_live(Duration::from_millis(50))).write("a").unwrap());
+    }
+
     fn open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Self::Lock<P> {
         self.try_open_as(options).unwrap()
     }
@@ -51,17 +62,15 @@ pub(crate) trait Place: Sized + Sync {
     }
 
     fn open(&self) -> Self::Lock<str> {
-        self.open_as(Options::new().time_to_live(LONG))
+        self.open_with(Options::new().time_to_live(LONG))
     }
 }
 
 impl Place for Server {
     type Lock<P: ?Sized + TreePath + 'static> = RedisTreeLock<P>;
 
-    fn begin() -> Option<Self> {
-        let server = Server::start()?;
-        server.open_quickly();
-        Some(server)
+    fn start() -> Option<Self> {
+        Server::start()
     }
 
     fn try_open_as<P: ?Sized + TreePath + 'static>(&self, options: Options) -> Result<RedisTreeLock<P>, EngineError> {
@@ -81,11 +90,8 @@ impl Place for Server {
 impl Place for Database {
     type Lock<P: ?Sized + TreePath + 'static> = PostgresTreeLock<P>;
 
-    fn begin() -> Option<Self> {
-        let database = Database::start()?;
-        // It is closed for the time to live of the first client; the next client says another one.
-        drop(database.open_with(Options::new().time_to_live(Duration::from_millis(50))).write("a").unwrap());
-        Some(database)
+    fn start() -> Option<Self> {
+        Database::start()
     }
 
     fn try_open_as<P: ?Sized + TreePath + 'static>(

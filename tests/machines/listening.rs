@@ -1,5 +1,6 @@
 //! What a request that waits learns, when the connection is cut on which it listens.
 
+use super::conformance::Place;
 use super::server::Server;
 use crate::common::LIMIT;
 use std::time::{Duration, Instant};

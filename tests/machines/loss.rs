@@ -33,7 +33,7 @@ pub(crate) fn watched(lock: &MachineTreeLock, path: &str) -> (ArcMachineGuard, A
 /// Guards of two clients are lost, and others get in after one time to live, with higher fences.
 #[track_caller]
 pub(crate) fn all_is_lost_by<S: Place>(server: &mut S, lose: impl FnOnce(&mut S)) {
-    let (one, other) = (Place::open_with(server, options()), Place::open_with(server, options()));
+    let (one, other) = (server.open_with(options()), server.open_with(options()));
     let held = [watched(&one, "a"), watched(&other, "b")];
     let fence = held.iter().map(|(guard, _)| guard.fence()).max().unwrap();
     assert!(held.iter().all(|(guard, _)| guard.is_valid()));

@@ -1,5 +1,6 @@
 //! What becomes of requests and guards when the server, or the way to it, stops for a while (M1, M2, M4).
 
+use super::conformance::Place;
 use super::proxy::Proxy;
 use super::server::Server;
 use crate::common::{LIMIT, wait_until};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use treelock::machine::{EngineError, MachineLockError, Options};
+use treelock::machine::{EngineError, MachineLockError, MachineTreeLock, Options};
 use treelock::redis::RedisTreeLock;
 
 const LONG: Duration = Duration::from_secs(6);
@@ -22,8 +23,7 @@ fn options(time_to_live: Duration) -> Options {
 
 /// A server whose namespace takes requests, and a way to it.
 fn begin() -> Option<(Server, Proxy)> {
-    let server = Server::start()?;
-    server.open_quickly();
+    let server = Server::begin()?;
     let proxy = Proxy::to(server.port);
     Some((server, proxy))
 }
@@ -76,18 +76,21 @@ fn call_that_is_cut_off_acts_once_and_the_request_ends() {
     assert!(snapshot.holders.is_empty() && snapshot.waiters.is_empty(), "{snapshot}");
 }
 
-/// M4, and G1: with every tenth call or answer cut off.
-#[test]
-fn requests_over_a_bad_way_are_granted_once_each() {
-    let Some((server, proxy)) = begin() else { return };
-    let clients = [proxy.open(options(LONG)), proxy.open(options(LONG)), server.open_with(options(LONG))];
-    proxy.cut_by_chance(100);
+/// M4, and G1: six threads count, while so many of a thousand calls and answers are cut off. The third client has another way.
+pub(crate) fn count_over_a_bad_way(
+    proxy: &Proxy,
+    clients: [&MachineTreeLock; 3],
+    of_a_thousand: u32,
+    rounds: u64,
+    most_cuts_to_miss: usize,
+) {
+    proxy.cut_by_chance(of_a_thousand);
     let (count, fences) = (AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         for number in 0..6 {
-            let (client, count, fences) = (&clients[number % 3], &count, &fences);
+            let (client, count, fences) = (clients[number % 3], &count, &fences);
             scope.spawn(move || {
-                for _ in 0..40 {
+                for _ in 0..rounds {
                     let guard = client.try_write_for("a", LIMIT).unwrap();
                     let seen = count.load(Ordering::Relaxed);
                     assert!(fences.swap(guard.fence(), Ordering::SeqCst) < guard.fence());
@@ -98,11 +101,18 @@ fn requests_over_a_bad_way_are_granted_once_each() {
             });
         }
     });
-    eprintln!("240 sections with {} cuts", proxy.cuts());
-    assert_eq!(count.into_inner(), 240);
-    assert!(proxy.cuts() > 20);
+    eprintln!("{} sections with {} cuts", 6 * rounds, proxy.cuts());
+    assert_eq!(count.into_inner(), 6 * rounds);
+    assert!(proxy.cuts() > most_cuts_to_miss);
     proxy.cut_by_chance(0);
     wait_until("all is released", || clients[2].snapshot().unwrap().holders.is_empty());
+}
+
+#[test]
+fn requests_over_a_bad_way_are_granted_once_each() {
+    let Some((server, proxy)) = begin() else { return };
+    let clients = [proxy.open(options(LONG)), proxy.open(options(LONG)), server.open_with(options(LONG))];
+    count_over_a_bad_way(&proxy, clients.each_ref().map(|client| &**client), 100, 40, 20);
     assert!(written_again(&server) > 0);
 }
 

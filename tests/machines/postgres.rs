@@ -3,10 +3,11 @@
 use super::conformance::Place;
 use super::database::Database;
 use super::loss::{all_is_lost_by, options, watched};
+use super::network::count_over_a_bad_way;
 use super::proxy::Proxy;
 use crate::common::{LIMIT, wait_until};
 use rustix::process::Signal;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 use treelock::machine::{EngineError, MachineLockError, Options};
@@ -115,7 +116,7 @@ fn waiter_whose_connection_is_ended_gets_in() {
     });
 }
 
-/// M4, and G1: with every tenth packet of a connection cut off, before the server has it or after it has acted.
+/// What is cut off is one packet in twenty: a call here has several.
 #[test]
 fn requests_over_a_bad_way_are_granted_once_each() {
     let Some(database) = Database::begin() else { return };
@@ -123,31 +124,10 @@ fn requests_over_a_bad_way_are_granted_once_each() {
     let url = format!("postgresql://ada@127.0.0.1:{}/postgres", proxy.port());
     let options = || Options::new().time_to_live(LONG);
     let clients = [open(&url, options()).unwrap(), open(&url, options()).unwrap(), database.open_with(options())];
-    proxy.cut_by_chance(50);
-    let (count, fences) = (AtomicU64::new(0), AtomicU64::new(0));
-    thread::scope(|scope| {
-        for number in 0..6 {
-            let (client, count, fences) = (&clients[number % 3], &count, &fences);
-            scope.spawn(move || {
-                for _ in 0..20 {
-                    let guard = client.try_write_for("a", LIMIT).unwrap();
-                    let seen = count.load(Ordering::Relaxed);
-                    assert!(fences.swap(guard.fence(), Ordering::SeqCst) < guard.fence());
-                    thread::yield_now();
-                    assert!(guard.is_valid());
-                    count.store(seen + 1, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    eprintln!("120 sections with {} cuts", proxy.cuts());
-    assert_eq!(count.into_inner(), 120);
-    assert!(proxy.cuts() > 10);
-    proxy.cut_by_chance(0);
-    wait_until("all is released", || clients[2].snapshot().unwrap().holders.is_empty());
+    count_over_a_bad_way(&proxy, clients.each_ref().map(|client| &**client), 50, 20, 10);
 }
 
-/// What is kept stays short, and so does the row that each call changes.
+/// What is kept stays short, and so does the row that renewals and snapshots change.
 #[test]
 fn tables_do_not_grow() {
     let Some(database) = Database::begin() else { return };

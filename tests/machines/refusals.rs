@@ -1,5 +1,6 @@
 //! What a server refuses, and what is told of it: who may not enter, what a user may not do, and a server that is away.
 
+use super::conformance::Place;
 use super::server::Server;
 use crate::common::{LIMIT, wait_until};
 use redis::from_redis_value;

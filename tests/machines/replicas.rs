@@ -1,5 +1,6 @@
 //! Replicas that acknowledge what is written (`wait_replicas`).
 
+use super::conformance::Place;
 use super::server::Server;
 use super::talk;
 use crate::common::{LIMIT, wait_until};

@@ -2,6 +2,7 @@
 //!
 //! What is lost if that one lacks the newest writes, see `loss.rs`.
 
+use super::conformance::Place;
 use super::server::{Server, free_port};
 use crate::common::{LIMIT, wait_until};
 use redis::Value;

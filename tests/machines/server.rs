@@ -3,10 +3,8 @@
 use crate::common::{LIMIT, wait_until};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tempfile::TempDir;
-use treelock::machine::Options;
-use treelock::redis::RedisTreeLock;
 
 const CONFIGURATION: &str = "server.conf";
 
@@ -118,15 +116,6 @@ impl Server {
         let told = self.info(section);
         let value = told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         value.unwrap_or_else(|| panic!("{name} is not in {told}")).parse().unwrap()
-    }
-
-    /// Begins the namespace, which is closed for the time to live of the first client; the next client says another one.
-    pub(crate) fn open_quickly(&self) {
-        drop(self.open_with(Options::new().time_to_live(Duration::from_millis(50))).write("a").unwrap());
-    }
-
-    pub(crate) fn open_with(&self, options: Options) -> RedisTreeLock {
-        RedisTreeLock::connect(&self.url(), "test", options).unwrap()
     }
 }
 

@@ -6,6 +6,7 @@
 //! who has lost the lock does not count.
 
 use super::agent::{Agent, Store};
+use super::conformance::Place;
 use super::server::Server;
 use crate::common::LIMIT;
 use crate::talk;

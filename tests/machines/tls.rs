@@ -1,5 +1,6 @@
 //! A server over TLS: whose certificate is trusted, and who must show one.
 
+use super::conformance::Place;
 use super::server::{Server, free_port};
 use crate::common::{LIMIT, wait_until};
 use std::io::Write;
