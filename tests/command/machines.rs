@@ -10,6 +10,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use treelock::Snapshot;
+use treelock::machine::Options;
+use treelock::redis::RedisTreeLock;
 
 /// A server of a test's own, and where the command runs.
 struct Site {
@@ -26,8 +28,15 @@ impl Site {
     /// One whose namespace takes requests.
     fn open() -> Option<Self> {
         let site = Site::begin()?;
-        site.server.open_quickly();
+        site.begin_namespace();
         Some(site)
+    }
+
+    /// It is closed for the time to live of the first client; the next client says another one.
+    fn begin_namespace(&self) {
+        let options = Options::new().time_to_live(Duration::from_millis(50));
+        let lock: RedisTreeLock = RedisTreeLock::connect(&self.server.url(), "test", options).unwrap();
+        drop(lock.write("a").unwrap());
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -92,7 +101,7 @@ fn status_of_a_namespace_says_if_nobody_has_begun_it_and_takes_no_part_in_it() {
     };
     told(", since nobody has begun");
     assert_eq!(site.server.ask(&["DBSIZE"]).unwrap(), Answer::Int(0));
-    site.server.open_quickly();
+    site.begin_namespace();
     let before = site.entries();
     told(" in");
     assert_eq!(site.entries(), before);
