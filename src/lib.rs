@@ -44,7 +44,7 @@
 //! | the order of service, nesting, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
 //! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
-//! | the same between machines | the feature `redis`, [`RedisTreeLock`](https://docs.rs/treelock/latest/treelock/machine/redis/) |
+//! | the same between machines | the feature `redis`, [`RedisTreeLock`](https://docs.rs/treelock/latest/treelock/machine/redis/); or `object-store`, [`BucketTreeLock`](https://docs.rs/treelock/latest/treelock/machine/bucket/) |
 //!
 //! # Features
 //!
@@ -52,6 +52,7 @@
 //! |---|---|
 //! | `process` | the lock between the processes of a host, on Linux |
 //! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
+//! | `object-store` | the lock between machines, in a bucket: S3, Google, Azure, a directory |
 //! | `redis-tls` | the same over TLS; implies `redis` |
 //! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
@@ -101,11 +102,13 @@ mod drawing;
 mod error;
 mod face;
 mod inspect;
-#[cfg(all(feature = "redis", not(feature = "model")))]
+#[cfg(all(feature = "machine", not(feature = "model")))]
 pub mod machine;
 mod patience;
 #[cfg(all(feature = "process", not(feature = "model")))]
 pub mod process;
+#[cfg(all(feature = "object-store", not(feature = "model")))]
+pub use machine::bucket;
 #[cfg(all(feature = "redis", not(feature = "model")))]
 pub use machine::redis;
 #[cfg(all(feature = "replica", not(feature = "model")))]

@@ -174,7 +174,7 @@ pub(crate) fn odd_frame<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'
 }
 
 /// The same between machines, where not all need give paths of one type.
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 #[cold]
 pub(crate) fn odd_frame_of_namespace<'p, P: TreePath + ?Sized>(paths: impl Iterator<Item = &'p P>) -> PathError {
     odd_frame_with(paths, |this, others| {

@@ -54,7 +54,7 @@ pub(crate) struct Identity(pub(crate) [u64; 2]);
 
 impl Identity {
     /// The key of a session that is joined by a call which draws this one: the first half of its digits.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "items"))]
     pub(crate) fn key(self) -> u64 {
         self.0[0]
     }
@@ -63,6 +63,7 @@ impl Identity {
         format!("{:016x}{:016x}", self.0[0], self.0[1])
     }
 
+    #[cfg(feature = "redis")]
     pub(crate) fn of_text(text: &str) -> Option<Self> {
         let half = |range| u64::from_str_radix(text.get(range)?, 16).ok();
         (text.len() == 32).then_some(Identity([half(0..16)?, half(16..32)?]))
@@ -89,6 +90,7 @@ pub(crate) enum Says {
         session: SessionId,
         since: Position,
         /// The session was told that the order takes batches.
+        #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "not all engines need it"))]
         is_open: bool,
         /// Most calls do not, so that they cost the engine less.
         renews: bool,
@@ -102,7 +104,10 @@ pub(crate) enum Says {
     /// It has met what cannot be: the order of this identity must begin anew.
     Breaks { identity: Identity },
     /// It looks at what there is since a position.
-    Looks { since: Position },
+    Looks {
+        #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "not all engines need it"))]
+        since: Position,
+    },
 }
 
 /// A session, in one order.

@@ -44,6 +44,8 @@
 //! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
 //! | `exhaustive.rs` | small cases of the same, searched as a whole |
 //! | `redis/` | Redis and Valkey |
+//! | `items/` | the engine of stores that can only create and read |
+//! | `bucket/` | such a store: an object store |
 //!
 //! # Invariants
 //!
@@ -55,12 +57,16 @@
 //!
 //! Lock order: the client's mutex is never held while the engine is asked. The lease's list of callbacks comes last.
 
+#[cfg(feature = "object-store")]
+pub mod bucket;
 mod client;
 mod engine;
 mod error;
 #[cfg(test)]
 mod exhaustive;
 mod guard;
+#[cfg(feature = "items")]
+mod items;
 mod lease;
 #[cfg(test)]
 mod memory;
@@ -91,7 +97,7 @@ use std::time::{Duration, Instant};
 ///
 /// It is [`TreeLock`](crate::TreeLock) between machines: what overlaps, what conflicts, who is served first and what a
 /// thread may nest is said there, and holds between all of them. Explicit owners, and guards that release a part of what they
-/// have, are between threads alone. Each engine opens its own: see [`redis`].
+/// have, are between threads alone. Each engine opens its own: see the modules below.
 ///
 /// A process opens a namespace once, and shares the lock: two clients in one thread wait for each other, and no report tells of
 /// it. All clients give paths of one type. (A `str` is an absolute `Path`, with or without a `/` in front. While relative `Path`s are
@@ -147,6 +153,7 @@ pub struct Options {
     pub(crate) patience: Duration,
     pub(crate) response: Duration,
     pub(crate) location: Option<String>,
+    pub(crate) longest_look: Duration,
 }
 
 impl Default for Options {
@@ -168,6 +175,7 @@ impl Options {
             patience: Duration::from_secs(10),
             response: Duration::from_secs(2),
             location: None,
+            longest_look: Duration::from_millis(500),
         }
     }
 
@@ -212,6 +220,19 @@ impl Options {
     #[must_use]
     pub fn response_timeout(mut self, response: Duration) -> Self {
         self.response = response;
+        self
+    }
+
+    /// How long a request that waits pauses at most before it looks again whether it is granted, in an engine that wakes nobody:
+    /// half a second unless it is said. The first pauses are shorter. The others have no use for it.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than 1 ms.
+    #[must_use]
+    pub fn longest_look(mut self, longest: Duration) -> Self {
+        assert!(longest >= Duration::from_millis(1), "treelock: a look each {longest:?}; choose 1 ms or more");
+        self.longest_look = longest;
         self
     }
 

@@ -406,7 +406,7 @@ impl Replica {
 
     /// The same, for clients that look at the same time: of those that may report, only the one that began to wait last does.
     /// In all replicas it is the same one.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     pub(crate) fn deadlock_of_one(&self, me: RequestId) -> Option<Vec<InCycle>> {
         let stamp = |party: &InCycle| self.requests[&party.waits].stamp;
         let cycle = self.deadlock(me)?;
@@ -677,7 +677,7 @@ mod tests {
 
     /// G2: the one that began to wait last holds no guard in the cycle, so it cannot be the one that reports.
     #[test]
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     fn deadlock_is_reported_by_one_that_may_report_it() {
         let mut names = ["p", "q", "r"];
         let step = |name: &str| ask(0, 0, 0, Owner::Thread, &[], &[name]).steps[1].node;

@@ -17,6 +17,8 @@
 //!    that a service calls strongly consistent.
 //! 3. An item is there as a whole or not at all.
 //!
+//! 4. A call that is carried out late, or twice, does not bring back what was lost.
+//!
 //! It may lose what it has: the engine notices, as its header says. Not here: what stands in an item (`items/item.rs`).
 
 use crate::machine::engine::Identity;
@@ -51,7 +53,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn create(&self, series: Series, number: u64, item: &[u8], deadline: Instant) -> Result<Created, EngineError>;
 
     /// The items from a number on: up to the first that is not there, and no more than `most`. There may be more behind what is returned, unless
-    /// that is nothing. `most` is at least 1.
+    /// that is nothing: so one that has many to read returns a part of them before the deadline. `most` is at least 1.
     fn read(&self, series: Series, from: u64, most: usize, deadline: Instant) -> Result<Vec<Vec<u8>>, EngineError>;
 
     /// The highest number that is there.
