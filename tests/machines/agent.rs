@@ -14,19 +14,25 @@
 
 pub(crate) use crate::talk::Agent;
 
+#[cfg(feature = "redis")]
 use super::server::Server;
+#[cfg(feature = "redis")]
 use super::storm;
 use crate::talk::{paths, say, serve};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use treelock::machine::{ArcMachineGuard, MachineLockError, MachineTreeLock, Options};
+#[cfg(feature = "object-store")]
+use treelock::bucket::BucketTreeLock;
+use treelock::machine::{ArcMachineGuard, EngineError, MachineLockError, MachineTreeLock, Options};
+#[cfg(feature = "redis")]
 use treelock::redis::RedisTreeLock;
 
 const URL: &str = "TREELOCK_AGENT_URL";
@@ -34,10 +40,16 @@ const TIME_TO_LIVE: &str = "TREELOCK_AGENT_TIME_TO_LIVE";
 
 impl Agent {
     /// Starts one that has the lock open.
+    #[cfg(feature = "redis")]
     #[track_caller]
     pub(crate) fn new(server: &Server, time_to_live: Duration) -> Self {
+        Agent::at(&server.url(), time_to_live)
+    }
+
+    #[track_caller]
+    pub(crate) fn at(url: &str, time_to_live: Duration) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(URL, server.url()).env(TIME_TO_LIVE, time_to_live.as_millis().to_string());
+        command.env(URL, url).env(TIME_TO_LIVE, time_to_live.as_millis().to_string());
         Agent::start(command).unwrap()
     }
 
@@ -50,6 +62,7 @@ impl Agent {
     }
 
     /// Sends a request that has to wait, and returns when it does.
+    #[cfg(feature = "redis")]
     #[track_caller]
     pub(crate) fn waits(&mut self, command: &str, observer: &MachineTreeLock) {
         self.sends_and_waits(command, || observer.snapshot().unwrap());
@@ -106,12 +119,25 @@ pub(crate) fn run() {
     let Some(url) = std::env::var_os(URL) else { return };
     let time_to_live = std::env::var(TIME_TO_LIVE).unwrap().parse().unwrap();
     let options = Options::new().time_to_live(Duration::from_millis(time_to_live));
-    let lock = match RedisTreeLock::connect(url.to_str().unwrap(), "test", options) {
+    let lock = match open(url.to_str().unwrap(), options) {
         Ok(lock) => lock,
         Err(error) => return say(&error.to_string()),
     };
     let mut guards = Guards::new();
     serve(|line, lines| obey(line, &lock, &mut guards, lines));
+}
+
+/// The engine is that of the URL.
+fn open(url: &str, options: Options) -> Result<Box<dyn Deref<Target = MachineTreeLock>>, EngineError> {
+    #[cfg(feature = "redis")]
+    if url.starts_with("redis:") {
+        return Ok(Box::new(RedisTreeLock::connect(url, "test", options)?));
+    }
+    #[cfg(feature = "object-store")]
+    if url.starts_with("file:") {
+        return Ok(Box::new(BucketTreeLock::connect(url, options)?));
+    }
+    panic!("no engine is built for {url}, with {options:?}")
 }
 
 fn obey(
@@ -156,6 +182,7 @@ fn obey(
                 _ => return Ok(is_ok(store.put(guard.fence(), text))),
             }
         }
+        #[cfg(feature = "redis")]
         "work" => storm::work(lock, Path::new(words.next().unwrap()), words.next().unwrap().parse().unwrap()),
         "cpu" => {
             let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
