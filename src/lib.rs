@@ -44,7 +44,7 @@
 //! | the order of service, nesting, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
 //! | the same between the processes of a host | the feature `process`, [`ProcessTreeLock`](https://docs.rs/treelock/latest/treelock/process/) |
-//! | the same between machines | the feature `redis`, [`RedisTreeLock`](https://docs.rs/treelock/latest/treelock/machine/redis/), or `postgres`, [`PostgresTreeLock`](https://docs.rs/treelock/latest/treelock/machine/postgres/) |
+//! | the same between machines | the feature `redis`, [`RedisTreeLock`](https://docs.rs/treelock/latest/treelock/machine/redis/), `postgres`, [`PostgresTreeLock`](https://docs.rs/treelock/latest/treelock/machine/postgres/), or `object-store`, [`BucketTreeLock`](https://docs.rs/treelock/latest/treelock/machine/bucket/) |
 //!
 //! # Features
 //!
@@ -53,6 +53,8 @@
 //! | `process` | the lock between the processes of a host, on Linux |
 //! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
 //! | `postgres` | the same, over a PostgreSQL database |
+//! | `memcached` | the same, over a Memcached server |
+//! | `object-store` | the same, in a bucket: S3, Google, Azure, a directory |
 //! | `redis-tls` | the same over TLS; implies `redis` |
 //! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too, over Redis alone |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
@@ -107,6 +109,10 @@ pub mod machine;
 mod patience;
 #[cfg(all(feature = "process", not(feature = "model")))]
 pub mod process;
+#[cfg(all(feature = "object-store", not(feature = "model")))]
+pub use machine::bucket;
+#[cfg(all(feature = "memcached", not(feature = "model")))]
+pub use machine::memcached;
 #[cfg(all(feature = "postgres", not(feature = "model")))]
 pub use machine::postgres;
 #[cfg(all(feature = "redis", not(feature = "model")))]

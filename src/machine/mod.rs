@@ -46,6 +46,8 @@
 //! | `exhaustive.rs` | small cases of the same, searched as a whole |
 //! | `differential.rs` | real engines against the one for tests |
 //! | `redis/`, `postgres/` | Redis and Valkey; PostgreSQL |
+//! | `items/` | the engine of stores that can only create and read |
+//! | `bucket/`, `memcached/` | such stores: an object store; one value of Memcached |
 //!
 //! # Invariants
 //!
@@ -57,15 +59,22 @@
 //!
 //! Lock order: the client's mutex is never held while the engine is asked. The lease's list of callbacks comes last.
 
+#[cfg(feature = "object-store")]
+pub mod bucket;
 mod client;
 #[cfg(test)]
 mod differential;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "no other engine needs all of it"))]
 mod engine;
 mod error;
 #[cfg(test)]
 mod exhaustive;
 mod guard;
+#[cfg(feature = "items")]
+mod items;
 mod lease;
+#[cfg(feature = "memcached")]
+pub mod memcached;
 #[cfg(test)]
 mod memory;
 mod pool;
@@ -154,6 +163,7 @@ pub struct Options {
     pub(crate) patience: Duration,
     pub(crate) response: Duration,
     pub(crate) location: Option<String>,
+    pub(crate) longest_look: Option<Duration>,
 }
 
 impl Default for Options {
@@ -175,6 +185,7 @@ impl Options {
             patience: Duration::from_secs(10),
             response: Duration::from_secs(2),
             location: None,
+            longest_look: None,
         }
     }
 
@@ -219,6 +230,19 @@ impl Options {
     #[must_use]
     pub fn response_timeout(mut self, response: Duration) -> Self {
         self.response = response;
+        self
+    }
+
+    /// How long a request that waits pauses at most before it looks again whether it is granted, in an engine that wakes nobody:
+    /// half a second in a bucket and 50 ms in Memcached, unless it is said. The first pauses are shorter. The others have no use for it.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than 1 ms.
+    #[must_use]
+    pub fn longest_look(mut self, longest: Duration) -> Self {
+        assert!(longest >= Duration::from_millis(1), "treelock: a look each {longest:?}; choose 1 ms or more");
+        self.longest_look = Some(longest);
         self
     }
 

@@ -402,13 +402,13 @@ impl Session {
 
 /// With a sum behind it. What it tells of is what somebody has broken or written by mistake: whoever may write in a namespace is
 /// trusted, and the network has sums of its own.
-fn write(what: &impl Serialize) -> Vec<u8> {
+pub(super) fn write(what: &impl Serialize) -> Vec<u8> {
     let mut bytes = postcard::to_stdvec(what).expect("it has no part that cannot be written");
     bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
     bytes
 }
 
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Ended> {
+pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Ended> {
     let (written, sum) = bytes.split_last_chunk().ok_or(Ended::Damaged)?;
     if crc32fast::hash(written).to_le_bytes() != *sum {
         return Err(Ended::Damaged);

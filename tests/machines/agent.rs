@@ -112,6 +112,14 @@ pub(crate) fn run() {
     if url.starts_with("postgresql") {
         return run_with(treelock::postgres::PostgresTreeLock::connect(url, "test", options));
     }
+    #[cfg(feature = "memcached")]
+    if url.starts_with("memcached:") {
+        return run_with(treelock::memcached::MemcachedTreeLock::connect(url, "test", options));
+    }
+    #[cfg(feature = "object-store")]
+    if url.starts_with("file:") {
+        return run_with(treelock::bucket::BucketTreeLock::connect(url, options));
+    }
     run_with(RedisTreeLock::connect(url, "test", options));
 }
 

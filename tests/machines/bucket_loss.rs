@@ -1,0 +1,235 @@
+//! What becomes of guards when a bucket loses objects, or has something foreign (M1, M6).
+
+use super::bucket::PREFIX;
+use crate::common::{LIMIT, wait_until};
+use futures::executor::block_on;
+use futures::{StreamExt, TryStreamExt};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use treelock::bucket::{BucketTreeLock, look};
+use treelock::machine::{ArcMachineGuard, EngineError, MachineLockError, MachineTreeLock, Options};
+
+const SHORT: Duration = Duration::from_secs(1);
+
+fn options() -> Options {
+    Options::new().time_to_live(SHORT).patience(Duration::from_secs(5))
+}
+
+type Bucket = Arc<dyn ObjectStore>;
+
+fn bucket() -> Bucket {
+    Arc::new(InMemory::new())
+}
+
+fn open(bucket: &Bucket) -> BucketTreeLock {
+    BucketTreeLock::open(Arc::clone(bucket), PREFIX, options()).unwrap()
+}
+
+/// The objects that have this in their names, in order.
+fn objects(bucket: &Bucket, part: &str) -> Vec<Path> {
+    let listed = bucket.list(Some(&Path::from(PREFIX))).map_ok(|object| object.location);
+    let mut all: Vec<Path> = block_on(listed.try_collect()).unwrap();
+    all.retain(|path| path.as_ref().contains(part));
+    all.sort();
+    all
+}
+
+fn delete(bucket: &Bucket, paths: Vec<Path>) {
+    assert!(!paths.is_empty());
+    let paths = futures::stream::iter(paths.into_iter().map(Ok)).boxed();
+    block_on(bucket.delete_stream(paths).try_collect::<Vec<_>>()).unwrap();
+}
+
+fn write_over(bucket: &Bucket, path: &Path, bytes: &[u8]) {
+    block_on(bucket.put(path, bytes.to_vec().into())).unwrap();
+}
+
+/// A guard, and whether it was told that it is lost.
+fn watched(lock: &MachineTreeLock, path: &str) -> (ArcMachineGuard, Arc<AtomicBool>) {
+    let guard = lock.write_arc(path).unwrap();
+    let told = Arc::new(AtomicBool::new(false));
+    let tells = Arc::clone(&told);
+    guard.on_lost(move || tells.store(true, Ordering::SeqCst));
+    (guard, told)
+}
+
+/// Opens the lock, again and again; one that meets something foreign is told, and the next one finds that it begins anew.
+fn open_at_last(bucket: &Bucket) -> BucketTreeLock {
+    let start = Instant::now();
+    loop {
+        match BucketTreeLock::open(Arc::clone(bucket), PREFIX, options()) {
+            Ok(lock) => return lock,
+            Err(error) => eprintln!("told after {:?}: {error}", start.elapsed()),
+        }
+        assert!(start.elapsed() < LIMIT);
+    }
+}
+
+/// Guards of two clients are lost, and others get in after one time to live, with higher fences.
+#[track_caller]
+fn all_is_lost_by(bucket: &Bucket, lose: impl FnOnce()) {
+    let (one, other) = (open(bucket), open(bucket));
+    let held = [watched(&one, "a"), watched(&other, "b")];
+    let fence = held.iter().map(|(guard, _)| guard.fence()).max().unwrap();
+    assert!(held.iter().all(|(guard, _)| guard.is_valid()));
+    let lost = Instant::now();
+    lose();
+    let third = open_at_last(bucket);
+    let granted = third.try_write_for("a", LIMIT).unwrap();
+    let took = lost.elapsed();
+    assert!(held.iter().all(|(guard, _)| !guard.is_valid()), "another one was let in before they were lost");
+    eprintln!("let in after {took:?}");
+    assert!(took > SHORT.mul_f64(0.95) && took < LIMIT / 2, "{took:?}");
+    assert!(granted.fence() > fence);
+    for (guard, told) in held {
+        wait_until("it is told", || told.load(Ordering::SeqCst));
+        assert!(matches!(guard.release(), Err(EngineError::Lost)));
+    }
+    // All clients go on.
+    granted.release().unwrap();
+    for lock in [&one, &other, &third] {
+        assert!(lock.try_lock_for(&[], &["a", "b"], LIMIT).unwrap().fence() > fence);
+    }
+}
+
+#[test]
+fn emptied_bucket_loses_all_guards() {
+    let bucket = bucket();
+    all_is_lost_by(&bucket, || delete(&bucket, objects(&bucket, "")));
+}
+
+#[test]
+fn order_that_is_deleted_or_written_over_is_missed() {
+    let bucket = bucket();
+    all_is_lost_by(&bucket, || delete(&bucket, objects(&bucket, "/orders/")));
+    all_is_lost_by(&bucket, || write_over(&bucket, &objects(&bucket, "/orders/")[0], b"something"));
+    all_is_lost_by(&bucket, || write_over(&bucket, &objects(&bucket, "/orders/")[0], b""));
+}
+
+/// The next one that reads it is told.
+#[test]
+fn entry_that_is_deleted_or_written_over_is_missed() {
+    for garbage in [None, Some(&b"something"[..])] {
+        let bucket = bucket();
+        all_is_lost_by(&bucket, || {
+            let entries = objects(&bucket, "/entries/");
+            let entry = &entries[entries.len() / 2];
+            match garbage {
+                None => delete(&bucket, vec![entry.clone()]),
+                Some(garbage) => write_over(&bucket, entry, garbage),
+            }
+        });
+    }
+}
+
+/// A lock that has written so much that there are two snapshots.
+fn long_order(bucket: &Bucket) -> BucketTreeLock {
+    let lock = open(bucket);
+    while objects(bucket, "/snapshots/").len() < 2 {
+        (0..50).for_each(|_| drop(lock.write("x").unwrap()));
+    }
+    lock
+}
+
+#[test]
+fn snapshot_that_is_deleted_loses_nothing() {
+    let bucket = bucket();
+    let lock = long_order(&bucket);
+    let (held, _) = watched(&lock, "a");
+    let snapshots = objects(&bucket, "/snapshots/");
+    delete(&bucket, vec![snapshots.last().unwrap().clone()]);
+    let late = open(&bucket);
+    assert!(matches!(late.try_write("a"), Err(MachineLockError::WouldBlock)));
+    drop(late.write("b").unwrap());
+    assert!(held.is_valid());
+    held.release().unwrap();
+}
+
+#[test]
+fn snapshots_that_are_all_gone_or_foreign_are_missed() {
+    for is_deleted in [true, false] {
+        let bucket = bucket();
+        let _long = long_order(&bucket);
+        all_is_lost_by(&bucket, || match objects(&bucket, "/snapshots/") {
+            snapshots if is_deleted => delete(&bucket, snapshots),
+            snapshots => write_over(&bucket, snapshots.last().unwrap(), b"something"),
+        });
+    }
+}
+
+/// Entries and snapshots that nobody needs are removed.
+#[test]
+fn bucket_is_kept_short() {
+    let bucket = bucket();
+    let (lock, _idle) = (open(&bucket), open(&bucket));
+    (0..4000).for_each(|_| drop(lock.write("a").unwrap()));
+    // What the idle client needs is known when it has renewed its session.
+    wait_until("what nobody needs is removed", || {
+        (0..10).for_each(|_| drop(lock.write("a").unwrap()));
+        objects(&bucket, "").len() < 3500
+    });
+}
+
+/// CRC-32, bit by bit.
+fn sum(bytes: &[u8]) -> [u8; 4] {
+    let byte =
+        |sum: u32, byte: &u8| (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0xEDB8_8320 * (sum & 1)));
+    (!bytes.iter().fold(u32::MAX, byte)).to_le_bytes()
+}
+
+#[test]
+fn another_format_is_told() {
+    let bucket = bucket();
+    let lock = open(&bucket);
+    let (held, told) = watched(&lock, "a");
+    // 999 as postcard writes it, nothing else, and a sum.
+    let order = [0xE7, 0x07, 0];
+    write_over(&bucket, &objects(&bucket, "/orders/")[0], &[&order[..], &sum(&order)].concat());
+    let opened = BucketTreeLock::<str>::open(Arc::clone(&bucket), PREFIX, options()).map(drop);
+    assert!(matches!(&opened, Err(EngineError::OtherFormat(format)) if format == "999"), "{opened:?}");
+    assert!(matches!(look(Arc::clone(&bucket), PREFIX), Err(EngineError::OtherFormat(_))));
+    wait_until("the guard is lost", || !held.is_valid() && told.load(Ordering::SeqCst));
+    let asked = lock.write("b").map(drop);
+    assert!(matches!(asked, Err(MachineLockError::Engine(EngineError::OtherFormat(_)))), "{asked:?}");
+}
+
+#[test]
+fn prefix_and_url_that_cannot_be_used_are_refused() {
+    let refused = BucketTreeLock::<str>::open(bucket(), "", options()).map(drop);
+    assert!(matches!(refused, Err(EngineError::Refused(_))), "{refused:?}");
+    for url in ["no url", "ftp://host/locks", "memory:///"] {
+        let refused = BucketTreeLock::<str>::connect(url, options()).map(drop);
+        assert!(matches!(refused, Err(EngineError::Refused(_))), "{url}: {refused:?}");
+    }
+}
+
+/// A new namespace is closed for one time to live: requests wait, tries fail, deadlines pass, and snapshots are answered.
+#[test]
+fn new_namespace_is_closed_for_one_time_to_live() {
+    let bucket = bucket();
+    let start = Instant::now();
+    let lock = open(&bucket);
+    assert!(matches!(lock.try_write("a"), Err(MachineLockError::WouldBlock)));
+    let refused = lock.try_write_for("a", Duration::from_millis(50)).map(drop);
+    assert!(matches!(refused, Err(MachineLockError::TimedOut)), "{refused:?}");
+    assert!(lock.snapshot().unwrap().holders.is_empty());
+    let guard = lock.write("a").unwrap();
+    let took = start.elapsed();
+    assert!(took >= SHORT && took < 2 * SHORT, "{took:?}");
+    guard.release().unwrap();
+    (0..100).for_each(|_| drop(lock.try_write("a").unwrap()));
+}
+
+/// Inside a runtime of tokio a thread may lock too.
+#[test]
+fn thread_of_a_runtime_may_lock() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let lock = open(&bucket());
+        lock.write("a").unwrap().release().unwrap();
+    });
+}

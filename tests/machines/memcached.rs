@@ -1,0 +1,297 @@
+//! A Memcached server of a test's own, on a free port of the loopback; and what becomes of guards when it forgets what it has (M1, M6).
+
+use super::conformance::Place;
+use super::server::free_port;
+use crate::common::{LIMIT, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use treelock::machine::{EngineError, MachineLockError, Options};
+use treelock::memcached::{MemcachedTreeLock, look};
+use treelock::{Snapshot, TreePath};
+
+pub(crate) struct Memcached {
+    pub(crate) port: u16,
+    child: Option<Child>,
+    extra: Vec<String>,
+}
+
+impl Memcached {
+    /// `None` where there is no program for it.
+    fn start_with(extra: &[&str]) -> Option<Self> {
+        let is_there =
+            Command::new("memcached").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+        if !is_there {
+            assert!(std::env::var_os("CI").is_none(), "CI must have a server: apt-get install memcached");
+            static ONCE: std::sync::Once = std::sync::Once::new();
+            ONCE.call_once(|| {
+                eprintln!("left out: the tests of Memcached, which need its server (Debian: memcached)")
+            });
+            return None;
+        }
+        let extra = extra.iter().map(|&word| word.to_owned()).collect();
+        let mut server = Memcached { port: free_port(), child: None, extra };
+        server.go_on();
+        Some(server)
+    }
+
+    /// Starts it again, on the same port.
+    fn go_on(&mut self) {
+        let mut command = Command::new("memcached");
+        command.args(["-l", "127.0.0.1", "-p", &self.port.to_string(), "-u", "nobody"]).args(&self.extra);
+        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        wait_until("the server answers", || self.try_ask("version", "\r\n").is_some());
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+    }
+
+    fn try_ask(&self, command: &str, ends: &str) -> Option<String> {
+        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        connection.set_read_timeout(Some(LIMIT)).ok()?;
+        write!(connection, "{command}\r\n").ok()?;
+        let (mut told, mut part) = (Vec::new(), [0; 4096]);
+        while !told.ends_with(ends.as_bytes()) {
+            match connection.read(&mut part) {
+                Ok(read) if read > 0 => told.extend(&part[..read]),
+                _ => return None,
+            }
+        }
+        Some(String::from_utf8_lossy(&told).into_owned())
+    }
+
+    /// What the server answers to a command of one line.
+    fn ask(&self, command: &str) -> String {
+        self.try_ask(command, "\r\n").unwrap_or_else(|| panic!("{command} is not answered"))
+    }
+
+    /// The keys that begin so.
+    fn keys(&self, begin: &str) -> Vec<String> {
+        let all = self.try_ask("lru_crawler metadump all", "END\r\n").unwrap();
+        let keys = all.lines().filter_map(|line| line.strip_prefix("key=")?.split(' ').next());
+        // They are encoded as in URLs.
+        let keys = keys.map(|key| key.replace("%3A", ":"));
+        keys.filter(|key| key.starts_with(begin)).collect()
+    }
+}
+
+impl Drop for Memcached {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+    }
+}
+
+impl Place for Memcached {
+    type Lock<P: ?Sized + TreePath + 'static> = MemcachedTreeLock<P>;
+
+    fn start() -> Option<Self> {
+        Memcached::start_with(&[])
+    }
+
+    fn try_open_as<P: ?Sized + TreePath + 'static>(
+        &self,
+        options: Options,
+    ) -> Result<MemcachedTreeLock<P>, EngineError> {
+        MemcachedTreeLock::connect(&self.url(), "test", options)
+    }
+
+    fn url(&self) -> String {
+        format!("memcached://127.0.0.1:{}", self.port)
+    }
+
+    fn look(&self) -> Option<Snapshot> {
+        look(&self.url(), "test").unwrap()
+    }
+}
+
+const SHORT: Duration = Duration::from_secs(1);
+
+fn options() -> Options {
+    Options::new().time_to_live(SHORT).patience(LIMIT)
+}
+
+/// A guard of each of two clients is lost, all are told, and another client gets in one time to live later, with a higher fence.
+#[track_caller]
+fn all_is_lost_by(server: &mut Memcached, lose: impl FnOnce(&mut Memcached)) {
+    let (one, other) = (server.open_with(options()), server.open_with(options()));
+    let told = [Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false))];
+    let held = [(&one, "a"), (&other, "b")].map(|(lock, path)| lock.write_arc(path).unwrap());
+    for (guard, told) in held.iter().zip(&told) {
+        let tells = Arc::clone(told);
+        guard.on_lost(move || tells.store(true, Ordering::SeqCst));
+    }
+    let fence = held.iter().map(|guard| guard.fence()).max().unwrap();
+    let lost = Instant::now();
+    lose(server);
+    let third = open_at_last(server);
+    let granted = third.try_write_for("a", LIMIT).unwrap();
+    let took = lost.elapsed();
+    assert!(held.iter().all(|guard| !guard.is_valid()), "another one was let in before they were lost");
+    eprintln!("let in after {took:?}");
+    assert!(took > SHORT.mul_f64(0.95) && took < LIMIT / 2, "{took:?}");
+    assert!(granted.fence() > fence);
+    for (guard, told) in held.into_iter().zip(told) {
+        wait_until("it is told", || told.load(Ordering::SeqCst));
+        assert!(matches!(guard.release(), Err(EngineError::Lost)));
+    }
+    granted.release().unwrap();
+    for lock in [&one, &other, &third] {
+        assert!(lock.try_lock_for(&[], &["a", "b"], LIMIT).unwrap().fence() > fence);
+    }
+}
+
+/// One that meets something foreign is told, and the next one finds that it begins anew.
+fn open_at_last(server: &Memcached) -> MemcachedTreeLock {
+    let start = Instant::now();
+    loop {
+        match server.try_open_as(options()) {
+            Ok(lock) => return lock,
+            Err(error) => eprintln!("told after {:?}: {error}", start.elapsed()),
+        }
+        assert!(start.elapsed() < LIMIT);
+    }
+}
+
+#[test]
+fn server_that_forgets_all_loses_all_guards() {
+    let Some(mut server) = Memcached::begin() else { return };
+    all_is_lost_by(&mut server, |server| assert_eq!(server.ask("flush_all"), "OK\r\n"));
+}
+
+/// It counts anew, so that a change that was prepared before would fit by chance.
+#[test]
+fn restarted_server_loses_all_guards() {
+    let Some(mut server) = Memcached::begin() else { return };
+    all_is_lost_by(&mut server, |server| {
+        server.kill();
+        server.go_on();
+    });
+}
+
+#[test]
+fn value_that_is_deleted_or_written_over_is_missed() {
+    let Some(mut server) = Memcached::begin() else { return };
+    for (loses, answer) in [
+        ("delete treelock:test", "DELETED\r\n"),
+        ("set treelock:test 0 0 9\r\nsomething", "STORED\r\n"),
+        ("set treelock:test 0 0 0\r\n", "STORED\r\n"),
+    ] {
+        all_is_lost_by(&mut server, |server| assert_eq!(server.ask(loses), answer));
+    }
+}
+
+/// It may be the value that an entry is in, or a snapshot: a client that comes then needs both.
+#[test]
+fn value_that_the_first_one_names_is_missed() {
+    let Some(mut server) = Memcached::begin() else { return };
+    all_is_lost_by(&mut server, |server| {
+        let lock = server.open_with(options());
+        let named = || server.keys("treelock:test:");
+        while named().is_empty() {
+            (0..20).for_each(|_| drop(lock.write("x").unwrap()));
+        }
+        for key in named() {
+            assert_eq!(server.ask(&format!("delete {key}")), "DELETED\r\n");
+        }
+    });
+}
+
+/// Others fill a small server, and all that is not used goes.
+#[test]
+fn namespace_that_is_used_is_not_evicted() {
+    let Some(server) = Memcached::start_with(&["-m", "8", "-o", "no_lru_crawler"]) else { return };
+    server.open_quickly();
+    let lock = server.open_with(options());
+    let guard = lock.write("a").unwrap();
+    let mut connection = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    let value = "x".repeat(1000);
+    for number in 0..40_000 {
+        write!(connection, "set other:{number} 0 0 1000 noreply\r\n{value}\r\n").unwrap();
+        if number % 1000 == 0 {
+            drop(lock.write("b").unwrap());
+        }
+    }
+    let evicted = server.try_ask("stats", "END\r\n").unwrap();
+    let evicted = evicted.lines().find_map(|line| line.strip_prefix("STAT evictions ")).unwrap();
+    assert_ne!(evicted, "0");
+    assert!(guard.is_valid());
+    guard.release().unwrap();
+}
+
+/// Values that nobody needs are deleted.
+#[test]
+fn server_is_kept_short() {
+    let Some(server) = Memcached::begin() else { return };
+    let (lock, _idle) = (server.open_with(options()), server.open_with(options()));
+    (0..4000).for_each(|_| drop(lock.write("a").unwrap()));
+    let bytes = || {
+        let told = server.try_ask("stats", "END\r\n").unwrap();
+        let bytes = told.lines().find_map(|line| line.strip_prefix("STAT bytes ")).unwrap().to_owned();
+        bytes.parse::<u64>().unwrap()
+    };
+    wait_until("what nobody needs is deleted", || {
+        (0..10).for_each(|_| drop(lock.write("a").unwrap()));
+        server.keys("treelock:test:").len() < 60 && bytes() < 400_000
+    });
+}
+
+/// A server that stops for longer than a session lives has lost nothing, and yet nobody may believe in what was held.
+#[test]
+fn requests_go_on_when_the_server_does() {
+    let Some(server) = Memcached::begin() else { return };
+    let lock = server.open_with(options());
+    let held = lock.write("a").unwrap();
+    server.signal(Signal::STOP);
+    wait_until("the lease ends", || !held.is_valid());
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| lock.try_write_for("a", LIMIT).map(drop));
+        server.signal(Signal::CONT);
+        waits.join().unwrap().unwrap();
+    });
+    assert!(matches!(held.release(), Err(EngineError::Lost)));
+}
+
+#[test]
+fn server_that_is_away_or_cannot_be_used_is_told() {
+    let opened = |url: &str, name: &str| {
+        let options = Options::new().patience(Duration::from_millis(50));
+        MemcachedTreeLock::<str>::connect(url, name, options).map(drop)
+    };
+    let nobody = format!("127.0.0.1:{}", free_port());
+    assert!(matches!(opened(&nobody, "test"), Err(EngineError::Away(_))));
+    assert!(matches!(opened("redis://127.0.0.1", "test"), Err(EngineError::Refused(_))));
+    assert!(matches!(opened(&nobody, "a name"), Err(EngineError::Refused(_))));
+    let Some(server) = Memcached::start_with(&["-C"]) else { return };
+    let refused = opened(&server.url(), "test").unwrap_err();
+    assert!(refused.to_string().contains("compare-and-set"), "{refused}");
+}
+
+/// What a snapshot comes to, and so what waits and is held, is more than an item of the server may be; requests are granted all the same.
+#[test]
+fn namespace_that_outgrows_an_item_goes_on() {
+    let Some(server) = Memcached::begin() else { return };
+    let lock = server.open_with(options());
+    let paths: Vec<String> = (0..60).map(|number| format!("folder/{number:020000}")).collect();
+    let guards: Vec<_> = paths.iter().map(|path| lock.write_arc(path).unwrap()).collect();
+    for _ in 0..700 {
+        drop(lock.write("x").unwrap());
+    }
+    assert!(guards.iter().all(|guard| guard.is_valid()));
+    let many: Vec<&str> = paths.iter().map(String::as_str).collect();
+    drop(guards);
+    let refused = lock.try_lock_for(&[], &many, LIMIT).map(drop);
+    assert!(matches!(refused, Err(MachineLockError::Engine(EngineError::Refused(_)))), "{refused:?}");
+}
