@@ -53,6 +53,7 @@
 //! | `process` | the lock between the processes of a host, on Linux |
 //! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
 //! | `postgres` | the same, over a PostgreSQL database |
+//! | `dynamodb` | the same, in a table of DynamoDB |
 //! | `memcached` | the same, over a Memcached server |
 //! | `object-store` | the same, in a bucket: S3, Google, Azure, a directory |
 //! | `redis-tls` | the same over TLS; implies `redis` |
@@ -111,6 +112,8 @@ mod patience;
 pub mod process;
 #[cfg(all(feature = "object-store", not(feature = "model")))]
 pub use machine::bucket;
+#[cfg(all(feature = "dynamodb", not(feature = "model")))]
+pub use machine::dynamodb;
 #[cfg(all(feature = "memcached", not(feature = "model")))]
 pub use machine::memcached;
 #[cfg(all(feature = "postgres", not(feature = "model")))]

@@ -72,6 +72,15 @@ impl EngineError {
         ))
     }
 
+    /// The same, as long as it is not known whether one of its clients lives.
+    #[cfg(feature = "items")]
+    pub(crate) fn other_time_to_live_yet(kept: Duration, said: Duration) -> Self {
+        EngineError::away(format!(
+            "the namespace has a time to live of {kept:?}, and this client says {said:?}; whether another client lives is known \
+             when it was watched for so long"
+        ))
+    }
+
     fn kind(&self) -> io::ErrorKind {
         match self {
             EngineError::Away(_) => io::ErrorKind::NotConnected,

@@ -47,7 +47,8 @@
 //! | `differential.rs` | real engines against the one for tests |
 //! | `redis/`, `postgres/` | Redis and Valkey; PostgreSQL |
 //! | `items/` | the engine of stores that can only create and read |
-//! | `bucket/`, `memcached/` | such stores: an object store; one value of Memcached |
+//! | `bucket/`, `dynamodb/`, `memcached/` | such stores: an object store; a table of DynamoDB; one value of Memcached |
+//! | `runtime.rs` | how a store asks a client that is asynchronous |
 //!
 //! # Invariants
 //!
@@ -64,6 +65,8 @@ pub mod bucket;
 mod client;
 #[cfg(test)]
 mod differential;
+#[cfg(feature = "dynamodb")]
+pub mod dynamodb;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "no other engine needs all of it"))]
 mod engine;
 mod error;
@@ -82,6 +85,8 @@ mod pool;
 pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod runtime;
 mod session;
 #[cfg(test)]
 mod simulation;
@@ -234,7 +239,7 @@ impl Options {
     }
 
     /// How long a request that waits pauses at most before it looks again whether it is granted, in an engine that wakes nobody:
-    /// half a second in a bucket and 50 ms in Memcached, unless it is said. The first pauses are shorter. The others have no use for it.
+    /// half a second in a bucket and in DynamoDB, and 50 ms in Memcached, unless it is said. The first pauses are shorter. The others have no use for it.
     ///
     /// # Panics
     ///

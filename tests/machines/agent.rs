@@ -38,7 +38,10 @@ impl Agent {
     #[track_caller]
     pub(crate) fn new(place: &impl Place, time_to_live: Duration) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(URL, place.url()).env(TIME_TO_LIVE, time_to_live.as_millis().to_string());
+        command
+            .envs(place.environment())
+            .env(URL, place.url())
+            .env(TIME_TO_LIVE, time_to_live.as_millis().to_string());
         Agent::start(command).unwrap()
     }
 
@@ -111,6 +114,10 @@ pub(crate) fn run() {
     #[cfg(feature = "postgres")]
     if url.starts_with("postgresql") {
         return run_with(treelock::postgres::PostgresTreeLock::connect(url, "test", options));
+    }
+    #[cfg(feature = "dynamodb")]
+    if let Some(table) = url.strip_prefix("dynamodb:") {
+        return run_with(treelock::dynamodb::DynamoDbTreeLock::connect(table, "test", options));
     }
     #[cfg(feature = "memcached")]
     if url.starts_with("memcached:") {

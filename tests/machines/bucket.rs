@@ -12,7 +12,7 @@ use treelock::{Snapshot, TreePath};
 
 pub(crate) const PREFIX: &str = "locks/test";
 
-pub(crate) struct Memory(Arc<dyn ObjectStore>);
+pub(crate) struct Memory(pub(crate) Arc<dyn ObjectStore>);
 
 impl Place for Memory {
     type Lock<P: ?Sized + TreePath + 'static> = BucketTreeLock<P>;

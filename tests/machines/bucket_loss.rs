@@ -1,6 +1,9 @@
 //! What becomes of guards when a bucket loses objects, or has something foreign (M1, M6).
 
-use super::bucket::PREFIX;
+use super::agent::Agent;
+use super::bucket::{Directory, Memory, PREFIX};
+use super::conformance::Place;
+use super::loss::{self, options, watched};
 use crate::common::{LIMIT, wait_until};
 use futures::executor::block_on;
 use futures::{StreamExt, TryStreamExt};
@@ -8,21 +11,22 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use treelock::bucket::{BucketTreeLock, look};
-use treelock::machine::{ArcMachineGuard, EngineError, MachineLockError, MachineTreeLock, Options};
+use treelock::machine::{EngineError, MachineLockError};
 
 const SHORT: Duration = Duration::from_secs(1);
-
-fn options() -> Options {
-    Options::new().time_to_live(SHORT).patience(Duration::from_secs(5))
-}
 
 type Bucket = Arc<dyn ObjectStore>;
 
 fn bucket() -> Bucket {
     Arc::new(InMemory::new())
+}
+
+#[track_caller]
+fn all_is_lost_by(bucket: &Bucket, lose: impl FnOnce()) {
+    loss::all_is_lost_by(&mut Memory(Arc::clone(bucket)), |_| lose());
 }
 
 fn open(bucket: &Bucket) -> BucketTreeLock {
@@ -46,54 +50,6 @@ fn delete(bucket: &Bucket, paths: Vec<Path>) {
 
 fn write_over(bucket: &Bucket, path: &Path, bytes: &[u8]) {
     block_on(bucket.put(path, bytes.to_vec().into())).unwrap();
-}
-
-/// A guard, and whether it was told that it is lost.
-fn watched(lock: &MachineTreeLock, path: &str) -> (ArcMachineGuard, Arc<AtomicBool>) {
-    let guard = lock.write_arc(path).unwrap();
-    let told = Arc::new(AtomicBool::new(false));
-    let tells = Arc::clone(&told);
-    guard.on_lost(move || tells.store(true, Ordering::SeqCst));
-    (guard, told)
-}
-
-/// Opens the lock, again and again; one that meets something foreign is told, and the next one finds that it begins anew.
-fn open_at_last(bucket: &Bucket) -> BucketTreeLock {
-    let start = Instant::now();
-    loop {
-        match BucketTreeLock::open(Arc::clone(bucket), PREFIX, options()) {
-            Ok(lock) => return lock,
-            Err(error) => eprintln!("told after {:?}: {error}", start.elapsed()),
-        }
-        assert!(start.elapsed() < LIMIT);
-    }
-}
-
-/// Guards of two clients are lost, and others get in after one time to live, with higher fences.
-#[track_caller]
-fn all_is_lost_by(bucket: &Bucket, lose: impl FnOnce()) {
-    let (one, other) = (open(bucket), open(bucket));
-    let held = [watched(&one, "a"), watched(&other, "b")];
-    let fence = held.iter().map(|(guard, _)| guard.fence()).max().unwrap();
-    assert!(held.iter().all(|(guard, _)| guard.is_valid()));
-    let lost = Instant::now();
-    lose();
-    let third = open_at_last(bucket);
-    let granted = third.try_write_for("a", LIMIT).unwrap();
-    let took = lost.elapsed();
-    assert!(held.iter().all(|(guard, _)| !guard.is_valid()), "another one was let in before they were lost");
-    eprintln!("let in after {took:?}");
-    assert!(took > SHORT.mul_f64(0.95) && took < LIMIT / 2, "{took:?}");
-    assert!(granted.fence() > fence);
-    for (guard, told) in held {
-        wait_until("it is told", || told.load(Ordering::SeqCst));
-        assert!(matches!(guard.release(), Err(EngineError::Lost)));
-    }
-    // All clients go on.
-    granted.release().unwrap();
-    for lock in [&one, &other, &third] {
-        assert!(lock.try_lock_for(&[], &["a", "b"], LIMIT).unwrap().fence() > fence);
-    }
 }
 
 #[test]
@@ -195,6 +151,24 @@ fn another_format_is_told() {
     wait_until("the guard is lost", || !held.is_valid() && told.load(Ordering::SeqCst));
     let asked = lock.write("b").map(drop);
     assert!(matches!(asked, Err(MachineLockError::Engine(EngineError::OtherFormat(_)))), "{asked:?}");
+}
+
+/// Nothing else tells a client that was killed from one that lives.
+#[test]
+fn other_time_to_live_is_taken_when_all_that_had_the_old_one_were_watched_in_vain() {
+    let Some(directory) = Directory::begin() else { return };
+    let twice = options().time_to_live(2 * SHORT);
+    let mut killed = Agent::new(&directory, SHORT);
+    killed.does("lock 1 w:a");
+    let refused = directory.try_open_as::<str>(twice.clone()).map(drop);
+    assert!(matches!(refused, Err(EngineError::Refused(_))), "{refused:?}");
+    killed.kill();
+    let impatient = directory.try_open_as::<str>(twice.clone().patience(SHORT / 4)).map(drop);
+    assert!(matches!(impatient, Err(EngineError::Refused(_))), "{impatient:?}");
+    let start = Instant::now();
+    let lock = directory.try_open_as::<str>(twice).unwrap();
+    assert!(start.elapsed() > SHORT / 2, "{:?}", start.elapsed());
+    drop(lock.try_write_for("a", LIMIT).unwrap());
 }
 
 #[test]

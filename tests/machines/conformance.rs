@@ -39,6 +39,11 @@ pub(crate) trait Place: Sized + Sync {
     /// What an agent opens.
     fn url(&self) -> String;
 
+    /// And what is in its environment.
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// What one sees that has no client.
     fn look(&self) -> Option<Snapshot>;
 
@@ -129,6 +134,8 @@ macro_rules! of_each_engine {
         of_each_engine!(@ redis, $crate::server::Server, [$($test,)*]);
         #[cfg(feature = "postgres")]
         of_each_engine!(@ postgres, $crate::database::Database, [$($test,)*]);
+        #[cfg(feature = "dynamodb")]
+        of_each_engine!(@ dynamodb, $crate::dynamodb::Table, [$($test,)*]);
         #[cfg(feature = "memcached")]
         of_each_engine!(@ memcached, $crate::memcached::Memcached, [$($test,)*]);
         #[cfg(feature = "object-store")]

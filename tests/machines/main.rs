@@ -6,6 +6,7 @@
 //! | `cluster.rs`, `sentinel.rs` | is the server found that has a namespace, and do guards survive when another one takes its place? |
 //! | `conformance.rs` | does an engine keep the contract? One list of tests for all engines |
 //! | `death.rs` | what is left of a process that is killed or stopped, and who is told |
+//! | `dynamodb.rs` | what becomes of requests when DynamoDB throttles them, or loses items |
 //! | `listening.rs` | what becomes of a waiter whose connection is cut while it listens |
 //! | `loss.rs` | what becomes of guards when the server loses data, or is full, or holds something foreign |
 //! | `memcached.rs` | what becomes of guards when a Memcached server forgets what it has |
@@ -31,6 +32,8 @@ mod conformance;
 #[path = "../common/database.rs"]
 mod database;
 mod death;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 mod listening;
 mod loss;
 #[cfg(feature = "memcached")]

@@ -1,15 +1,16 @@
 //! A Memcached server of a test's own, on a free port of the loopback; and what becomes of guards when it forgets what it has (M1, M6).
 
 use super::conformance::Place;
+use super::loss::{all_is_lost_by, options};
+use super::network::count_over_a_bad_way;
+use super::proxy::Proxy;
 use super::server::free_port;
 use crate::common::{LIMIT, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use treelock::machine::{EngineError, MachineLockError, Options};
 use treelock::memcached::{MemcachedTreeLock, look};
 use treelock::{Snapshot, TreePath};
@@ -117,54 +118,6 @@ impl Place for Memcached {
     }
 }
 
-const SHORT: Duration = Duration::from_secs(1);
-
-fn options() -> Options {
-    Options::new().time_to_live(SHORT).patience(LIMIT)
-}
-
-/// A guard of each of two clients is lost, all are told, and another client gets in one time to live later, with a higher fence.
-#[track_caller]
-fn all_is_lost_by(server: &mut Memcached, lose: impl FnOnce(&mut Memcached)) {
-    let (one, other) = (server.open_with(options()), server.open_with(options()));
-    let told = [Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false))];
-    let held = [(&one, "a"), (&other, "b")].map(|(lock, path)| lock.write_arc(path).unwrap());
-    for (guard, told) in held.iter().zip(&told) {
-        let tells = Arc::clone(told);
-        guard.on_lost(move || tells.store(true, Ordering::SeqCst));
-    }
-    let fence = held.iter().map(|guard| guard.fence()).max().unwrap();
-    let lost = Instant::now();
-    lose(server);
-    let third = open_at_last(server);
-    let granted = third.try_write_for("a", LIMIT).unwrap();
-    let took = lost.elapsed();
-    assert!(held.iter().all(|guard| !guard.is_valid()), "another one was let in before they were lost");
-    eprintln!("let in after {took:?}");
-    assert!(took > SHORT.mul_f64(0.95) && took < LIMIT / 2, "{took:?}");
-    assert!(granted.fence() > fence);
-    for (guard, told) in held.into_iter().zip(told) {
-        wait_until("it is told", || told.load(Ordering::SeqCst));
-        assert!(matches!(guard.release(), Err(EngineError::Lost)));
-    }
-    granted.release().unwrap();
-    for lock in [&one, &other, &third] {
-        assert!(lock.try_lock_for(&[], &["a", "b"], LIMIT).unwrap().fence() > fence);
-    }
-}
-
-/// One that meets something foreign is told, and the next one finds that it begins anew.
-fn open_at_last(server: &Memcached) -> MemcachedTreeLock {
-    let start = Instant::now();
-    loop {
-        match server.try_open_as(options()) {
-            Ok(lock) => return lock,
-            Err(error) => eprintln!("told after {:?}: {error}", start.elapsed()),
-        }
-        assert!(start.elapsed() < LIMIT);
-    }
-}
-
 #[test]
 fn server_that_forgets_all_loses_all_guards() {
     let Some(mut server) = Memcached::begin() else { return };
@@ -262,6 +215,18 @@ fn requests_go_on_when_the_server_does() {
         waits.join().unwrap().unwrap();
     });
     assert!(matches!(held.release(), Err(EngineError::Lost)));
+}
+
+#[test]
+fn requests_over_a_bad_way_are_granted_once_each() {
+    let Some(server) = Memcached::begin() else { return };
+    let proxy = Proxy::to(server.port);
+    let by_proxy = || {
+        let options = Options::new().time_to_live(Duration::from_secs(60)).patience(LIMIT);
+        MemcachedTreeLock::<str>::connect(&format!("127.0.0.1:{}", proxy.port()), "test", options).unwrap()
+    };
+    let clients = [by_proxy(), by_proxy(), server.open()];
+    count_over_a_bad_way(&proxy, clients.each_ref().map(|client| &**client), 30, 40, 20);
 }
 
 #[test]

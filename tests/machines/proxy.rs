@@ -64,7 +64,7 @@ impl Proxy {
         proxy
     }
 
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "dynamodb", feature = "memcached", feature = "postgres"))]
     pub(crate) fn port(&self) -> u16 {
         self.port
     }

@@ -77,22 +77,22 @@
 //! * Nobody is promised a turn at *writing*: of clients that write at the same moment one is first, and the others read what it wrote, and try
 //!   again. Where clients ask without a pause, and the bucket answers slowly, one may not come to its turn for its
 //!   [patience](Options::patience), and fails with [`EngineError::Away`]. Once it is written, a request keeps its place in the queue.
-//! * A client that insists on another time to live than the namespace has is refused as long as a session is not over; and none is over by
-//!   itself. If all programs were killed, open the lock once with the old one, or without saying it, for as long as that is.
+//! * A client that insists on another time to live than the namespace has is refused as long as one of its sessions is not over. If that is not
+//!   known, the client watches for as long as the namespace's time to live, if its [patience](Options::patience) is longer.
 
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
 use crate::machine::items::Items;
 use crate::machine::items::store::{Created, Series, Store};
+use crate::machine::runtime::Blocking;
 use crate::machine::{EngineError, MachineTreeLock, Options, client};
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, future, stream};
+use futures_util::{StreamExt, TryFutureExt, TryStreamExt, future, stream};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::runtime::{Builder, Handle, Runtime};
 use url::Url;
 
 /// A [`MachineTreeLock`] in a bucket.
@@ -111,7 +111,7 @@ impl<P: ?Sized + TreePath> BucketTreeLock<P> {
     /// answer; [`EngineError::OtherFormat`].
     pub fn open(store: Arc<dyn ObjectStore>, prefix: &str, options: Options) -> Result<Self, EngineError> {
         let bucket = Bucket::new(store, &Path::from(prefix), &options)?;
-        MachineTreeLock::connect(Box::new(Items::new(bucket)), options).map(BucketTreeLock)
+        MachineTreeLock::connect(Box::new(Items::new(bucket, &options)), options).map(BucketTreeLock)
     }
 
     /// The same by a URL, such as `s3://bucket/locks/my-app`, with the credentials of the environment.
@@ -125,7 +125,7 @@ impl<P: ?Sized + TreePath> BucketTreeLock<P> {
     pub fn connect(url: &str, options: Options) -> Result<Self, EngineError> {
         let (store, prefix) = store_of(url)?;
         let bucket = Bucket::new(store, &prefix, &options)?;
-        MachineTreeLock::connect(Box::new(Items::new(bucket)), options).map(BucketTreeLock)
+        MachineTreeLock::connect(Box::new(Items::new(bucket, &options)), options).map(BucketTreeLock)
     }
 }
 
@@ -139,7 +139,7 @@ impl<P: ?Sized + TreePath> BucketTreeLock<P> {
 pub fn look(store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Option<Snapshot>, EngineError> {
     let options = Options::new();
     let bucket = Bucket::new(store, &Path::from(prefix), &options)?;
-    client::look(&Items::new(bucket), &options)
+    client::look(&Items::new(bucket, &options), &options)
 }
 
 /// The same by a URL: see [`BucketTreeLock::connect`].
@@ -181,15 +181,7 @@ struct Bucket {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
     longest_look: Duration,
-    /// It is there until this is dropped.
-    runtime: Option<Runtime>,
-}
-
-impl Drop for Bucket {
-    fn drop(&mut self) {
-        // Which does not block, as a thread of another runtime may not.
-        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
-    }
+    runtime: Blocking,
 }
 
 impl Bucket {
@@ -198,8 +190,7 @@ impl Bucket {
             return Err(EngineError::refused("the prefix is empty: give one that all users of the lock know"));
         }
         // `LocalFileSystem` blocks in threads of it.
-        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MOST_AT_A_TIME).build();
-        let runtime = Some(runtime.map_err(|error| EngineError::Refused(Arc::new(error)))?);
+        let runtime = Blocking::new(MOST_AT_A_TIME)?;
         let longest_look = options.longest_look.unwrap_or(LONGEST_LOOK);
         Ok(Bucket { objects, prefix: prefix.clone(), longest_look, runtime })
     }
@@ -216,26 +207,12 @@ impl Bucket {
         self.folder(series).join(format!("{number:020}"))
     }
 
-    /// Has a call made, and gives it up at the deadline.
     fn run<T: Send>(
         &self,
         deadline: Instant,
         call: impl Future<Output = Result<T, Error>> + Send,
     ) -> Result<T, EngineError> {
-        let runtime = self.runtime.as_ref().expect("it is there until it is dropped");
-        let timed = async { tokio::time::timeout_at(deadline.into(), call).await };
-        let answer = match Handle::try_current() {
-            Err(_) => runtime.block_on(timed),
-            // A thread of a runtime may not enter another one.
-            Ok(_) => std::thread::scope(|scope| {
-                let answer = scope.spawn(|| runtime.block_on(timed)).join();
-                answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            }),
-        };
-        match answer {
-            Ok(answer) => answer.map_err(told),
-            Err(_) => Err(EngineError::away("the bucket does not answer in time")),
-        }
+        self.runtime.run(deadline, call.map_err(told))
     }
 
     async fn get(&self, series: Series, number: u64) -> Result<Option<Bytes>, Error> {

@@ -31,6 +31,9 @@ pub(super) trait Port {
 
     fn may_be_emptied(&self) -> bool;
 
+    /// So long a client goes on asking.
+    fn patience(&self) -> Duration;
+
     /// This client's monotonic clock, the only one that decides anything.
     fn now(&self) -> Instant;
 
@@ -73,6 +76,8 @@ struct Known {
     is_doubtful: bool,
     /// A session was told of it, so that another one would need the snapshot again.
     is_told: bool,
+    /// When the time to live of the namespace was first seen to be another one than the client insists on.
+    differs: Option<Instant>,
     /// The entry that came next when a snapshot could not be kept. Another one is tried when there are as many again.
     refused: u64,
 }
@@ -194,6 +199,7 @@ impl State {
             head: Position(0),
             is_doubtful: true,
             is_told: false,
+            differs: None,
             refused: 0,
             order,
         };
@@ -245,8 +251,15 @@ impl State {
                     })
                 })
                 .await?;
-            if let Some(lives) = other {
-                return Ok(Reply::OtherTimeToLive(Duration::from_micros(lives)));
+            if let Some(kept) = other.map(Duration::from_micros) {
+                // Those that it has may all be over, which is known when nothing was heard of them for so long.
+                let now = port.now();
+                let refused = *known.differs.get_or_insert(now) + port.patience();
+                let heard = known.heard.values().max().copied().unwrap_or(now);
+                if heard + known.lives() < refused {
+                    return Err(EngineError::other_time_to_live_yet(kept, call.time_to_live).into());
+                }
+                return Ok(Reply::OtherTimeToLive(kept));
             }
             // The order first: if it is there, all that was read was of it (R6).
             known.look_at_order(port, true).await?;

@@ -81,6 +81,7 @@ mod exchange;
 mod model;
 pub(crate) mod store;
 
+use crate::machine::Options;
 use crate::machine::engine::{Call, Engine, Position, Reply};
 use crate::machine::error::EngineError;
 use crate::sync::{self, Mutex};
@@ -98,20 +99,26 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 /// The engine of a client over a store.
 pub(crate) struct Items<S> {
     store: S,
+    patience: Duration,
     state: Mutex<State>,
     /// The entry that was looked for last, and the pause after that.
     looked: Mutex<(u64, Duration)>,
 }
 
 impl<S: Store> Items<S> {
-    pub(crate) fn new(store: S) -> Self {
-        Items { store, state: Mutex::new(State::default()), looked: Mutex::new((0, Duration::ZERO)) }
+    pub(crate) fn new(store: S, options: &Options) -> Self {
+        Items {
+            store,
+            patience: options.patience,
+            state: Mutex::new(State::default()),
+            looked: Mutex::new((0, Duration::ZERO)),
+        }
     }
 }
 
 impl<S: Store> Engine for Items<S> {
     fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, EngineError> {
-        let blocking = Blocking { store: &self.store, deadline };
+        let blocking = Blocking { store: &self.store, patience: self.patience, deadline };
         let mut state = self.state.lock();
         let exchange = pin!(state.exchange(&blocking, call));
         // Each step of it blocks.
@@ -154,13 +161,14 @@ impl<S: Store> Engine for Items<S> {
 const LONGEST_LOOK: Duration = Duration::from_secs(2);
 
 /// A part of a time, by a number that was drawn.
-fn share(of: Duration, drawn: u64) -> Duration {
+pub(crate) fn share(of: Duration, drawn: u64) -> Duration {
     of.mul_f64((drawn >> 11) as f64 / (1u64 << 53) as f64)
 }
 
 /// Asks the store, and waits for its answers.
 struct Blocking<'a, S> {
     store: &'a S,
+    patience: Duration,
     deadline: Instant,
 }
 
@@ -199,6 +207,10 @@ impl<S: Store> Port for Blocking<'_, S> {
 
     fn may_be_emptied(&self) -> bool {
         self.store.may_be_emptied()
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
     }
 
     fn now(&self) -> Instant {

@@ -104,6 +104,10 @@ impl Port for Client {
         true
     }
 
+    fn patience(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn now(&self) -> Instant {
         base() + Duration::from_micros(self.now.get() * self.rate / 1000)
     }

@@ -81,7 +81,7 @@ impl<P: ?Sized + TreePath> MemcachedTreeLock<P> {
     /// [`EngineError::Refused`], if the server or the namespace cannot be used; [`EngineError::Away`], if the server does not
     /// answer; [`EngineError::OtherFormat`].
     pub fn connect(server: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
-        let engine = Items::new(Memcached::new(server, namespace, &options)?);
+        let engine = Items::new(Memcached::new(server, namespace, &options)?, &options);
         MachineTreeLock::connect(Box::new(engine), options).map(MemcachedTreeLock)
     }
 }
@@ -95,7 +95,7 @@ impl<P: ?Sized + TreePath> MemcachedTreeLock<P> {
 /// As [`MemcachedTreeLock::connect`]; and [`EngineError::Damaged`].
 pub fn look(server: &str, namespace: &str) -> Result<Option<Snapshot>, EngineError> {
     let options = Options::new();
-    client::look(&Items::new(Memcached::new(server, namespace, &options)?), &options)
+    client::look(&Items::new(Memcached::new(server, namespace, &options)?, &options), &options)
 }
 
 impl<P: ?Sized + TreePath> Deref for MemcachedTreeLock<P> {
