@@ -217,7 +217,7 @@ fn hand_over(bench: &mut Bench, server: &Server) {
     };
     let arms = vec![Arm::new(PEERS[0], 2, tree), Arm::new("poll each 50 ms", 2, flat)];
     let Some(found) = bench.compare("hand-over", bench.pick(3, 11), arms) else { return };
-    print_hand_overs(bench, &found, [PEERS[0], "poll each 50 ms"]);
+    print_hand_overs(bench, &found, &[PEERS[0], "poll each 50 ms"]);
 }
 
 /// What one client pays while others are there, of which one is busy: every client reads what all write.

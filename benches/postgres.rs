@@ -164,5 +164,5 @@ fn hand_over(bench: &mut Bench, database: &Database) {
     };
     let arms = vec![Arm::new(PEERS[0], 2, by_tree), Arm::new(PEERS[1], 2, by_flat)];
     let Some(found) = bench.compare("hand-over", bench.pick(3, 9), arms) else { return };
-    print_hand_overs(bench, &found, PEERS);
+    print_hand_overs(bench, &found, &PEERS);
 }

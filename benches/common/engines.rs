@@ -70,7 +70,7 @@ pub(crate) fn spread(waits: impl Iterator<Item = Duration>) -> Figures {
     vec![("median µs", median), ("longest µs", longest)]
 }
 
-pub(crate) fn print_hand_overs(bench: &Bench, found: &Outcome, peers: [&str; 2]) {
+pub(crate) fn print_hand_overs(bench: &Bench, found: &Outcome, peers: &[&str]) {
     let rows = peers.iter().enumerate().map(|(arm, peer)| {
         vec![peer.to_string(), digits(found.median(arm, "median µs")), digits(found.median(arm, "longest µs"))]
     });

@@ -207,3 +207,69 @@ fn thread_of_a_runtime_may_lock() {
         lock.write("a").unwrap().release().unwrap();
     });
 }
+
+/// Some servers that speak S3 put an object whatever the condition says.
+mod heedless {
+    use super::*;
+    use async_trait::async_trait;
+    use futures::stream::BoxStream;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMode, PutMultipartOptions,
+        PutOptions, PutPayload, PutResult, Result,
+    };
+    use std::fmt::{Display, Formatter};
+
+    #[derive(Debug)]
+    struct Heedless(InMemory);
+
+    impl Display for Heedless {
+        fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+            f.write_str("heedless")
+        }
+    }
+
+    #[async_trait]
+    impl ObjectStore for Heedless {
+        async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+            self.0.put_opts(path, payload, PutOptions { mode: PutMode::Overwrite, ..options }).await
+        }
+
+        async fn put_multipart_opts(
+            &self,
+            path: &Path,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.0.put_multipart_opts(path, options).await
+        }
+
+        async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+            self.0.get_opts(path, options).await
+        }
+
+        fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.0.delete_stream(paths)
+        }
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.0.list(prefix)
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.0.list_with_delimiter(prefix).await
+        }
+
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.0.copy_opts(from, to, options).await
+        }
+    }
+
+    #[test]
+    fn store_that_writes_over_what_is_there_is_refused() {
+        let bucket: Bucket = Arc::new(Heedless(InMemory::new()));
+        for _ in 0..2 {
+            let refused = BucketTreeLock::<str>::open(Arc::clone(&bucket), PREFIX, options()).map(drop);
+            assert!(matches!(&refused, Err(EngineError::Refused(why)) if why.to_string().contains("If-None-Match")));
+            assert!(objects(&bucket, "").is_empty());
+        }
+    }
+}

@@ -135,9 +135,9 @@ macro_rules! of_each_engine {
         #[cfg(feature = "postgres")]
         of_each_engine!(@ postgres, $crate::database::Database, [$($test,)*]);
         #[cfg(feature = "dynamodb")]
-        of_each_engine!(@ dynamodb, $crate::dynamodb::Table, [$($test,)*]);
+        of_each_engine!(@ dynamodb, $crate::dynamodb_local::Table, [$($test,)*]);
         #[cfg(feature = "memcached")]
-        of_each_engine!(@ memcached, $crate::memcached::Memcached, [$($test,)*]);
+        of_each_engine!(@ memcached, $crate::cache::Memcached, [$($test,)*]);
         #[cfg(feature = "object-store")]
         of_each_engine!(@ bucket, $crate::bucket::Directory, [$($test,)*]);
     };

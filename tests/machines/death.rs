@@ -121,5 +121,5 @@ fn clients_that_are_idle_or_wait_use_hardly_any_processor_time(server: &impl Pla
     let by_waiter = Duration::from_micros(used(&mut waiter) - start_of_waiter);
     let by = [used(&mut idle) - before[0], used(&mut holder) - before[1]].map(Duration::from_micros);
     eprintln!("in {took:?}: idle {:?}, holder {:?}; waiter {by_waiter:?}", by[0], by[1]);
-    assert!(by.iter().all(|&by| by < took / 10) && by_waiter < took / 5);
+    assert!(by.iter().all(|&by| by < took / 10) && by_waiter < took / 3);
 }

@@ -1,7 +1,4 @@
-//! A table of a test's own in DynamoDB Local, which Amazon gives for tests; and what becomes of requests when it throttles, and of guards
-//! when it loses items (M1, M4, M6).
-//!
-//! All tests of a process share one server, which takes a second to begin. It ends when they do.
+//! What becomes of requests when DynamoDB throttles them, and of guards when it loses items (M1, M4, M6).
 
 use super::conformance::Place;
 use super::loss::{all_is_lost_by, options};
@@ -9,145 +6,23 @@ use super::network::count_over_a_bad_way;
 use super::proxy::Proxy;
 use super::server::free_port;
 use crate::common::{LIMIT, wait_until};
-use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
-};
+use crate::dynamodb_local::{Table, client, wait_for};
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use treelock::dynamodb::{DynamoDbTreeLock, look_by};
 use treelock::machine::{EngineError, MachineLockError, Options};
 use treelock::{Snapshot, TreePath};
 
-/// The server, which ends when nobody has this any longer: it is run by a shell that waits for the end of its input.
-struct Server {
-    port: u16,
-    _shell: Child,
-}
-
-/// Where its program is.
-fn program() -> Option<PathBuf> {
-    let told = std::env::var_os("DYNAMODB_LOCAL").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let kept = home.join(".cache/treelock/node_modules/amplify-dynamodb-simulator/emulator");
-    let has_java = || Command::new("java").arg("-version").stderr(Stdio::null()).status().is_ok();
-    let found = told.into_iter().chain([kept]).find(|folder| folder.join("DynamoDBLocal.jar").exists());
-    let found = found.filter(|_| has_java());
-    if found.is_none() {
-        let how = "npm install --prefix ~/.cache/treelock amplify-dynamodb-simulator; Debian: default-jre-headless";
-        assert!(std::env::var_os("CI").is_none(), "CI must have DynamoDB Local: {how}");
-        eprintln!("left out: the tests of DynamoDB, which need DynamoDB Local ({how})");
-    }
-    found
-}
-
-impl Server {
-    fn shared() -> Option<&'static Server> {
-        static SERVER: OnceLock<Option<Server>> = OnceLock::new();
-        SERVER.get_or_init(Server::start).as_ref()
-    }
-
-    fn start() -> Option<Server> {
-        let folder = program()?;
-        let port = free_port();
-        let java = format!(
-            "java -Xmx512m -Djava.library.path=DynamoDBLocal_lib -jar DynamoDBLocal.jar -inMemory -sharedDb -port {port} & \
-             read -r _; kill $!"
-        );
-        let mut command = Command::new("sh");
-        command.args(["-c", &java]).current_dir(folder).stdin(Stdio::piped());
-        let server = Server { port, _shell: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap() };
-        wait_until("the server answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Some(server)
-    }
-}
-
-fn client(port: u16) -> Client {
-    let config = aws_sdk_dynamodb::Config::builder().behavior_version(BehaviorVersion::latest());
-    let config = config.region(Region::new("us-east-1")).endpoint_url(format!("http://127.0.0.1:{port}"));
-    Client::from_conf(config.credentials_provider(Credentials::new("test", "secret", None, None, "a test")).build())
-}
-
-fn wait_for<T>(call: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(call)
-}
-
-/// The table of a test.
-pub(crate) struct Table {
-    port: u16,
-    name: String,
-}
-
-impl Table {
-    fn made(self) -> Self {
-        let key = |name, kind, of: ScalarAttributeType| {
-            let attribute = AttributeDefinition::builder().attribute_name(name).attribute_type(of).build().unwrap();
-            (KeySchemaElement::builder().attribute_name(name).key_type(kind).build().unwrap(), attribute)
-        };
-        let keys =
-            [key("pk", KeyType::Hash, ScalarAttributeType::S), key("sk", KeyType::Range, ScalarAttributeType::N)];
-        let mut create = client(self.port).create_table().table_name(&self.name);
-        create = create.billing_mode(BillingMode::PayPerRequest);
-        for (key, attribute) in keys {
-            create = create.key_schema(key).attribute_definitions(attribute);
-        }
-        wait_for(create.send()).unwrap();
-        self
-    }
-
-    fn open_by(&self, port: u16, options: Options) -> DynamoDbTreeLock {
-        DynamoDbTreeLock::open(&client(port), &self.name, "test", options).unwrap()
-    }
-
-    /// The keys of the items whose partition has this in its name.
-    fn keys(&self, part: &str) -> Vec<(String, String)> {
-        let scanned = client(self.port).scan().table_name(&self.name).consistent_read(true);
-        let scanned = wait_for(scanned.into_paginator().items().send().try_collect()).unwrap();
-        let key = |item: &std::collections::HashMap<String, AttributeValue>| {
-            (item["pk"].as_s().unwrap().clone(), item["sk"].as_n().unwrap().clone())
-        };
-        let mut keys: Vec<_> = scanned.iter().map(key).filter(|(partition, _)| partition.contains(part)).collect();
-        keys.sort_by_key(|(partition, number)| (partition.clone(), number.parse::<u64>().unwrap()));
-        keys
-    }
-
-    fn delete(&self, (partition, number): (String, String)) {
-        let delete = client(self.port).delete_item().table_name(&self.name);
-        let delete = delete.key("pk", AttributeValue::S(partition)).key("sk", AttributeValue::N(number));
-        wait_for(delete.send()).unwrap();
-    }
-
-    fn write_over(&self, (partition, number): (String, String), bytes: &[u8]) {
-        let put = client(self.port).put_item().table_name(&self.name).item("pk", AttributeValue::S(partition));
-        let put = put.item("sk", AttributeValue::N(number)).item("item", AttributeValue::B(Blob::new(bytes)));
-        wait_for(put.send()).unwrap();
-    }
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        // It may be gone.
-        let _ = wait_for(client(self.port).delete_table().table_name(&self.name).send());
-    }
-}
-
 impl Place for Table {
     type Lock<P: ?Sized + TreePath + 'static> = DynamoDbTreeLock<P>;
 
     fn start() -> Option<Self> {
-        static TABLES: AtomicU32 = AtomicU32::new(0);
-        let port = Server::shared()?.port;
-        Some(Table { port, name: format!("locks-{}", TABLES.fetch_add(1, Ordering::SeqCst)) }.made())
+        Table::fresh()
     }
 
     fn try_open_as<P: ?Sized + TreePath + 'static>(
@@ -178,6 +53,10 @@ impl Place for Table {
     fn look(&self) -> Option<Snapshot> {
         look_by(&client(self.port), &self.name, "test").unwrap()
     }
+}
+
+fn open_by(table: &Table, port: u16, options: Options) -> DynamoDbTreeLock {
+    DynamoDbTreeLock::open(&client(port), &table.name, "test", options).unwrap()
 }
 
 /// A way to the server that counts calls by their kind, and throttles some of them.
@@ -270,7 +149,7 @@ const LONG: Duration = Duration::from_secs(60);
 fn pair_that_meets_nobody_is_two_puts() {
     let Some(table) = Table::begin() else { return };
     let gate = Gate::to(table.port);
-    let lock = table.open_by(gate.port, Options::new().time_to_live(LONG));
+    let lock = open_by(&table, gate.port, Options::new().time_to_live(LONG));
     drop(lock.write("a").unwrap());
     let before = gate.counts();
     (0..100).for_each(|_| drop(lock.write("srv/data/tenants/acme/projects/alpha/tables/users").unwrap()));
@@ -289,7 +168,7 @@ fn throttled_calls_are_made_again() {
     let Some(table) = Table::begin() else { return };
     let gate = Gate::to(table.port);
     let options = Options::new().time_to_live(LONG).patience(LIMIT);
-    let (lock, other) = (table.open_by(gate.port, options), table.open());
+    let (lock, other) = (open_by(&table, gate.port, options), table.open());
     gate.throttles.store(4, Ordering::SeqCst);
     let start = Instant::now();
     let mut fence = 0;
@@ -315,7 +194,7 @@ fn service_that_always_throttles_is_told() {
     let Some(table) = Table::begin() else { return };
     let gate = Gate::to(table.port);
     let options = Options::new().time_to_live(LONG).patience(Duration::from_millis(300));
-    let lock = table.open_by(gate.port, options.response_timeout(Duration::from_millis(200)));
+    let lock = open_by(&table, gate.port, options.response_timeout(Duration::from_millis(200)));
     gate.throttles.store(u32::MAX, Ordering::SeqCst);
     let told = lock.write("a").map(drop);
     assert!(matches!(told, Err(MachineLockError::Engine(EngineError::Away(_)))), "{told:?}");
@@ -327,7 +206,7 @@ fn service_that_always_throttles_is_told() {
 fn requests_over_a_bad_way_are_granted_once_each() {
     let Some(table) = Table::begin() else { return };
     let proxy = Proxy::to(table.port);
-    let by_proxy = || table.open_by(proxy.port(), Options::new().time_to_live(LONG).patience(LIMIT));
+    let by_proxy = || open_by(&table, proxy.port(), Options::new().time_to_live(LONG).patience(LIMIT));
     let clients = [by_proxy(), by_proxy(), table.open()];
     count_over_a_bad_way(&proxy, clients.each_ref().map(|client| &**client), 30, 20, 10);
 }
@@ -361,15 +240,8 @@ fn table_that_is_deleted_is_told() {
         wait_for(client(table.port).delete_table().table_name(&table.name).send()).unwrap();
         let gone = table.try_open_as::<str>(options()).map(drop).unwrap_err();
         assert!(matches!(gone, EngineError::Refused(_)) && gone.to_string().contains("create it"), "{gone}");
-        Table { port: table.port, name: table.name.clone() }.made().keep();
+        table.make();
     });
-}
-
-impl Table {
-    /// The table stays when this is dropped.
-    fn keep(self) {
-        std::mem::forget(self);
-    }
 }
 
 /// Items that nobody needs are deleted, in batches.

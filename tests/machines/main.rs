@@ -17,13 +17,16 @@
 //! | `storm.rs` | five hundred processes killed at random moments |
 //! | `tls.rs` | whose certificates are trusted, and who must show one? |
 //! | `postgres.rs` | what becomes of guards when a database loses data, is restarted, stopped or refuses |
-//! | `agent.rs`, `proxy.rs`, `server.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the server, as `common/database.rs` |
+//! | `agent.rs`, `proxy.rs`, `server.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the server, as `common/database.rs`, `common/dynamodb_local.rs`, `common/memcached.rs` |
 
 mod agent;
 #[cfg(feature = "object-store")]
 mod bucket;
 #[cfg(feature = "object-store")]
 mod bucket_loss;
+#[cfg(feature = "memcached")]
+#[path = "../common/memcached.rs"]
+mod cache;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
@@ -34,6 +37,9 @@ mod database;
 mod death;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
+#[cfg(feature = "dynamodb")]
+#[path = "../common/dynamodb_local.rs"]
+mod dynamodb_local;
 mod listening;
 mod loss;
 #[cfg(feature = "memcached")]

@@ -1,99 +1,19 @@
-//! A Memcached server of a test's own, on a free port of the loopback; and what becomes of guards when it forgets what it has (M1, M6).
+//! What becomes of guards when a Memcached server forgets what it has (M1, M6).
 
 use super::conformance::Place;
 use super::loss::{all_is_lost_by, options};
 use super::network::count_over_a_bad_way;
 use super::proxy::Proxy;
 use super::server::free_port;
+use crate::cache::Memcached;
 use crate::common::{LIMIT, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
-use std::io::{Read, Write};
+use rustix::process::Signal;
+use std::io::Write;
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use treelock::machine::{EngineError, MachineLockError, Options};
 use treelock::memcached::{MemcachedTreeLock, look};
 use treelock::{Snapshot, TreePath};
-
-pub(crate) struct Memcached {
-    pub(crate) port: u16,
-    child: Option<Child>,
-    extra: Vec<String>,
-}
-
-impl Memcached {
-    /// `None` where there is no program for it.
-    fn start_with(extra: &[&str]) -> Option<Self> {
-        let is_there =
-            Command::new("memcached").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-        if !is_there {
-            assert!(std::env::var_os("CI").is_none(), "CI must have a server: apt-get install memcached");
-            static ONCE: std::sync::Once = std::sync::Once::new();
-            ONCE.call_once(|| {
-                eprintln!("left out: the tests of Memcached, which need its server (Debian: memcached)")
-            });
-            return None;
-        }
-        let extra = extra.iter().map(|&word| word.to_owned()).collect();
-        let mut server = Memcached { port: free_port(), child: None, extra };
-        server.go_on();
-        Some(server)
-    }
-
-    /// Starts it again, on the same port.
-    fn go_on(&mut self) {
-        let mut command = Command::new("memcached");
-        command.args(["-l", "127.0.0.1", "-p", &self.port.to_string(), "-u", "nobody"]).args(&self.extra);
-        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        wait_until("the server answers", || self.try_ask("version", "\r\n").is_some());
-    }
-
-    fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
-    }
-
-    fn try_ask(&self, command: &str, ends: &str) -> Option<String> {
-        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        connection.set_read_timeout(Some(LIMIT)).ok()?;
-        write!(connection, "{command}\r\n").ok()?;
-        let (mut told, mut part) = (Vec::new(), [0; 4096]);
-        while !told.ends_with(ends.as_bytes()) {
-            match connection.read(&mut part) {
-                Ok(read) if read > 0 => told.extend(&part[..read]),
-                _ => return None,
-            }
-        }
-        Some(String::from_utf8_lossy(&told).into_owned())
-    }
-
-    /// What the server answers to a command of one line.
-    fn ask(&self, command: &str) -> String {
-        self.try_ask(command, "\r\n").unwrap_or_else(|| panic!("{command} is not answered"))
-    }
-
-    /// The keys that begin so.
-    fn keys(&self, begin: &str) -> Vec<String> {
-        let all = self.try_ask("lru_crawler metadump all", "END\r\n").unwrap();
-        let keys = all.lines().filter_map(|line| line.strip_prefix("key=")?.split(' ').next());
-        // They are encoded as in URLs.
-        let keys = keys.map(|key| key.replace("%3A", ":"));
-        keys.filter(|key| key.starts_with(begin)).collect()
-    }
-}
-
-impl Drop for Memcached {
-    fn drop(&mut self) {
-        if self.child.is_some() {
-            self.kill();
-        }
-    }
-}
 
 impl Place for Memcached {
     type Lock<P: ?Sized + TreePath + 'static> = MemcachedTreeLock<P>;

@@ -24,7 +24,7 @@
 //! the feature of `object_store` that it needs, such as `aws`. It must be able to create an object only if there is none
 //! (`PutMode::Create`), and to read and list at once what was created. Amazon S3, Google Cloud Storage, Azure Blob Storage and
 //! Cloudflare R2 do both, and so do `LocalFileSystem`, on a file system that can link files, and `InMemory`. A server that speaks
-//! S3 and ignores `If-None-Match` is refused when the lock is opened.
+//! S3 and ignores `If-None-Match` is refused when the namespace is begun.
 //!
 //! Give the lock a store of its own. Its calls run in a small runtime of `tokio` that it has for itself, and a connection that was opened in another
 //! runtime, by a clone of the store, works for as long as that one runs.
@@ -215,6 +215,15 @@ impl Bucket {
         self.runtime.run(deadline, call.map_err(told))
     }
 
+    /// Creates an object; whether there was none.
+    async fn put(&self, path: &Path, item: Bytes) -> Result<bool, EngineError> {
+        match self.objects.put_opts(path, item.into(), PutOptions::from(PutMode::Create)).await {
+            Ok(_) => Ok(true),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(told(error)),
+        }
+    }
+
     async fn get(&self, series: Series, number: u64) -> Result<Option<Bytes>, Error> {
         let got = match self.objects.get(&self.path(series, number)).await {
             Ok(got) => got.bytes().await,
@@ -245,16 +254,21 @@ impl Store for Bucket {
     fn create(&self, series: Series, number: u64, item: &[u8], deadline: Instant) -> Result<Created, EngineError> {
         let path = self.path(series, number);
         let item = Bytes::copy_from_slice(item);
-        self.run(deadline, async {
+        self.runtime.run(deadline, async {
             loop {
-                let options = PutOptions::from(PutMode::Create);
-                match self.objects.put_opts(&path, item.clone().into(), options).await {
-                    Ok(_) => return Ok(Created::New),
-                    Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
-                    Err(error) => return Err(error),
+                if self.put(&path, item.clone()).await? {
+                    // Nobody has used the order yet, so this is the time to see whether the store heeds what it is told.
+                    if series == Series::Orders && self.put(&path, item.clone()).await? {
+                        self.objects.delete(&path).await.map_err(told)?;
+                        return Err(EngineError::refused(
+                            "the store writes over an object that it is told to create only if there is none (If-None-Match): a \
+                             lock cannot be in it",
+                        ));
+                    }
+                    return Ok(Created::New);
                 }
                 // It may be trimmed meanwhile.
-                if let Some(there) = self.get(series, number).await? {
+                if let Some(there) = self.get(series, number).await.map_err(told)? {
                     return Ok(Created::Taken(there.to_vec()));
                 }
             }

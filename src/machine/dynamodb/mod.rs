@@ -144,7 +144,7 @@ impl<P: ?Sized + TreePath> Deref for DynamoDbTreeLock<P> {
     }
 }
 
-const FIRST_LOOK: Duration = Duration::from_millis(5);
+const FIRST_LOOK: Duration = Duration::from_millis(25);
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
 /// Pauses after a call that was throttled: full jitter, up to this.
