@@ -61,7 +61,7 @@ impl Memory {
     }
 
     /// Has the session of a member end at a time.
-    #[cfg(feature = "redis")]
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     pub(crate) fn end_session(&mut self, session: &SessionId, end: u64) {
         self.live.entry((session.member, session.key)).and_modify(|until| *until = end);
     }

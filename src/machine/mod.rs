@@ -63,7 +63,7 @@
 #[cfg(feature = "object-store")]
 pub mod bucket;
 mod client;
-#[cfg(test)]
+#[cfg(all(test, any(feature = "postgres", feature = "redis")))]
 mod differential;
 #[cfg(feature = "dynamodb")]
 pub mod dynamodb;

@@ -57,6 +57,7 @@ struct Client {
     rate: u64,
     /// How far its wall clock is ahead.
     ahead: u64,
+    may_be_emptied: bool,
 }
 
 impl Client {
@@ -101,7 +102,7 @@ impl Port for Client {
     }
 
     fn may_be_emptied(&self) -> bool {
-        true
+        self.may_be_emptied
     }
 
     fn patience(&self) -> Duration {
@@ -160,6 +161,23 @@ impl Shelf {
             Question::Pause => Answer::Done,
         };
         (answer, Vec::new())
+    }
+
+    /// What a store says that has all in one value, of an order that is not in it.
+    fn told_as_lost(&self, question: &Question) -> Option<Answer> {
+        let (Question::Create(series, ..) | Question::Read(series, ..) | Question::Newest(series)) = question else {
+            return None;
+        };
+        let (Series::Entries(identity) | Series::Snapshots(identity)) = series else { return None };
+        let newest = self.newest(Series::Orders).map(|newest| &self.items[&Series::Orders][&newest]);
+        if newest.is_some_and(|order| Order::of_bytes(order).is_ok_and(|order| order.identity() == *identity)) {
+            return None;
+        }
+        Some(match question {
+            Question::Create(..) => Answer::Created(Created::Taken(Vec::new())),
+            Question::Read(..) => Answer::Items(vec![Vec::new()]),
+            _ => Answer::Newest(None),
+        })
     }
 
     fn newest(&self, series: Series) -> Option<u64> {
@@ -222,9 +240,18 @@ enum Letter {
     Over,
 }
 
+/// A store that may be emptied, and whose entries know nothing of their order.
+const PLAIN: u8 = 0;
+/// The same, where two clients have wall clocks that are ahead.
+const AHEAD: u8 = 1;
+/// All is in one value, as in Memcached: what is asked of an order that is lost is told that.
+const ONE_VALUE: u8 = 2;
+/// Nothing is lost, as in DynamoDB.
+const DURABLE: u8 = 3;
+
 /// The store, and the engines of all clients.
 #[derive(Default)]
-struct Stores<const AHEAD: bool> {
+struct Stores<const KIND: u8> {
     shelf: Shelf,
     /// Nothing while a call is under way.
     states: [Option<State>; CLIENTS],
@@ -238,7 +265,7 @@ struct Stores<const AHEAD: bool> {
     created: VecDeque<Question>,
 }
 
-impl<const AHEAD: bool> Stores<AHEAD> {
+impl<const KIND: u8> Stores<KIND> {
     fn ask(&mut self, question: Question) -> Answer {
         if matches!(question, Question::Create(..)) {
             self.created.push_front(question.clone());
@@ -247,13 +274,16 @@ impl<const AHEAD: bool> Stores<AHEAD> {
         if let Question::Create(_, _, item) = &question {
             self.ever.insert(item.clone());
         }
+        if let Some(answer) = self.shelf.told_as_lost(&question).filter(|_| KIND == ONE_VALUE) {
+            return answer;
+        }
         let (answer, written) = self.shelf.answer(question);
         self.written.extend(written);
         answer
     }
 }
 
-impl<const AHEAD: bool> Stores<AHEAD> {
+impl<const KIND: u8> Stores<KIND> {
     /// Nobody waits for an answer.
     fn ask_late(&mut self, question: Question) {
         if let Question::Create(series, number, item) = &question {
@@ -274,7 +304,7 @@ fn poll(exchange: &mut Exchange) -> Option<(State, Result<Reply, EngineError>)> 
     }
 }
 
-impl<const AHEAD: bool> Service for Stores<AHEAD> {
+impl<const KIND: u8> Service for Stores<KIND> {
     type Letter = Letter;
     type Copy = Shelf;
 
@@ -290,10 +320,17 @@ impl<const AHEAD: bool> Service for Stores<AHEAD> {
         let given_up = given_up.iter().position(|(of, _)| *of == client).map(|index| given_up.remove(index).1);
         let mut state = given_up.or(self.states[client].take()).unwrap_or_default();
         let wire = Rc::new(RefCell::new(Wire::default()));
-        let ahead = if AHEAD { [0, 7_000_000, 400_000, 0][client] } else { 0 };
+        let ahead = if KIND == AHEAD { [0, 7_000_000, 400_000, 0][client] } else { 0 };
         let (draws, clock) = (Rc::clone(&self.draws), Rc::clone(&self.now));
         let (rate, call) = (Self::RATES[client], call.clone());
-        let port = Client { wire: Rc::clone(&wire), now: clock, draws, rate, ahead };
+        let port = Client {
+            wire: Rc::clone(&wire),
+            now: clock,
+            draws,
+            rate,
+            ahead,
+            may_be_emptied: matches!(KIND, PLAIN | AHEAD),
+        };
         self.now.set(now);
         let mut exchange: Exchange = Box::pin(async move {
             let reply = state.exchange(&port, &call).await;
@@ -382,7 +419,7 @@ impl<const AHEAD: bool> Service for Stores<AHEAD> {
     }
 }
 
-type Plain = Stores<false>;
+type Plain = Stores<PLAIN>;
 
 #[test]
 fn histories_come_to_what_they_judge() {
@@ -415,10 +452,23 @@ proptest! {
         simulation::run::<Plain>(steps);
     }
 
+    #[test]
+    fn no_fault_of_one_value_lets_two_in(mut steps in steps::<Stores<ONE_VALUE>>(false)) {
+        // It has no order that could be lost alone.
+        steps.retain(|step| !matches!(step, Step::Lose(Part::Meta)));
+        simulation::run::<Stores<ONE_VALUE>>(steps);
+    }
+
+    #[test]
+    fn store_that_loses_nothing_lets_nobody_in(mut steps in steps::<Stores<DURABLE>>(false)) {
+        steps.retain(|step| !matches!(step, Step::Lose(_)));
+        simulation::run::<Stores<DURABLE>>(steps);
+    }
+
     /// The wall clocks of two clients are ahead, by more than a time to live of one. Fences of an order that is not lost rise.
     #[test]
-    fn wall_clocks_let_nobody_in(mut steps in steps::<Stores<true>>(false)) {
+    fn wall_clocks_let_nobody_in(mut steps in steps::<Stores<AHEAD>>(false)) {
         steps.retain(|step| !matches!(step, Step::Lose(_)));
-        simulation::run::<Stores<true>>(steps);
+        simulation::run::<Stores<AHEAD>>(steps);
     }
 }
