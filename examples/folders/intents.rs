@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// The workers that have one.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     pub(crate) fn intending_workers(&self) -> Result<Vec<u64>, Fault> {
         let worker = |key: &Key| key.as_ref().rsplit_once('-')?.1.parse().ok();
         Ok(self.list(&INTENTS.into())?.iter().filter_map(worker).collect())

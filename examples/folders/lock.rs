@@ -2,15 +2,14 @@
 
 use crate::store::{Fault, Key};
 use treelock::{TreeLock, TreeLockGuard};
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 use {
     std::time::Duration,
-    treelock::machine::{MachineGuard, Options},
-    treelock::redis::RedisTreeLock,
+    treelock::machine::{self, MachineGuard, MachineTreeLock, Options},
 };
 
 /// So long others wait for what a process had that was killed. It is short, since this program kills many.
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 pub(crate) const TIME_TO_LIVE: Duration = Duration::from_millis(500);
 
 /// The sub-trees that are read, and those that are changed.
@@ -40,32 +39,32 @@ pub(crate) enum Lock {
     /// With `--no-lock`.
     None,
     Threads(Box<TreeLock<str>>),
-    #[cfg(feature = "redis")]
-    Redis(RedisTreeLock),
+    #[cfg(feature = "machine")]
+    Machines(MachineTreeLock),
 }
 
 /// What an operation holds.
 pub(crate) enum Guard<'a> {
     None,
     Threads(#[expect(dead_code, reason = "it is there to be dropped")] TreeLockGuard<'a, str>),
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     Machines(MachineGuard<'a, str>),
 }
 
 impl Lock {
-    #[cfg(feature = "redis")]
-    pub(crate) fn redis(url: &str, namespace: &str) -> Result<Self, Fault> {
+    #[cfg(feature = "machine")]
+    pub(crate) fn between_machines(url: &str, namespace: &str) -> Result<Self, Fault> {
         let options = Options::new().time_to_live(TIME_TO_LIVE);
-        let opened = RedisTreeLock::connect(url, namespace, options);
-        opened.map(Lock::Redis).map_err(|error| Fault::Failed(error.to_string()))
+        let opened = machine::connect(url, namespace, options);
+        opened.map(Lock::Machines).map_err(|error| Fault::Failed(error.to_string()))
     }
 
     pub(crate) fn lock(&self, Roots { reads, writes }: &Roots) -> Result<Guard<'_>, Fault> {
         match self {
             Lock::None => Ok(Guard::None),
             Lock::Threads(lock) => Ok(Guard::Threads(lock.lock(reads, writes))),
-            #[cfg(feature = "redis")]
-            Lock::Redis(lock) => {
+            #[cfg(feature = "machine")]
+            Lock::Machines(lock) => {
                 lock.lock(reads, writes).map(Guard::Machines).map_err(|error| Fault::Failed(error.to_string()))
             }
         }
@@ -77,7 +76,7 @@ impl Guard<'_> {
     pub(crate) fn is_valid(&self) -> bool {
         match self {
             Guard::None | Guard::Threads(_) => true,
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "machine")]
             Guard::Machines(guard) => guard.is_valid(),
         }
     }
@@ -86,7 +85,7 @@ impl Guard<'_> {
     pub(crate) fn fence(&self) -> Option<u64> {
         match self {
             Guard::None | Guard::Threads(_) => None,
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "machine")]
             Guard::Machines(guard) => Some(guard.fence()),
         }
     }

@@ -4,8 +4,10 @@
 //! cargo run --release --example folders -- [DIRECTORY] [--threads 4] [--seconds 5] [--seed 0] [--no-lock]
 //!
 //! redis-server --port 7777 --save ''
-//! cargo run --release --features redis --example folders -- --redis redis://127.0.0.1:7777/ [DIRECTORY]
+//! cargo run --release --features redis --example folders -- --engine redis://127.0.0.1:7777/ [DIRECTORY]
 //!     [--processes 4] [--seconds 5] [--kill-every 500ms] [--stop-every 2s] [--namespace NAME] [--seed 0] [--no-lock]
+//!
+//! cargo run --release --features object-store --example folders -- --bucket [DIRECTORY] [--processes 4] ...
 //! ```
 //!
 //! An object store reads, writes, copies and deletes single keys. To rename a folder there means to copy and delete
@@ -21,8 +23,8 @@
 //! | delete a copy of a folder | another copy | the folder |
 //!
 //! It does so in one of two ways: by several threads, on a store in memory ([`InMemory`], any other [`ObjectStore`]
-//! would do); or, with `--redis`, by several processes as if they were on as many machines, on a store on disk
-//! ([`LocalFileSystem`]), with the lock in a Redis server.
+//! would do); or by several processes as if they were on as many machines, on a store on disk ([`LocalFileSystem`]), with the lock
+//! in an engine (`--engine`), or in the store that holds the folders (`--bucket`).
 //!
 //! # What is checked
 //!
@@ -80,11 +82,11 @@
 //! [`ObjectStore`]: object_store::ObjectStore
 //! [`TreeLock`]: treelock::TreeLock
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 mod fences;
 mod intents;
 mod lock;
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 mod processes;
 mod store;
 mod worker;
@@ -118,23 +120,26 @@ struct Arguments {
     /// Work without the lock, to see what goes wrong
     #[arg(long)]
     no_lock: bool,
-    /// Work by processes that are kept apart over this server, as in redis://127.0.0.1:7777/
-    #[arg(long, value_name = "URL", conflicts_with = "threads")]
-    redis: Option<String>,
+    /// Work by processes that are kept apart by this engine, as in redis://127.0.0.1:7777/
+    #[arg(long, value_name = "URL", conflicts_with = "threads", group = "machines")]
+    engine: Option<String>,
+    /// Work by processes that are kept apart by a lock in the store that holds the folders
+    #[arg(long, conflicts_with = "threads", group = "machines")]
+    bucket: bool,
     /// How many processes work on the folders
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=100), requires = "redis")]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=100), requires = "machines")]
     processes: u16,
     /// The namespace of the lock in the server; one of its own for each run, unless it is given
-    #[arg(long, requires = "redis")]
+    #[arg(long, requires = "machines")]
     namespace: Option<String>,
     /// How often a process is killed, and another one started; 0 for never
-    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = parse_time, requires = "redis")]
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = parse_time, requires = "machines")]
     kill_every: Duration,
     /// How often a process is stopped for longer than its lease lives; 0 for never
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_time, requires = "redis")]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_time, requires = "machines")]
     stop_every: Duration,
     /// This is one of the processes, with such a number, and works in this directory
-    #[arg(long, hide = true, requires = "redis")]
+    #[arg(long, hide = true, requires = "machines")]
     worker: Option<u64>,
 }
 
@@ -170,25 +175,22 @@ fn main() -> ExitCode {
 
 /// Returns whether nothing was torn or lost.
 fn run(arguments: &Arguments) -> Result<bool, String> {
-    match (&arguments.redis, arguments.worker) {
-        (None, _) => {
-            let outcome = by_threads(arguments)?;
-            Ok(conclude(arguments, &outcome, &table(&outcome)))
-        }
-        #[cfg(feature = "redis")]
-        (Some(url), None) => {
-            let (outcome, deaths) = processes::run(arguments, url)?;
+    if arguments.engine.is_none() && !arguments.bucket {
+        let outcome = by_threads(arguments)?;
+        return Ok(conclude(arguments, &outcome, &table(&outcome)));
+    }
+    #[cfg(feature = "machine")]
+    return match arguments.worker {
+        None => {
+            let (outcome, deaths) = processes::run(arguments)?;
             Ok(conclude(arguments, &outcome, &processes::table(&outcome, &deaths)))
         }
-        #[cfg(feature = "redis")]
-        (Some(url), Some(number)) => processes::work(arguments, url, number, &arguments.directory).map(|()| true),
-        #[cfg(not(feature = "redis"))]
-        (Some(_), _) => {
-            Err("--redis needs the feature redis: cargo run --release --features redis --example folders -- \
-             --redis URL"
-                .into())
-        }
-    }
+        Some(number) => processes::work(arguments, number, &arguments.directory).map(|()| true),
+    };
+    #[cfg(not(feature = "machine"))]
+    Err("it needs the feature of the engine: cargo run --release --features redis --example folders -- --engine URL, or \
+         --features object-store and --bucket"
+        .into())
 }
 
 /// What came of a run.
@@ -307,7 +309,7 @@ fn empty_table(header: &[&str]) -> Table {
 }
 
 /// Without leases nobody is late.
-#[cfg(not(feature = "redis"))]
+#[cfg(not(feature = "machine"))]
 mod fences {
     use crate::lock::Roots;
     use crate::store::Fault;

@@ -7,7 +7,7 @@
 
 use crate::fences::Fences;
 use crate::lock::{Lock, Roots, TIME_TO_LIVE};
-use crate::store::{Fault, Key, Originals, Store};
+use crate::store::{Fault, Key, LOCKS, Originals, Store};
 use crate::worker::{Operation, Report, Task, Worker};
 use crate::{Arguments, Outcome, bar, empty_table, milliseconds};
 use comfy_table::Table;
@@ -72,11 +72,10 @@ pub(crate) struct Deaths {
 }
 
 /// What the parent does.
-pub(crate) fn run(arguments: &Arguments, url: &str) -> Result<(Outcome, Deaths), String> {
+pub(crate) fn run(arguments: &Arguments) -> Result<(Outcome, Deaths), String> {
     let originals = Originals::of(&arguments.directory)?;
     let fresh = || format!("folders-{:016x}", rand::rng().random::<u64>());
     let namespace = arguments.namespace.clone().unwrap_or_else(fresh);
-    let lock = open(arguments, url, &namespace)?;
 
     // From here on there is something to be left behind.
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -86,6 +85,7 @@ pub(crate) fn run(arguments: &Arguments, url: &str) -> Result<(Outcome, Deaths),
     }
     let failed = |error| format!("cannot make a directory for the run: {error}");
     let place = tempfile::Builder::new().prefix("folders-").tempdir().map_err(failed)?;
+    let lock = open(arguments, place.path(), &namespace)?;
     originals.save(place.path()).map_err(failed)?;
     let store = Store::on_disk(place.path(), originals)?;
     println!("works on a copy of {}, which is left as it is", arguments.directory.display());
@@ -94,7 +94,7 @@ pub(crate) fn run(arguments: &Arguments, url: &str) -> Result<(Outcome, Deaths),
     // A namespace that is new is closed for one time to live.
     drop(lock.lock(&Roots { reads: vec![Key::ROOT], writes: vec![] })?);
 
-    let mut workers = Workers::new(arguments, url, namespace, place.path());
+    let mut workers = Workers::new(arguments, namespace, place.path());
     let elapsed = workers.work(&store, &interrupted)?;
     let Workers { mut report, deaths, .. } = workers;
     let mut last = Worker::new(&store, &lock, arguments.seed, arguments.seed);
@@ -133,10 +133,10 @@ pub(crate) fn table(outcome: &Outcome, deaths: &Deaths) -> Table {
 }
 
 /// What a worker does.
-pub(crate) fn work(arguments: &Arguments, url: &str, number: u64, directory: &Path) -> Result<(), String> {
+pub(crate) fn work(arguments: &Arguments, number: u64, directory: &Path) -> Result<(), String> {
     let originals = Originals::saved(directory).map_err(|error| format!("cannot read the originals: {error}"))?;
     let store = Store::on_disk(directory, originals)?;
-    let lock = open(arguments, url, arguments.namespace.as_deref().unwrap_or_default())?;
+    let lock = open(arguments, directory, arguments.namespace.as_deref().unwrap_or_default())?;
     let is_over = Arc::new(AtomicBool::new(false));
     let ends = Arc::clone(&is_over);
     thread::spawn(move || {
@@ -152,8 +152,13 @@ pub(crate) fn work(arguments: &Arguments, url: &str, number: u64, directory: &Pa
     Ok(())
 }
 
-fn open(arguments: &Arguments, url: &str, namespace: &str) -> Result<Lock, Fault> {
-    if arguments.no_lock { Ok(Lock::None) } else { Lock::redis(url, namespace) }
+fn open(arguments: &Arguments, directory: &Path, namespace: &str) -> Result<Lock, Fault> {
+    let beside = || format!("file://{}/objects/{LOCKS}", directory.display());
+    match &arguments.engine {
+        _ if arguments.no_lock => Ok(Lock::None),
+        Some(url) => Lock::between_machines(url, namespace),
+        None => Lock::between_machines(&beside(), namespace),
+    }
 }
 
 /// One process, which is killed at the latest when this is dropped.
@@ -194,7 +199,6 @@ impl Drop for Process {
 
 struct Workers<'a> {
     arguments: &'a Arguments,
-    url: &'a str,
     namespace: String,
     directory: &'a Path,
     processes: Vec<Process>,
@@ -208,11 +212,10 @@ struct Workers<'a> {
 }
 
 impl<'a> Workers<'a> {
-    fn new(arguments: &'a Arguments, url: &'a str, namespace: String, directory: &'a Path) -> Self {
+    fn new(arguments: &'a Arguments, namespace: String, directory: &'a Path) -> Self {
         let (sender, reports) = channel();
         Workers {
             arguments,
-            url,
             namespace,
             directory,
             processes: Vec::new(),
@@ -229,7 +232,11 @@ impl<'a> Workers<'a> {
         let failed = |error: io::Error| format!("cannot start a worker: {error}");
         self.started += 1;
         let mut command = Command::new(env::current_exe().map_err(failed)?);
-        command.args(["--redis", self.url, "--namespace", &self.namespace]);
+        match &self.arguments.engine {
+            Some(url) => command.args(["--engine", url]),
+            None => command.arg("--bucket"),
+        };
+        command.args(["--namespace", &self.namespace]);
         command.args(["--seed", &self.arguments.seed.to_string(), "--worker", &self.started.to_string()]);
         command.args(self.arguments.no_lock.then_some("--no-lock")).arg(self.directory);
         // Ctrl-C is for the parent alone.

@@ -14,6 +14,9 @@ use std::{fs, io, thread};
 pub(crate) const SHELVES: [&str; 4] = ["inbox", "work", "archive", "backup"];
 /// The folder of the intents; see `intents.rs`. It is on no shelf.
 pub(crate) const INTENTS: &str = ".intents";
+
+/// Where the lock is, with `--bucket`.
+pub(crate) const LOCKS: &str = ".locks";
 /// Directories that tools make, and make large.
 const LEFT_OUT: [&str; 2] = [".git", "target"];
 const LARGEST_FILE: u64 = 1 << 20;
@@ -180,7 +183,7 @@ impl Store {
     /// Those on the shelves.
     pub(crate) fn keys_below(&self, folder: &Key) -> Result<Vec<Key>, Fault> {
         let mut keys = self.list(folder)?;
-        keys.retain(|key| !key.prefix_matches(&INTENTS.into()));
+        keys.retain(|key| [INTENTS, LOCKS].iter().all(|&other| !key.prefix_matches(&other.into())));
         Ok(keys)
     }
 

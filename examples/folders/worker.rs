@@ -51,7 +51,7 @@ impl Task {
 
 /// What a worker has done.
 #[derive(Default)]
-#[cfg_attr(feature = "redis", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "machine", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Report {
     pub(crate) tallies: [Tally; Operation::ALL.len()],
     /// Operations of others, which were killed or stopped in them, that it has finished.
@@ -64,7 +64,7 @@ pub(crate) struct Report {
 }
 
 #[derive(Clone, Copy, Default)]
-#[cfg_attr(feature = "redis", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "machine", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Tally {
     pub(crate) operations: usize,
     pub(crate) objects: usize,

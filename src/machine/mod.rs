@@ -41,6 +41,7 @@
 //! | `lease.rs` | until when what is held is held |
 //! | `pool.rs` | connections that are used again |
 //! | `error.rs` | what a request, and an engine, can fail with |
+//! | `connect.rs` | which engine a URL means |
 //! | `memory.rs` | an engine for tests, which loses what it is told to lose |
 //! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
 //! | `exhaustive.rs` | small cases of the same, searched as a whole |
@@ -63,11 +64,15 @@
 #[cfg(feature = "object-store")]
 pub mod bucket;
 mod client;
+mod connect;
 #[cfg(all(test, any(feature = "postgres", feature = "redis")))]
 mod differential;
 #[cfg(feature = "dynamodb")]
 pub mod dynamodb;
-#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "no other engine needs all of it"))]
+#[cfg_attr(
+    not(all(feature = "items", feature = "redis")),
+    allow(dead_code, reason = "not all engines need all of it")
+)]
 mod engine;
 mod error;
 #[cfg(test)]
@@ -80,6 +85,7 @@ mod lease;
 pub mod memcached;
 #[cfg(test)]
 mod memory;
+#[cfg(any(feature = "memcached", feature = "postgres", feature = "redis"))]
 mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -92,6 +98,7 @@ mod session;
 mod simulation;
 
 pub use crate::replica::report::Wait;
+pub use connect::{connect, look};
 pub use error::{EngineError, MachineLockError};
 pub use guard::{ArcMachineGuard, MachineGuard};
 

@@ -41,7 +41,7 @@ impl Site {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = self.place.command(words);
-        command.env("TREELOCK_REDIS", self.server.url()).env("TREELOCK_NAMESPACE", "test");
+        command.env("TREELOCK_ENGINE", self.server.url()).env("TREELOCK_NAMESPACE", "test");
         command
     }
 
@@ -88,7 +88,7 @@ fn status_of_a_namespace_says_if_nobody_has_begun_it_and_takes_no_part_in_it() {
     let Some(site) = Site::begin() else { return };
     let place = format!("the namespace \"test\" in redis://127.0.0.1:{}/", site.server.port);
     let url = site.server.url().replace("://", "://default:secret@") + "?protocol=resp3";
-    let status = |words: &[&str]| end(site.command(words).env("TREELOCK_REDIS", &url).spawn().unwrap());
+    let status = |words: &[&str]| end(site.command(words).env("TREELOCK_ENGINE", &url).spawn().unwrap());
     let told = |expected: &str| {
         let output = status(&["status"]);
         let expected = format!("treelock: nothing is locked{expected} {place}\n");
@@ -210,12 +210,12 @@ fn a_server_that_is_away_gives_73_soon_to_those_who_do_not_wait() {
 fn arguments_that_need_a_server_or_a_namespace_are_refused_without() {
     let place = Place::new();
     for (words, expected) in [
-        (&["run", "--namespace", "test", "-w", "a", "true"][..], "--namespace: give --redis"),
-        (&["run", "--time-to-live", "5", "-w", "a", "true"], "--time-to-live: give --redis"),
-        (&["run", "--redis", "redis://127.0.0.1/", "-w", "a", "true"], "give --namespace"),
-        (&["status", "--namespace", "test"], "--namespace: give --redis"),
-        (&["status", "--redis", "redis://127.0.0.1/", "--dir", "locks"], "cannot be used with"),
-        (&["run", "--redis", "redis://127.0.0.1/", "--namespace", "test", "-w", "../a", "true"], "no . and no .."),
+        (&["run", "--namespace", "test", "-w", "a", "true"][..], "--namespace: give --engine"),
+        (&["run", "--time-to-live", "5", "-w", "a", "true"], "--time-to-live: give --engine"),
+        (&["run", "--engine", "redis://127.0.0.1/", "-w", "a", "true"], "give --namespace"),
+        (&["status", "--namespace", "test"], "--namespace: give --engine"),
+        (&["status", "--engine", "redis://127.0.0.1/", "--dir", "locks"], "cannot be used with"),
+        (&["run", "--engine", "redis://127.0.0.1/", "--namespace", "test", "-w", "../a", "true"], "no . and no .."),
     ] {
         let output = place.treelock(words);
         assert_eq!((code(&output), text(&output.stdout)), (64, ""), "{words:?}");

@@ -39,7 +39,7 @@ struct Started {
 
 impl Running {
     /// Sends the signal TERM, if the command has started and has not ended.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     pub(crate) fn terminate(&self) {
         let mut child = self.child();
         child.is_terminated = true;
@@ -139,7 +139,7 @@ fn in_foreground() -> bool {
 }
 
 /// Whether this program was started to ignore a signal.
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 pub(crate) fn is_ignored(signal: i32) -> bool {
     ignored_signals() & (1 << (signal - 1)) != 0
 }

@@ -28,7 +28,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// Whether the directory is an argument.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     pub(crate) fn is_given(&self) -> bool {
         self.dir.is_some()
     }

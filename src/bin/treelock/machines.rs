@@ -1,4 +1,4 @@
-//! The command between machines: the lock of a namespace in a Redis or Valkey server, instead of a directory.
+//! The command between machines: the lock of a namespace of an engine, instead of a directory.
 //!
 //! A PATH is a name in the namespace here, whatever the working directory is: machines have no directories in common.
 
@@ -17,8 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use treelock::Snapshot;
-use treelock::machine::{EngineError, MachineLockError, Options};
-use treelock::redis::{RedisTreeLock, look};
+use treelock::machine::{self, EngineError, MachineLockError, MachineTreeLock, Options};
 
 /// The exit code if the command ended well, and the lease was lost before: that of sysexits.h for what may work when it is tried
 /// again.
@@ -32,14 +31,15 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub(crate) struct Server {
-    /// Lock between machines, in the Redis or Valkey server at URL, instead of a directory
+    /// Lock between machines, in the engine at URL, instead of a directory
     ///
-    /// Such as redis://user:password@host:6379/0, redis+sentinel://host:26379/mymaster, redis+cluster://host:6379, or
-    /// rediss:// for TLS; the documentation of treelock::redis tells all forms. By default it is $TREELOCK_REDIS, unless --dir is
-    /// given; others can read a password there less easily than in an argument.
+    /// Such as redis://user:password@host:6379/0, postgresql://user:password@host/database, memcached://host:11211,
+    /// dynamodb://table, s3://bucket/prefix or file:///directory, as far as treelock is built with the feature of each; the
+    /// documentation of treelock::machine::connect tells all. By default it is $TREELOCK_ENGINE, unless --dir is given; others can
+    /// read a password there less easily than in an argument.
     #[arg(long, value_name = "URL", conflicts_with = "dir")]
-    redis: Option<String>,
-    /// The namespace in that server, by default $TREELOCK_NAMESPACE: all that are to exclude each other use the same one
+    engine: Option<String>,
+    /// The namespace in that engine, by default $TREELOCK_NAMESPACE: all that are to exclude each other use the same one
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
 }
@@ -75,12 +75,12 @@ impl Server {
     /// The server, if one is to be used instead of a directory.
     pub(crate) fn given(&self, place: &Place) -> Result<Option<Given>, Failure> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let by_default = || variable("TREELOCK_REDIS").filter(|_| !place.is_given());
-        let Some(url) = self.redis.clone().or_else(by_default) else {
+        let by_default = || variable("TREELOCK_ENGINE").filter(|_| !place.is_given());
+        let Some(url) = self.engine.clone().or_else(by_default) else {
             return if self.namespace.is_some() { Err(no_server("--namespace")) } else { Ok(None) };
         };
         let Some(namespace) = self.namespace.clone().or_else(|| variable("TREELOCK_NAMESPACE")) else {
-            return Err(Failure::new(USAGE, "no namespace in the server: give --namespace, or TREELOCK_NAMESPACE"));
+            return Err(Failure::new(USAGE, "no namespace in the engine: give --namespace, or TREELOCK_NAMESPACE"));
         };
         Ok(Some(Given { url, namespace }))
     }
@@ -94,11 +94,11 @@ impl Lease {
 }
 
 fn no_server(option: &str) -> Failure {
-    Failure::new(USAGE, format_args!("no server for {option}: give --redis, or TREELOCK_REDIS"))
+    Failure::new(USAGE, format_args!("no engine for {option}: give --engine, or TREELOCK_ENGINE"))
 }
 
 impl Given {
-    fn open(&self, lease: &Lease, patience: Patience) -> Result<RedisTreeLock, Failure> {
+    fn open(&self, lease: &Lease, patience: Patience) -> Result<MachineTreeLock, Failure> {
         let mut options = Options::new();
         if let Some(time_to_live) = lease.time_to_live {
             options = options.time_to_live(time_to_live);
@@ -114,18 +114,17 @@ impl Given {
         if let Ok(directory) = std::env::current_dir() {
             options = options.location(directory.to_string_lossy());
         }
-        RedisTreeLock::connect(&self.url, &self.namespace, options)
-            .map_err(|error| Failure::new(CANNOT_CREATE, error))
+        machine::connect(&self.url, &self.namespace, options).map_err(|error| Failure::new(CANNOT_CREATE, error))
     }
 
     /// What is held and awaited in the namespace, if anybody has begun it.
     pub(crate) fn look(&self) -> Result<Option<Snapshot>, Failure> {
-        look(&self.url, &self.namespace).map_err(|error| Failure::new(CANNOT_CREATE, error))
+        machine::look(&self.url, &self.namespace).map_err(|error| Failure::new(CANNOT_CREATE, error))
     }
 
     /// The namespace and its server, as they may be told: without the user and the password.
     pub(crate) fn place(&self) -> String {
-        let (scheme, rest) = self.url.split_once("://").unwrap_or(("redis", &self.url));
+        let (scheme, rest) = self.url.split_once("://").unwrap_or(("", &self.url));
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
         let (server, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let server = server.rsplit('@').next().unwrap_or_default();
@@ -185,11 +184,11 @@ impl Given {
 }
 
 /// What a request of this lock waits for.
-fn awaited(lock: &RedisTreeLock) -> Awaited {
+fn awaited(lock: &MachineTreeLock) -> Awaited {
     closed(lock).map_or_else(|| Awaited::Others(lock.waits()), Awaited::Opening)
 }
 
-fn closed(lock: &RedisTreeLock) -> Option<Closed> {
+fn closed(lock: &MachineTreeLock) -> Option<Closed> {
     lock.closed_until().map(|until| Closed(until.saturating_duration_since(Instant::now())))
 }
 
@@ -200,7 +199,7 @@ struct Interrupted {
 }
 
 impl Interrupted {
-    fn catch(lock: &Arc<RedisTreeLock>) -> Result<Self, Failure> {
+    fn catch(lock: &Arc<MachineTreeLock>) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::new(OS_ERROR, format_args!("cannot catch signals: {error}"));
         let caught = [SIGHUP, SIGINT, SIGQUIT, SIGTERM].into_iter().filter(|&signal| !child::is_ignored(signal));
         let mut signals = Signals::new(caught).map_err(failed)?;

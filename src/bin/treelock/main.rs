@@ -1,6 +1,6 @@
 //! The command `treelock` locks sub-trees from the shell, as flock(1) locks files. `treelock --help` tells the rest.
 //!
-//! It uses only the public API: [`treelock::process`], and `treelock::redis`.
+//! It uses only the public API: [`treelock::process`], and `treelock::machine`.
 //!
 //! | file | concept |
 //! |---|---|
@@ -10,13 +10,13 @@
 //! | `child.rs` | the command: its signals, its end |
 //! | `status.rs` | `treelock status`: as a drawing, as JSON, again and again |
 //! | `directory.rs` | where the lock is |
-//! | `machines.rs` | the same between machines, by the feature `redis` |
+//! | `machines.rs` | the same between machines, where an engine is built in |
 //! | `exit.rs` | its exit codes |
 
 mod child;
 mod directory;
 mod exit;
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 mod machines;
 mod run;
 mod status;
@@ -36,8 +36,8 @@ use waiting::eprint_line;
 /// that reads a sub-tree excludes those that write an overlapping one. Commands whose sub-trees do not overlap never
 /// wait for each other.
 ///
-/// The lock is a directory of this host, or, where treelock is built with the feature redis, a namespace in a Redis or
-/// Valkey server.
+/// The lock is a directory of this host, or, where treelock is built with the feature of an engine, a namespace between machines: in
+/// Redis, PostgreSQL, Memcached, DynamoDB or a bucket.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Arguments {

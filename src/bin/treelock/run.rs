@@ -29,10 +29,10 @@ pub(crate) struct Arguments {
     pub(crate) writes: Vec<PathBuf>,
     #[command(flatten)]
     place: Place,
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     #[command(flatten)]
     server: crate::machines::Server,
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     #[command(flatten)]
     pub(crate) lease: crate::machines::Lease,
     /// Give up if the lock cannot be taken within this many seconds; 0.5 is half a second, 0 means -n
@@ -67,7 +67,7 @@ The lock:
   ended, whatever COMMAND has left in the background. A `treelock
   run` inside COMMAND is another owner: it waits for ever if it asks
   for the same, and so do two of them that cross. It needs --dir or
-  --redis again, or their variables. After a second of waiting,
+  --engine again, or their variables. After a second of waiting,
   standard error tells what it waits for, unless -q is given.
 
 In a directory of this host (--dir):
@@ -77,7 +77,7 @@ In a directory of this host (--dir):
   not inherit them). A treelock that is stopped, as by Ctrl-Z, keeps
   what it holds, and its place in the queue.
 
-Between machines (--redis, where treelock is built with it):
+Between machines (--engine, where treelock is built with it):
   The lock is a lease, which treelock renews until COMMAND has ended.
   It is lost if the server loses its data, and when its time to live
   has passed after treelock was killed, or stopped, as by Ctrl-Z, or
@@ -114,7 +114,7 @@ Examples:
   treelock run -w data/users -r data/schema -- ./migrate.sh
   treelock run -n -w . -- make    # only if nobody else works here
   treelock run --timeout 30 -E 75 -r / -- tar cf backup.tar .
-  treelock run --redis redis://db1/ --namespace my-app -w site -- \\
+  treelock run --engine redis://db1/ --namespace my-app -w site -- \\
     sh -c 'publish --fence $TREELOCK_FENCE'
 ";
 
@@ -131,7 +131,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     if arguments.reads.is_empty() && arguments.writes.is_empty() {
         return Err(Failure::new(USAGE, "nothing to lock: give a path with --read or --write"));
     }
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     if let Some(server) = arguments.server.given(&arguments.place)? {
         let patience = match (non_blocking, deadline) {
             (true, _) => crate::machines::Patience::None,
@@ -139,7 +139,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         };
         return server.run(arguments, patience);
     }
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     arguments.lease.check_is_absent()?;
     let (reads, writes) = (absolute(&arguments.reads)?, absolute(&arguments.writes)?);
     let directory = arguments.place.made()?;

@@ -14,7 +14,7 @@ use treelock::{Holder, Snapshot, Waiter, process};
 pub(crate) struct Arguments {
     #[command(flatten)]
     place: Place,
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     #[command(flatten)]
     server: crate::machines::Server,
     /// Print one line of JSON instead of a drawing
@@ -116,7 +116,7 @@ struct Seen {
 }
 
 fn look(arguments: &Arguments) -> Result<Seen, Failure> {
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "machine")]
     if let Some(server) = arguments.server.given(&arguments.place)? {
         // Without a session: it begins no namespace, and takes part in none.
         let (snapshot, place) = (server.look()?, server.place());

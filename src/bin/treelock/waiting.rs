@@ -72,17 +72,17 @@ pub(crate) fn tell(directory: &Path) -> Telling {
 }
 
 /// What a request between machines waits for.
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 pub(crate) enum Awaited {
     Opening(Closed),
     Others(Vec<Wait>),
 }
 
 /// A namespace that takes no requests for so long.
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 pub(crate) struct Closed(pub(crate) Duration);
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 impl Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rest = Age(self.0.as_secs() + 1);
@@ -91,7 +91,7 @@ impl Display for Closed {
 }
 
 /// From now on, tells what `awaited` says, until the sender is dropped.
-#[cfg(feature = "redis")]
+#[cfg(feature = "machine")]
 pub(crate) fn tell_of(awaited: impl Fn() -> Option<Awaited> + Send + 'static) -> Option<Sender<()>> {
     let (sender, ended) = mpsc::channel();
     let watch = move || {

@@ -97,7 +97,7 @@ use url::Url;
 
 /// A [`MachineTreeLock`] in a bucket.
 #[derive(Debug)]
-pub struct BucketTreeLock<P: ?Sized + TreePath = str>(MachineTreeLock<P>);
+pub struct BucketTreeLock<P: ?Sized + TreePath = str>(pub(super) MachineTreeLock<P>);
 
 impl<P: ?Sized + TreePath> BucketTreeLock<P> {
     /// Opens the namespace below a prefix of a store, and begins it if nobody has.

@@ -84,7 +84,7 @@ use std::time::{Duration, Instant};
 
 /// A [`MachineTreeLock`] in a table of DynamoDB.
 #[derive(Debug)]
-pub struct DynamoDbTreeLock<P: ?Sized + TreePath = str>(MachineTreeLock<P>);
+pub struct DynamoDbTreeLock<P: ?Sized + TreePath = str>(pub(super) MachineTreeLock<P>);
 
 impl<P: ?Sized + TreePath> DynamoDbTreeLock<P> {
     /// Opens a namespace of a table, with what the environment says, and begins it if nobody has.

@@ -68,7 +68,7 @@ use value::{Place, Value, pad, unpad};
 
 /// A [`MachineTreeLock`] in a Memcached server.
 #[derive(Debug)]
-pub struct MemcachedTreeLock<P: ?Sized + TreePath = str>(MachineTreeLock<P>);
+pub struct MemcachedTreeLock<P: ?Sized + TreePath = str>(pub(super) MachineTreeLock<P>);
 
 impl<P: ?Sized + TreePath> MemcachedTreeLock<P> {
     /// Opens a namespace of a server, and begins it if nobody has.

@@ -67,7 +67,7 @@ pub const SETUP: &str = include_str!("setup.sql");
 
 /// A [`MachineTreeLock`] in a PostgreSQL database.
 #[derive(Debug)]
-pub struct PostgresTreeLock<P: ?Sized + TreePath = str>(MachineTreeLock<P>);
+pub struct PostgresTreeLock<P: ?Sized + TreePath = str>(pub(super) MachineTreeLock<P>);
 
 impl<P: ?Sized + TreePath> PostgresTreeLock<P> {
     /// Opens a namespace of a database, and begins it if nobody has.

@@ -108,7 +108,7 @@ use std::time::{Duration, Instant};
 
 /// A [`MachineTreeLock`] in a Redis or Valkey server.
 #[derive(Debug)]
-pub struct RedisTreeLock<P: ?Sized + TreePath = str>(MachineTreeLock<P>);
+pub struct RedisTreeLock<P: ?Sized + TreePath = str>(pub(super) MachineTreeLock<P>);
 
 impl<P: ?Sized + TreePath> RedisTreeLock<P> {
     /// Opens a namespace of a server, and begins it if nobody has.
