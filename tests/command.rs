@@ -23,7 +23,22 @@ use tempfile::TempDir;
 use treelock::Snapshot;
 use treelock::process::ProcessTreeLock;
 
+#[cfg(feature = "memcached")]
+#[allow(dead_code, reason = "the tests of the lock between machines use the rest")]
+#[path = "common/memcached.rs"]
+mod cache;
 mod common;
+#[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "the tests of the lock between machines use the rest")]
+#[path = "common/database.rs"]
+mod database;
+#[cfg(feature = "dynamodb")]
+#[allow(dead_code, reason = "the tests of the lock between machines use the rest")]
+#[path = "common/dynamodb_local.rs"]
+mod dynamodb_local;
+#[cfg(feature = "machine")]
+#[path = "command/engines.rs"]
+mod engines;
 #[cfg(feature = "redis")]
 #[path = "command/machines.rs"]
 mod machines;

@@ -107,6 +107,16 @@ impl Table {
         wait_for(create.send()).unwrap();
     }
 
+    /// What a program has in its environment that is to find it.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL_DYNAMODB", format!("http://127.0.0.1:{}", self.port)),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+        ]
+    }
+
     /// The keys of the items whose partition has this in its name.
     pub(crate) fn keys(&self, part: &str) -> Vec<(String, String)> {
         let scanned = client(self.port).scan().table_name(&self.name).consistent_read(true);
