@@ -22,7 +22,7 @@ use crate::machine::lease::Lease;
 use crate::machine::session::{Ended, Outcome, Session};
 use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
 use crate::replica::ask::Asking;
-use crate::replica::{About, Ask, RequestId, report};
+use crate::replica::{About, Ask, Replica, RequestId, report};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -358,20 +358,59 @@ impl Client {
     /// What all have and await, as of now.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, EngineError> {
         loop {
-            let joined = match self.joined(false, None) {
-                Ok(joined) => joined,
-                Err(Stop::Failed(error)) => return Err(error),
-                Err(Stop::Over | Stop::Deadline) => return Err(EngineError::Lost),
-            };
+            let joined = self.joined_at_last()?;
+            if let Some(snapshot) = self.as_of_now(&joined, |replica| report::snapshot(replica))? {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    /// Begins to watch what `plan` says, as of now.
+    pub(crate) fn observe(
+        &self,
+        plan: impl Fn(&Asking) -> Result<Ask, MachineLockError>,
+    ) -> Result<(Joined, u64), MachineLockError> {
+        loop {
+            let joined = self.joined_at_last().map_err(MachineLockError::Engine)?;
+            let steps = plan(&joined.asking)?.steps;
+            let watch = self.as_of_now(&joined, |replica| replica.watch(&steps)).map_err(MachineLockError::Engine)?;
+            if let Some(watch) = watch {
+                return Ok((joined, watch));
+            }
+        }
+    }
+
+    /// Whether what is watched was written, as of now.
+    pub(crate) fn is_written(&self, joined: &Joined, watch: u64) -> Result<bool, EngineError> {
+        Ok(self.as_of_now(joined, |replica| replica.is_hit(watch))?.unwrap_or(true))
+    }
+
+    pub(crate) fn end_watch(&self, joined: &Joined, watch: u64) {
+        if let Some(session) = self.state.lock().session_of(joined.generation) {
+            session.replica.end_watch(watch);
+        }
+    }
+
+    fn joined_at_last(&self) -> Result<Joined, EngineError> {
+        self.joined(false, None).map_err(|stop| match stop {
+            Stop::Failed(error) => error,
+            Stop::Over | Stop::Deadline => EngineError::Lost,
+        })
+    }
+
+    /// What is to be said of the replica when it has all that there was when this was called; `None`, if the session is over.
+    fn as_of_now<R>(&self, joined: &Joined, tell: impl FnOnce(&mut Replica) -> R) -> Result<Option<R>, EngineError> {
+        loop {
             let state = self.state.lock();
             let wants = Wants::Heard(state.begun + 1);
             let (mut state, driven) = self.drive(state, wants, None);
             if let Err(Stop::Failed(error)) = driven {
                 return Err(error);
             }
+            let Some(session) = state.session_of(joined.generation) else { return Ok(None) };
             // One answer may not have had all.
-            if let Some(session) = state.session_of(joined.generation).filter(|session| session.is_up_to_date()) {
-                return Ok(report::snapshot(&session.replica));
+            if driven.is_ok() && session.is_up_to_date() {
+                return Ok(Some(tell(&mut session.replica)));
             }
         }
     }

@@ -38,6 +38,7 @@
 //! | `engine.rs` | what an engine must do, in eight rules |
 //! | `session.rs` | pure: what a client says, and what it makes of the answers |
 //! | `client.rs` | the threads of a client: who sends, who waits, who renews |
+//! | `observe.rs` | stamps: was anything written since? |
 //! | `lease.rs` | until when what is held is held |
 //! | `pool.rs` | connections that are used again |
 //! | `error.rs` | what a request, and an engine, can fail with |
@@ -85,6 +86,7 @@ mod lease;
 pub mod memcached;
 #[cfg(test)]
 mod memory;
+mod observe;
 #[cfg(any(feature = "memcached", feature = "postgres", feature = "redis"))]
 mod pool;
 #[cfg(feature = "postgres")]
@@ -101,6 +103,7 @@ pub use crate::replica::report::Wait;
 pub use connect::{connect, look};
 pub use error::{EngineError, MachineLockError};
 pub use guard::{ArcMachineGuard, MachineGuard};
+pub use observe::{Conflict, Stamp};
 
 use crate::core::owner::Owner;
 use crate::core::path::{self, Frame, TreePath};

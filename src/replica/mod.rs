@@ -20,6 +20,8 @@
 
 pub(crate) mod ask;
 pub(crate) mod report;
+#[cfg(feature = "machine")]
+mod watch;
 
 use crate::core::deadlock::{Party, Temper, cycle_through};
 use crate::core::mode::{Mode, ModeCounts};
@@ -203,6 +205,9 @@ pub(crate) struct Replica {
     next_stamp: Stamp,
     /// The plain guards, by thread: member, thread, number of the request.
     nested: BTreeSet<(MemberId, u64, u64)>,
+    /// What this member watches: all others have others.
+    #[cfg(feature = "machine")]
+    watches: watch::Watches,
 }
 
 /// A request in a cycle of waiting requests.
@@ -323,6 +328,10 @@ impl Replica {
             request.progress.taken = taken;
             request.stamp = stamp.or(ticket.map(|ticket| ticket.stamp()));
             request.ticket = ticket;
+            #[cfg(feature = "machine")]
+            if request.is_granted() {
+                self.watches.hear_of_grant(request);
+            }
         }
         due
     }
@@ -594,7 +603,7 @@ mod tests {
         proptest::collection::vec(change, 0..60)
     }
 
-    fn ask(number: u64, member: u64, thread: u64, owner: Owner, reads: &[&str], writes: &[&str]) -> Ask {
+    pub(super) fn ask(number: u64, member: u64, thread: u64, owner: Owner, reads: &[&str], writes: &[&str]) -> Ask {
         let mut plan = Plan::default();
         plan.build::<str, _, _>(&Seeds::new(|| 7), reads, writes).unwrap();
         Ask {

@@ -184,6 +184,9 @@ of_each_engine! {
         empty_path_is_the_root_beside_relative_and_absolute_paths,
         refused_paths_leave_nothing_behind,
         one_path_is_tried_without_a_list,
+        stamp_is_valid_until_a_write_that_overlaps_is_granted,
+        stamp_that_is_made_while_a_write_is_held_is_never_valid,
+        what_is_read_with_a_valid_stamp_goes_together,
         panic_releases_what_was_held,
         dropped_client_frees_what_it_forgot,
         late_comer_sees_what_is_held_and_who_waits,
@@ -792,6 +795,103 @@ fn one_path_is_tried_without_a_list(place: &impl Place) {
         assert_eq!([told(until), told(one.try_lock_arc_for(&[], &[path], soon))], [&*writes; 2]);
     }
     drop((one.try_read_for("x", LONG).unwrap(), one.try_read_arc_for("x", LONG).unwrap()));
+}
+
+/// By whichever client, its own one too.
+fn stamp_is_valid_until_a_write_that_overlaps_is_granted(place: &impl Place) {
+    let (one, other) = (place.open(), place.open());
+    for (watched, granted, is_valid) in [
+        (&["a/b"][..], "w:a/b", false),
+        (&["a/b"], "w:a", false),
+        (&["a/b"], "w:a/b/c", false),
+        (&["a/b", "x"], "w:x/y", false),
+        (&["a/b"], "r:a/b r:a", true),
+        (&["a/b"], "w:a/c w:a/bb w:b", true),
+        (&["a/b"], "r:a w:a/c", true),
+        (&[], "w:", true),
+    ] {
+        for writer in [&other, &one] {
+            let stamp = one.observe(watched).unwrap();
+            stamp.validate().unwrap();
+            drop(lock(writer, granted));
+            let validated = stamp.validate();
+            assert_eq!(validated.is_ok(), is_valid, "{watched:?}, {granted}: {validated:?}");
+            assert_eq!(stamp.validate().is_ok(), is_valid);
+        }
+    }
+    let stamp = one.observe(&["a"]).unwrap();
+    one.close();
+    assert!(stamp.validate().is_err());
+}
+
+fn stamp_that_is_made_while_a_write_is_held_is_never_valid(place: &impl Place) {
+    let (one, other) = (place.open(), place.open());
+    let held = lock(&other, "r:a w:b/c");
+    let (of_read, of_written) = (one.observe(&["a"]).unwrap(), one.observe(&["b"]).unwrap());
+    of_read.validate().unwrap();
+    held.release().unwrap();
+    assert!(of_written.validate().is_err());
+    one.observe(&["b"]).unwrap().validate().unwrap();
+}
+
+/// Two numbers that a writer changes one after the other; and without a stamp they would be seen to differ.
+fn what_is_read_with_a_valid_stamp_goes_together(place: &impl Place) {
+    if !place.serves_a_stream() {
+        return;
+    }
+    let (one, other) = (place.open(), place.open());
+    let (numbers, is_asked) = ([AtomicU64::new(0), AtomicU64::new(0)], AtomicBool::new(false));
+    let has_ended = AtomicBool::new(false);
+    let read = || {
+        let first = numbers[0].load(Ordering::SeqCst);
+        thread::yield_now();
+        (first, numbers[1].load(Ordering::SeqCst))
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !has_ended.load(Ordering::SeqCst) {
+                if is_asked.swap(false, Ordering::SeqCst) {
+                    let _write = lock(&other, "w:a/b");
+                    numbers[0].fetch_add(1, Ordering::SeqCst);
+                    thread::yield_now();
+                    numbers[1].fetch_add(1, Ordering::SeqCst);
+                }
+                thread::yield_now();
+            }
+        });
+        let _ends = Ends(&has_ended);
+        let (mut valid, mut refused) = (0, 0);
+        for round in 0..100_000 {
+            is_asked.store(round % 3 == 0, Ordering::SeqCst);
+            let stamp = one.observe(&["a"]).unwrap();
+            let (first, second) = read();
+            match stamp.validate() {
+                Ok(()) => {
+                    assert_eq!(first, second);
+                    valid += 1;
+                }
+                Err(_) => refused += 1,
+            }
+            if valid >= 20 && refused >= 5 {
+                break;
+            }
+        }
+        eprintln!("{valid} valid, {refused} refused");
+        assert!(valid >= 20 && refused >= 5);
+        wait_until("it is seen that they differ without a stamp", || {
+            is_asked.store(true, Ordering::SeqCst);
+            (0..1000).any(|_| matches!(read(), (first, second) if first != second))
+        });
+    });
+}
+
+/// Also when the test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// G8.
