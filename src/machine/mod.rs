@@ -20,6 +20,8 @@
 //! where many clients are busy in trees that have nothing to do with each other, give each tree a namespace of its own. Clients
 //! that are idle cost their renewals, and what they read with them. `benches/README.md` has the figures.
 //!
+//! Which of the engines to take is told in [`engines`].
+//!
 //! # Considered and rejected
 //!
 //! | | why not |
@@ -42,7 +44,7 @@
 //! | `lease.rs` | until when what is held is held |
 //! | `pool.rs` | connections that are used again |
 //! | `error.rs` | what a request, and an engine, can fail with |
-//! | `connect.rs` | which engine a URL means |
+//! | `connect.rs`, `engines.md` | which engine a URL means; which one to take |
 //! | `memory.rs` | an engine for tests, which loses what it is told to lose |
 //! | `simulation.rs` | the model: histories of clients and engine in virtual time, and their judge |
 //! | `exhaustive.rs` | small cases of the same, searched as a whole |
@@ -99,6 +101,9 @@ mod session;
 #[cfg(test)]
 mod simulation;
 
+#[doc = include_str!("engines.md")]
+pub mod engines {}
+
 pub use crate::replica::report::Wait;
 pub use connect::{connect, look};
 pub use error::{EngineError, MachineLockError};
@@ -122,7 +127,7 @@ use std::time::{Duration, Instant};
 ///
 /// It is [`TreeLock`](crate::TreeLock) between machines: what overlaps, what conflicts, who is served first and what a
 /// thread may nest is said there, and holds between all of them. Explicit owners, and guards that release a part of what they
-/// have, are between threads alone. Each engine opens its own: see [`redis`].
+/// have, are between threads alone. Each engine opens its own, and [`connect`] that which a URL names: see [`engines`].
 ///
 /// A process opens a namespace once, and shares the lock: two clients in one thread wait for each other, and no report tells of
 /// it. All clients give paths of one type. (A `str` is an absolute `Path`, with or without a `/` in front. While relative `Path`s are

@@ -211,6 +211,9 @@ impl Memcached {
                     }
                     Change::Reads => {}
                 }
+                if is_fresh && Instant::now() >= deadline {
+                    return Err(EngineError::away("many clients change the value at a time"));
+                }
                 link.read(self, deadline)?;
                 is_fresh = true;
             }
@@ -278,7 +281,10 @@ impl Link {
     ) -> Result<bool, EngineError> {
         let new = besides.as_ref().map(|(tag, _)| *tag);
         if let Some((tag, bytes)) = besides {
-            self.ask(build_set(server.key_of(tag), bytes, &SetOptions::default()), deadline)?;
+            let answer = self.ask(build_set(server.key_of(tag), bytes, &SetOptions::default()), deadline)?;
+            if answer.rc != ReturnCode::Hd {
+                return Err(EngineError::away(format!("it answered {:?} to a set", answer.rc)));
+            }
         }
         let before = self.copy.take();
         let mut options = SetOptions::default();
@@ -295,8 +301,7 @@ impl Link {
             other => return Err(EngineError::away(format!("it answered {other:?} to a set"))),
         };
         let unneeded: Vec<u64> = if is_put {
-            let before = before.iter().flat_map(|copy| copy.value.tags());
-            before.filter(|tag| value.tags().all(|kept| kept != *tag)).collect()
+            before.map(|copy| copy.value.forgotten(&value)).unwrap_or_default()
         } else {
             new.into_iter().collect()
         };
@@ -328,7 +333,7 @@ impl Link {
         }
         // It may have been trimmed meanwhile.
         self.read(server, deadline)?;
-        let is_named = self.copy.as_ref().is_none_or(|copy| copy.value.tags().any(|kept| kept == tag));
+        let is_named = self.copy.as_ref().is_none_or(|copy| copy.value.names(tag));
         Ok(if is_named { vec![lost()] } else { Vec::new() })
     }
 }

@@ -125,10 +125,17 @@ impl Value {
         self.snapshots.retain(|(number, _)| *number >= below);
     }
 
-    /// The tags of the chunks and snapshots.
-    pub(super) fn tags(&self) -> impl Iterator<Item = u64> {
-        let chunks = self.chunks.iter().map(|chunk| chunk.tag);
-        chunks.chain(self.snapshots.iter().map(|(_, tag)| *tag))
+    /// Whether a chunk or a snapshot has this tag.
+    pub(super) fn names(&self, tag: u64) -> bool {
+        self.chunks.iter().any(|chunk| chunk.tag == tag) || self.snapshots.iter().any(|(_, of)| *of == tag)
+    }
+
+    /// The tags that the value in its place does not name. Chunks are only ever forgotten from the first one on.
+    pub(super) fn forgotten(&self, after: &Value) -> Vec<u64> {
+        let kept = after.chunks.first();
+        let chunks = self.chunks.iter().take_while(|chunk| Some(*chunk) != kept).map(|chunk| chunk.tag);
+        let snapshots = self.snapshots.iter().filter(|snapshot| !after.snapshots.contains(snapshot));
+        chunks.chain(snapshots.map(|(_, tag)| *tag)).collect()
     }
 }
 
@@ -166,7 +173,11 @@ mod tests {
         assert!(chunks.len() > 5 && value.to_bytes().len() == BLOCK);
         let mut kept_before = 0;
         for below in (0..=1000).step_by(50) {
+            let before = value.clone();
             value.trim_entries(below);
+            let forgotten = before.forgotten(&value);
+            assert!(chunks.iter().all(|(tag, _)| before.names(*tag) == (value.names(*tag) || forgotten.contains(tag))));
+            assert!(!forgotten.iter().any(|tag| value.names(*tag)));
             let found: Vec<_> = (0..1001).filter(|number| value.place(*number) != Place::Nowhere).collect();
             let first = *found.first().unwrap();
             assert!(first >= kept_before && first <= below, "{first} is kept of those from {below} on");
@@ -192,7 +203,9 @@ mod tests {
         let chunk = value.append(ORDER, &[0; 100_000], 2).unwrap();
         assert_eq!(Value::entries_of(&chunk).unwrap().len(), 2);
         assert_eq!(value.place(1), Place::InChunk { tag: 2, skip: 1 });
-        assert_eq!((value.place(2), value.tags().collect::<Vec<_>>()), (Place::Nowhere, vec![2]));
+        assert!(value.place(2) == Place::Nowhere && value.names(2) && !value.names(1));
+        value.snapshots.push((1, 7));
+        assert_eq!(value.forgotten(&Value::of_order(1, b"another")), [2, 7]);
     }
 
     #[test]
