@@ -14,6 +14,7 @@ pub(crate) struct Database {
     directory: TempDir,
     pub(crate) port: u16,
     child: Option<Child>,
+    extra: Vec<String>,
 }
 
 /// Where the programs of the server are, if this machine has them.
@@ -65,6 +66,7 @@ impl Database {
             directory,
             port: TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(),
             child: None,
+            extra: Vec::new(),
         };
         database.go_on();
         Some(database)
@@ -84,6 +86,7 @@ impl Database {
             .arg("-k")
             .arg(self.directory.path())
             .args(["-c", "max_connections=200"])
+            .args(&self.extra)
             .current_dir(self.directory.path());
         self.child = Some(server.spawn().unwrap());
         let start = Instant::now();
@@ -91,6 +94,29 @@ impl Database {
             assert!(start.elapsed() < Duration::from_secs(40), "the server does not begin to answer");
             std::thread::yield_now();
         }
+    }
+
+    /// Has it speak TLS too, by files of these names in a folder; whoever comes by TLS shows a certificate of that authority, if that is asked.
+    pub(crate) fn speak_tls(&mut self, folder: &Path, authenticates_clients: bool) {
+        for name in ["ca.pem", "server.pem", "server.key"] {
+            let own = self.directory.path().join(name);
+            std::fs::copy(folder.join(name), &own).unwrap();
+            std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            if let Some((user, group)) = other_user() {
+                std::os::unix::fs::chown(&own, Some(user), Some(group)).unwrap();
+            }
+            let option = ["ssl_ca_file", "ssl_cert_file", "ssl_key_file"]
+                [usize::from(name != "ca.pem") + usize::from(name == "server.key")];
+            self.extra.extend(["-c".to_owned(), format!("{option}={}", own.display())]);
+        }
+        self.extra.extend(["-c".to_owned(), "ssl=on".to_owned()]);
+        if authenticates_clients {
+            let rules = "host all all 127.0.0.1/32 trust\n";
+            let rules = format!("hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n{rules}");
+            std::fs::write(self.directory.path().join("data/pg_hba.conf"), rules).unwrap();
+        }
+        self.shut_down();
+        self.go_on();
     }
 
     fn pid(&self) -> Pid {

@@ -1,4 +1,4 @@
-//! A server over TLS: whose certificate is trusted, and who must show one.
+//! A server over TLS, of Redis or PostgreSQL: whose certificate is trusted, and who must show one.
 
 use super::conformance::Place;
 use super::server::{Server, free_port};
@@ -177,4 +177,77 @@ fn server_that_does_not_speak_tls_is_told() {
         }
     });
     is_refused(&url, &["InvalidContentType", "redis://"]);
+}
+
+#[cfg(feature = "postgres-tls")]
+mod postgres {
+    use super::*;
+    use crate::database::Database;
+    use treelock::postgres::PostgresTreeLock;
+
+    fn begin(authenticates_clients: bool) -> Option<(Certificates, Database)> {
+        let (certificates, mut database) = (Certificates::make()?, Database::start()?);
+        database.speak_tls(certificates.0.path(), authenticates_clients);
+        database.open_quickly();
+        Some((certificates, database))
+    }
+
+    fn open(url: &str) -> Result<PostgresTreeLock, EngineError> {
+        PostgresTreeLock::connect(url, "test", Options::new().patience(Duration::from_secs(5)))
+    }
+
+    #[track_caller]
+    fn is_refused(url: &str, words: &str) {
+        let error = open(url).map(drop).unwrap_err();
+        assert!(matches!(error, EngineError::Refused(_)) && error.to_string().contains(words), "{error}");
+        eprintln!("{error}");
+    }
+
+    #[test]
+    fn lock_over_tls_is_as_good_as_one_without() {
+        let Some((certificates, database)) = begin(false) else { return };
+        let url = format!("{}?sslmode=verify-full&sslrootcert={}", database.url(), certificates.path("ca.pem"));
+        let (one, other) = (open(&url).unwrap(), open(&url).unwrap());
+        let without = open(&database.url()).unwrap();
+        let held = one.write("a").unwrap();
+        assert!(matches!(without.try_write("a"), Err(MachineLockError::WouldBlock)));
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| other.try_write_for("a", LIMIT).map(|guard| guard.fence()));
+            wait_until("it waits", || one.snapshot().unwrap().waiters.len() == 1);
+            let fence = held.fence();
+            held.release().unwrap();
+            assert!(waiter.join().unwrap().unwrap() > fence);
+        });
+        let spoken = "DO $$ BEGIN ASSERT (SELECT count(*) FROM pg_stat_ssl WHERE ssl) > 1; END $$";
+        database.ask(spoken);
+    }
+
+    #[test]
+    fn certificate_of_an_unknown_authority_or_another_host_is_refused() {
+        let Some((certificates, database)) = begin(false) else { return };
+        is_refused(&format!("{}?sslmode=require", database.url()), "UnknownIssuer");
+        let others = Certificates::make().unwrap();
+        let by = |of: &Certificates| format!("{}?sslmode=require&sslrootcert={}", database.url(), of.path("ca.pem"));
+        is_refused(&by(&others), "invalid peer certificate");
+        is_refused(&by(&certificates).replace("127.0.0.1", "localhost"), "not valid for");
+        is_refused(&format!("{}&sslcert={}", by(&certificates), certificates.path("client.pem")), "needs both");
+        is_refused(&by(&certificates).replace("ca.pem", "ca.key"), "no certificate");
+    }
+
+    #[test]
+    fn client_shows_a_certificate_where_the_server_asks_for_one() {
+        let Some((certificates, database)) = begin(true) else { return };
+        let url = format!("{}?sslmode=require&sslrootcert={}", database.url(), certificates.path("ca.pem"));
+        is_refused(&url, "certificate");
+        let shown = ["sslcert", "sslkey"]
+            .map(|name| format!("&{name}={}", certificates.path(&name.replace("ssl", "client."))));
+        let shown = shown.concat().replace("client.cert", "client.pem");
+        drop(open(&(url + &shown)).unwrap().write("a").unwrap());
+    }
+
+    #[test]
+    fn server_that_speaks_no_tls_is_told() {
+        let Some(database) = Database::start() else { return };
+        is_refused(&format!("{}?sslmode=require", database.url()), "TLS");
+    }
 }

@@ -176,7 +176,9 @@ mod tests {
             let before = value.clone();
             value.trim_entries(below);
             let forgotten = before.forgotten(&value);
-            assert!(chunks.iter().all(|(tag, _)| before.names(*tag) == (value.names(*tag) || forgotten.contains(tag))));
+            assert!(
+                chunks.iter().all(|(tag, _)| before.names(*tag) == (value.names(*tag) || forgotten.contains(tag)))
+            );
             assert!(!forgotten.iter().any(|tag| value.names(*tag)));
             let found: Vec<_> = (0..1001).filter(|number| value.place(*number) != Place::Nowhere).collect();
             let first = *found.first().unwrap();

@@ -5,6 +5,7 @@
 
 use crate::machine::EngineError;
 use crate::machine::pool::Pool;
+use crate::machine::postgres::url::Tls;
 use std::future::{Future, poll_fn};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout_at;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls, Statement};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{AsyncMessage, Client, Config, Error, NoTls, Socket, Statement};
 
 /// What [`Connections::run`] gives the time for at least.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -32,6 +34,7 @@ const SETTINGS: &str = "SET default_transaction_isolation = 'read committed'; SE
 /// The ways to the server that has a namespace.
 pub(super) struct Connections {
     config: Config,
+    tls: Tls,
     namespace: String,
     connections: Pool<Connection>,
     /// A call has met that something is missing, which the next connection is to make.
@@ -60,9 +63,10 @@ pub(super) struct Statements {
 }
 
 impl Connections {
-    pub(super) fn new(config: Config, namespace: &str) -> Self {
+    pub(super) fn new((config, tls): (Config, Tls), namespace: &str) -> Self {
         Connections {
             config,
+            tls,
             namespace: namespace.to_owned(),
             connections: Pool::default(),
             lacks: AtomicBool::new(false),
@@ -101,15 +105,10 @@ impl Connections {
         let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1) as u32;
         config.connect_timeout(deadline.saturating_duration_since(Instant::now()).max(SHORTEST) / hosts);
         let link = self.by(&runtime, deadline, async {
-            let (client, mut connection) = config.connect(NoTls).await?;
-            let (tell, told) = unbounded_channel();
-            tokio::spawn(async move {
-                while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
-                    if matches!(message, AsyncMessage::Notification(_)) && tell.send(()).is_err() {
-                        break;
-                    }
-                }
-            });
+            let (client, told) = match &self.tls {
+                None => start(&config, NoTls).await?,
+                Some(tls) => start(&config, Clone::clone(tls)).await?,
+            };
             client.batch_execute(SETTINGS).await?;
             let prepared = prepare(&client).await;
             let lacks = self.lacks.swap(false, Ordering::Relaxed) || prepared.as_ref().is_err_and(lacks_setup);
@@ -129,7 +128,9 @@ impl Connections {
         let Some(by_server) = error.as_db_error() else {
             let said = with_causes(error);
             // A URL that asks for TLS, or gives no password.
-            let is_of_config = said.contains("TLS") || said.contains("invalid configuration");
+            let of_config =
+                ["TLS support", "not support TLS", "peer certificate", "fatal alert", "invalid configuration"];
+            let is_of_config = of_config.iter().any(|words| said.contains(words));
             let why = self.named(&said);
             return if is_of_config { EngineError::refused(why) } else { EngineError::away(why) };
         };
@@ -160,6 +161,24 @@ impl Connections {
     fn named(&self, what: &str) -> String {
         format!("namespace {:?}: {what}", self.namespace)
     }
+}
+
+/// Connects, and passes on that there are notifications.
+async fn start<T>(config: &Config, tls: T) -> Result<(Client, UnboundedReceiver<()>), Error>
+where
+    T: MakeTlsConnect<Socket>,
+    T::Stream: Send + 'static,
+{
+    let (client, mut connection) = config.connect(tls).await?;
+    let (tell, told) = unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if matches!(message, AsyncMessage::Notification(_)) && tell.send(()).is_err() {
+                break;
+            }
+        }
+    });
+    Ok((client, told))
 }
 
 async fn prepare(client: &Client) -> Result<Statements, Error> {

@@ -26,8 +26,12 @@
 //!
 //! What `psql` takes: `postgresql://user:password@host:5432/database?connect_timeout=5`, or `host=.. user=.. dbname=..`. Several hosts
 //! stand with commas between them, and with `target_session_attrs=read-write` the one is taken that is no standby. What
-//! the URL does not say is taken of `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD` and `PGDATABASE`. TLS is not there yet:
-//! `sslmode=require` is refused.
+//! the URL does not say is taken of `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGDATABASE`, `PGSSLMODE`, `PGSSLROOTCERT`, `PGSSLCERT` and
+//! `PGSSLKEY`.
+//!
+//! With the feature `postgres-tls`, `sslmode=require`, `verify-ca` and `verify-full` speak TLS. Each of them wants a certificate of the server
+//! that is valid for its name, where `psql` wants that of `verify-full` alone: signed by an authority that this machine trusts, or that `sslrootcert`
+//! names, a file. `sslcert` and `sslkey` are what a client shows that must show one. With `prefer`, `allow` or nothing it speaks without.
 //!
 //! A waiting client listens by `LISTEN` on a connection of its own. A pooler in transaction mode, such as PgBouncer, does not pass that
 //! on: give the server itself, or a pooler in session mode.
@@ -48,6 +52,7 @@ mod connection;
 mod database;
 #[cfg(test)]
 mod differential;
+mod url;
 
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
@@ -60,7 +65,7 @@ use futures_util::future::try_join;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Config, Error, Row};
+use tokio_postgres::{Error, Row};
 
 /// What makes the schema, for one who may: it can be run again at any time.
 pub const SETUP: &str = include_str!("setup.sql");
@@ -121,42 +126,10 @@ impl Postgres {
         if namespace.contains('\0') {
             return Err(EngineError::refused("the namespace has a character that PostgreSQL does not take: U+0000"));
         }
-        let config = config(url, |name| std::env::var(name).ok())
+        let config = url::config(url, |name| std::env::var(name).ok())
             .map_err(|why| EngineError::refused(format!("the URL cannot be used: {why}")))?;
         Ok(Postgres { connections: Connections::new(config, namespace), namespace: namespace.to_owned() })
     }
-}
-
-/// What a URL says, and the environment of what it does not say.
-fn config(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Config, String> {
-    if url.contains("://") && !["postgresql://", "postgres://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Err(format!("{url:?} begins with neither postgresql:// nor postgres://"));
-    }
-    let mut config: Config = url.parse().map_err(|error: Error| match std::error::Error::source(&error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    })?;
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        config.host(variable("PGHOST").unwrap_or_else(|| "localhost".to_owned()));
-    }
-    if config.get_ports().is_empty() {
-        if let Some(port) = variable("PGPORT") {
-            config.port(port.parse().map_err(|_| format!("PGPORT is {port:?}, which is no port"))?);
-        }
-    }
-    if config.get_user().is_none() {
-        variable("PGUSER").map(|user| config.user(user));
-    }
-    if config.get_password().is_none() {
-        variable("PGPASSWORD").map(|password| config.password(password));
-    }
-    if config.get_dbname().is_none() {
-        variable("PGDATABASE").map(|database| config.dbname(database));
-    }
-    if config.get_application_name().is_none() {
-        config.application_name("treelock");
-    }
-    Ok(config)
 }
 
 impl Postgres {
@@ -327,32 +300,4 @@ fn entry_of(row: &Row) -> Result<Entry, Error> {
     let number = |name| row.try_get::<_, i64>(name).map(|number| number as u64);
     let position = Position(number("position")?);
     Ok(Entry { position, member: number("member")?, key: number("key")?, events: row.try_get("events")? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio_postgres::config::Host;
-
-    #[test]
-    fn environment_says_what_the_url_does_not() {
-        let variable = |name: &str| Some(if name == "PGPORT" { "7".to_owned() } else { name.to_lowercase() });
-        let all = config("postgresql://", variable).unwrap();
-        assert_eq!(all.get_hosts(), [Host::Tcp("pghost".to_owned())]);
-        assert_eq!((all.get_ports(), all.get_user()), (&[7][..], Some("pguser")));
-        assert_eq!((all.get_password(), all.get_dbname()), (Some(&b"pgpassword"[..]), Some("pgdatabase")));
-        let none = config("postgresql://ada:secret@here:5/there", variable).unwrap();
-        assert_eq!(none.get_hosts(), [Host::Tcp("here".to_owned())]);
-        assert_eq!((none.get_ports(), none.get_user()), (&[5][..], Some("ada")));
-        assert_eq!((none.get_password(), none.get_dbname()), (Some(&b"secret"[..]), Some("there")));
-    }
-
-    #[test]
-    fn url_that_cannot_be_used_is_told() {
-        for (url, why) in [("redis://host", "postgresql://"), ("postgresql://host:port/", "port"), ("", "PGPORT")] {
-            let variable = |name: &str| (name == "PGPORT").then(|| "seven".to_owned());
-            let told = config(url, variable).err().unwrap_or_else(|| panic!("{url} is taken"));
-            assert!(told.contains(why), "{url}: {told}");
-        }
-    }
 }
