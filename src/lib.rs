@@ -56,8 +56,8 @@
 //! | `dynamodb` | the same, in a table of DynamoDB |
 //! | `memcached` | the same, over a Memcached server |
 //! | `object-store` | the same, in a bucket: S3, Google, Azure, a directory |
-//! | `redis-tls` | the same over TLS; implies `redis` |
-//! | `cli` | the command `treelock`; implies `process`; with `redis` it locks between machines too, over Redis alone |
+//! | `redis-tls`, `postgres-tls` | the same over TLS; they imply `redis`, `postgres` |
+//! | `cli` | the command `treelock`; implies `process`; with the feature of an engine it locks between machines too |
 //! | `serde` | `Serialize` for [`Snapshot`] and [`Deadlock`] |
 //! | `tracing` | events of `tracing`: a request that waited for a second or longer, a deadlock that is reported |
 //! | `loom`, `shuttle` | **For the tests of this crate only: no other crate may enable them.** |

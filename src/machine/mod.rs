@@ -127,7 +127,7 @@ use std::time::{Duration, Instant};
 ///
 /// It is [`TreeLock`](crate::TreeLock) between machines: what overlaps, what conflicts, who is served first and what a
 /// thread may nest is said there, and holds between all of them. Explicit owners, and guards that release a part of what they
-/// have, are between threads alone. Each engine opens its own, and [`connect`] that which a URL names: see [`engines`].
+/// have, are between threads alone: a queue counts on what a waiter's owner holds, which must not change while it waits. Each engine opens its own, and [`connect`] that which a URL names: see [`engines`].
 ///
 /// A process opens a namespace once, and shares the lock: two clients in one thread wait for each other, and no report tells of
 /// it. All clients give paths of one type. (A `str` is an absolute `Path`, with or without a `/` in front. While relative `Path`s are
