@@ -54,7 +54,7 @@
 //! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
 //! | `postgres` | the same, over a PostgreSQL database |
 //! | `dynamodb` | the same, in a table of DynamoDB |
-//! | `memcached` | the same, over a Memcached server |
+//! | `memcached` | the same, over a Memcached server; it needs Rust 1.87 |
 //! | `object-store` | the same, in a bucket: S3, Google, Azure, a directory |
 //! | `redis-tls`, `postgres-tls` | the same over TLS; they imply `redis`, `postgres` |
 //! | `cli` | the command `treelock`; implies `process`; with the feature of an engine it locks between machines too |

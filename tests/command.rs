@@ -36,7 +36,7 @@ mod database;
 #[allow(dead_code, reason = "the tests of the lock between machines use the rest")]
 #[path = "common/dynamodb_local.rs"]
 mod dynamodb_local;
-#[cfg(feature = "machine")]
+#[cfg(any(feature = "dynamodb", feature = "memcached", feature = "object-store", feature = "postgres"))]
 #[path = "command/engines.rs"]
 mod engines;
 #[cfg(feature = "redis")]

@@ -96,6 +96,10 @@ impl Database {
         }
     }
 
+    #[cfg_attr(
+        not(all(feature = "postgres-tls", feature = "redis-tls")),
+        allow(dead_code, reason = "that is what its test needs")
+    )]
     /// Has it speak TLS too, by files of these names in a folder; whoever comes by TLS shows a certificate of that authority, if that is asked.
     pub(crate) fn speak_tls(&mut self, folder: &Path, authenticates_clients: bool) {
         for name in ["ca.pem", "server.pem", "server.key"] {
