@@ -59,26 +59,15 @@
 //!
 //! # What it promises, and what it does not
 //!
-//! No clock of any machine or store decides who is let in; each client goes by its own monotonic clock, and two of those must not
-//! drift apart by more than the [clock margin](Options::clock_margin) in one time to live. The wall clocks of the clients give fences: see below.
+//! What all engines promise that have no clock of their own is told in [`engines`](crate::machine::engines#engines-without-a-clock). And here:
 //!
-//! * A client that was killed is noticed by those that watch it: when it was silent for one time to live *since one of those that are left
-//!   had read its last entry*. So what it had is free after one and a third of it at the latest; if nobody else was there, one
-//!   time to live after the next client comes.
 //! * *The bucket is emptied*, or the object of the order is deleted: the next call that brings news notices, and renewals do at the latest. All
 //!   guards of the namespace are lost then, and it is closed for one time to live, as a new one is.
 //! * *One entry is deleted, written over, or an older copy of the bucket takes its place* while clients go on: a client that reads both sides of the
-//!   gap notices, or one whose last renewal is gone. Until then a request can be granted that conflicts with one that the lost entries
-//!   granted; no time is promised. Its fence is higher, if the wall clocks of both clients differ by less than the time between. So end all
-//!   programs before a bucket is restored, and use the fences.
+//!   gap notices, or one whose last renewal is gone. *Until then two may be let in*: a request can be granted that conflicts with one that the
+//!   lost entries granted; no time is promised. Its fence is higher, if the wall clocks of both clients differ by less than the time between.
+//!   So end all programs before a bucket is restored, and use the fences.
 //! * One snapshot is deleted: nothing is lost, as there is another one.
-//! * Fences rise with each grant in an order, whatever the clocks say. After a loss they rise if the wall clock of a client is not behind
-//!   those of the clients before by more than the time since.
-//! * Nobody is promised a turn at *writing*: of clients that write at the same moment one is first, and the others read what it wrote, and try
-//!   again. Where clients ask without a pause, and the bucket answers slowly, one may not come to its turn for its
-//!   [patience](Options::patience), and fails with [`EngineError::Away`]. Once it is written, a request keeps its place in the queue.
-//! * A client that insists on another time to live than the namespace has is refused as long as one of its sessions is not over. If that is not
-//!   known, the client watches for as long as the namespace's time to live, if its [patience](Options::patience) is longer.
 
 use crate::core::path::TreePath;
 use crate::inspect::Snapshot;

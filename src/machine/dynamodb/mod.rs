@@ -57,9 +57,8 @@
 //!
 //! # What it promises
 //!
-//! No clock of the service decides anything: see [who lives](crate::machine::bucket#what-it-promises-and-what-it-does-not) for the clocks of
-//! the clients, for fences, and for clients that write without a pause, which are the same here. DynamoDB loses nothing that it has
-//! answered. If somebody deletes the items or the table while clients go on, each notices with its next renewal, a third of the time to
+//! What all engines promise that have no clock of their own is told in [`engines`](crate::machine::engines#engines-without-a-clock).
+//! DynamoDB loses nothing that it has answered. If somebody deletes the items or the table while clients go on, each notices with its next renewal, a third of the time to
 //! live later at most, and all guards are lost; *until then two may be let in*. So end all programs before that, or give them another namespace.
 //! What is held and awaited at a time must come to less than an item may be, 400 KB, or no snapshots are kept, and entries pile up.
 

@@ -52,10 +52,12 @@
 //! | call | what is done | renews |
 //! |---|---|---|
 //! | joins | read all; `create`; read the order's item, newest order, newest snapshot, the last entry in that | from before it was sent |
-//! | goes on, with a batch | `create`; read the order's item | no |
+//! | goes on, with a batch | `create`; read the order's item * | no |
 //! | goes on, only lets go | `create` | no |
-//! | goes on, with nothing | read what is new; if anything is, the order's item | no |
+//! | goes on, with nothing | read what is new; if anything is, the order's item * | no |
 //! | goes on, and renews, or has a snapshot | `create`; read the order's item, newest order, the entry of the renewal before | from before it was sent |
+//!
+//! * Where the store [may be emptied](Store::may_be_emptied) without that being noticed otherwise.
 //!
 //! No store wakes anybody: who waits looks again and again ([`Store::looks`]).
 //!

@@ -20,7 +20,7 @@
 //! 4. A call that is carried out late, or twice, does not bring back what was lost.
 //! 5. A store may notice that the order of an entry or a snapshot is lost. Then it tells of an empty item there, which nobody writes.
 //!
-//! It may lose what it has: the engine notices, as its header says. Not here: what stands in an item (`items/item.rs`).
+//! It may lose what it has: the engine notices, as its header says. Not here: what stands in an item (`items/chain.rs`).
 
 use crate::machine::engine::Identity;
 use crate::machine::error::EngineError;

@@ -42,8 +42,7 @@
 //!
 //! # What it promises
 //!
-//! No clock of the server decides anything: see [who lives](crate::machine::bucket#what-it-promises-and-what-it-does-not) for the clocks of the
-//! clients, for fences, and for clients that write without a pause, which are the same here. A deadlock, a killed client and a loss are told as by all engines.
+//! What all engines promise that have no clock of their own is told in [`engines`](crate::machine::engines#engines-without-a-clock).
 
 mod value;
 
