@@ -17,7 +17,7 @@ mod common;
 mod engines;
 
 use common::{Arm, Bench, digits, times};
-use engines::{PATH, hand_overs, path_of, print_disjoint, print_hand_overs, rate, spread};
+use engines::{PATH, disjoint, hand_overs, path_of, print_hand_overs, rate, spread};
 use redis::{Connection, Script};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -37,7 +37,15 @@ fn main() {
         return;
     };
     uncontended(&mut bench, &server);
-    disjoint(&mut bench, &server);
+    let rounds = bench.pick(5, 21);
+    disjoint(
+        &mut bench,
+        rounds,
+        PEERS[1],
+        |namespace| server.tree(namespace),
+        || server.flat(),
+        |flat, path| flat.pair(path),
+    );
     group(&mut bench, &server);
     hand_over(&mut bench, &server);
     clients(&mut bench, &server);
@@ -145,22 +153,6 @@ fn uncontended(bench: &mut Bench, server: &Server) {
     }
     let header = ["held elsewhere", "treelock, µs", "times as with none", "SET NX PX (µs)"];
     bench.print("Lock + unlock of 9 nodes", &header, rows);
-}
-
-fn disjoint(bench: &mut Bench, server: &Server) {
-    const CLIENTS: usize = 8;
-    let trees: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(server.tree("disjoint"))).collect();
-    let apart: Vec<_> = (0..CLIENTS).map(|of| Mutex::new(server.tree(&format!("apart {of}")))).collect();
-    let flats: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(server.flat())).collect();
-    let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
-    let tree = |tree: &mut RedisTreeLock, client: usize| drop(tree.write(path_of(client)).expect("it can be had"));
-    let arms = vec![
-        Arm::new(PEERS[0], CLIENTS, || rate(slice, &trees, tree)),
-        Arm::new(PEERS[1], CLIENTS, || rate(slice, &flats, |flat: &mut Flat, client| flat.pair(&path_of(client)))),
-        Arm::new("namespaces", CLIENTS, || rate(slice, &apart, tree)),
-    ];
-    let Some(found) = bench.compare("disjoint, 8 clients", bench.pick(5, 21), arms) else { return };
-    print_disjoint(bench, &found, PEERS[1]);
 }
 
 fn group(bench: &mut Bench, server: &Server) {

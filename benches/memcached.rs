@@ -17,9 +17,8 @@ mod engines;
 
 use cache::Memcached;
 use common::{Arm, Bench, digits, times};
-use engines::{PATH, hand_overs, path_of, print_disjoint, print_hand_overs, rate};
+use engines::{PATH, disjoint, hand_overs, print_hand_overs};
 use memcache::exp::{Delete, MetaClient, Set};
-use std::sync::Mutex;
 use std::time::Duration;
 use treelock::machine::Options;
 use treelock::memcached::MemcachedTreeLock;
@@ -30,7 +29,15 @@ fn main() {
     let Some(mut bench) = Bench::start("memcached", "what does the lock cost in Memcached?") else { return };
     let Some(server) = Memcached::start_with(&[]) else { return };
     uncontended(&mut bench, &server);
-    disjoint(&mut bench, &server);
+    let rounds = bench.pick(5, 15);
+    disjoint(
+        &mut bench,
+        rounds,
+        PEERS[1],
+        |namespace| tree(&server, namespace),
+        || flat(&server),
+        |client, path| pair(client, path),
+    );
     hand_over(&mut bench, &server);
     bench.end();
 }
@@ -74,25 +81,6 @@ fn uncontended(bench: &mut Bench, server: &Memcached) {
     }
     let header = ["", "treelock, µs", "times as at first", "add and delete (µs)"];
     bench.print("Lock + unlock of 9 nodes", &header, rows);
-}
-
-fn disjoint(bench: &mut Bench, server: &Memcached) {
-    const CLIENTS: usize = 8;
-    let trees: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(tree(server, "disjoint"))).collect();
-    let apart: Vec<_> = (0..CLIENTS).map(|of| Mutex::new(tree(server, &format!("apart-{of}")))).collect();
-    let flats: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(flat(server))).collect();
-    let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
-    let write =
-        |tree: &mut MemcachedTreeLock, client: usize| drop(tree.write(path_of(client)).expect("it can be had"));
-    let arms = vec![
-        Arm::new(PEERS[0], CLIENTS, || rate(slice, &trees, write)),
-        Arm::new(PEERS[1], CLIENTS, || {
-            rate(slice, &flats, |flat: &mut MetaClient, client| pair(flat, &path_of(client)))
-        }),
-        Arm::new("namespaces", CLIENTS, || rate(slice, &apart, write)),
-    ];
-    let Some(found) = bench.compare("disjoint, 8 clients", bench.pick(5, 15), arms) else { return };
-    print_disjoint(bench, &found, PEERS[1]);
 }
 
 fn hand_over(bench: &mut Bench, server: &Memcached) {

@@ -18,7 +18,7 @@ mod engines;
 
 use common::{Arm, Bench, digits, times};
 use database::Database;
-use engines::{PATH, hand_overs, path_of, print_disjoint, print_hand_overs, rate, spread};
+use engines::{PATH, disjoint, hand_overs, print_hand_overs, spread};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
@@ -32,7 +32,15 @@ fn main() {
     let Some(mut bench) = Bench::start("postgres", "what does the lock cost in PostgreSQL?") else { return };
     let Some(database) = Database::start() else { return };
     uncontended(&mut bench, &database);
-    disjoint(&mut bench, &database);
+    let rounds = bench.pick(5, 15);
+    disjoint(
+        &mut bench,
+        rounds,
+        PEERS[1],
+        |namespace| tree(&database, namespace),
+        || Advisory::new(&database),
+        |flat, path| flat.pair(path),
+    );
     hand_over(&mut bench, &database);
     bench.end();
 }
@@ -113,25 +121,6 @@ fn uncontended(bench: &mut Bench, database: &Database) {
     }
     let header = ["", "treelock, µs", "times as at first", "pg_advisory_lock (µs)"];
     bench.print("Lock + unlock of 9 nodes", &header, rows);
-}
-
-fn disjoint(bench: &mut Bench, database: &Database) {
-    const CLIENTS: usize = 8;
-    let trees: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(tree(database, "disjoint"))).collect();
-    let apart: Vec<_> = (0..CLIENTS).map(|of| Mutex::new(tree(database, &format!("apart {of}")))).collect();
-    let flats: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(Advisory::new(database))).collect();
-    let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
-    let write =
-        |tree: &mut PostgresTreeLock, client: usize| drop(tree.write(path_of(client)).expect("it can be had"));
-    let arms = vec![
-        Arm::new(PEERS[0], CLIENTS, || rate(slice, &trees, write)),
-        Arm::new(PEERS[1], CLIENTS, || {
-            rate(slice, &flats, |flat: &mut Advisory, client| flat.pair(&path_of(client)))
-        }),
-        Arm::new("namespaces", CLIENTS, || rate(slice, &apart, write)),
-    ];
-    let Some(found) = bench.compare("disjoint, 8 clients", bench.pick(5, 15), arms) else { return };
-    print_disjoint(bench, &found, PEERS[1]);
 }
 
 fn hand_over(bench: &mut Bench, database: &Database) {

@@ -1,6 +1,7 @@
 //! What the benches of the engines measure alike.
 
-use crate::common::{Bench, Figures, Outcome, digits, quantile, times};
+use crate::common::{Arm, Bench, Figures, Outcome, digits, quantile, times};
+use std::ops::Deref;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -33,8 +34,35 @@ pub(crate) fn rate<T: Send>(slice: Duration, of: &[Mutex<T>], pair: impl Fn(&mut
     vec![("per second", done.into_inner() as f64 / start.elapsed().as_secs_f64())]
 }
 
+/// Eight clients in sub-trees of their own, beside the peer, and in namespaces of their own.
+pub(crate) fn disjoint<T, F>(
+    bench: &mut Bench,
+    rounds: usize,
+    peer: &'static str,
+    tree: impl Fn(&str) -> T,
+    flat: impl Fn() -> F,
+    pair: impl Fn(&mut F, &str) + Sync,
+) where
+    T: Deref<Target = MachineTreeLock> + Send,
+    F: Send,
+{
+    const CLIENTS: usize = 8;
+    let trees: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(tree("disjoint"))).collect();
+    let apart: Vec<_> = (0..CLIENTS).map(|of| Mutex::new(tree(&format!("apart-{of}")))).collect();
+    let flats: Vec<_> = (0..CLIENTS).map(|_| Mutex::new(flat())).collect();
+    let slice = bench.pick(Duration::from_millis(100), Duration::from_millis(300));
+    let write = |tree: &mut T, client: usize| drop(tree.write(path_of(client)).expect("it can be had"));
+    let arms = vec![
+        Arm::new("treelock", CLIENTS, || rate(slice, &trees, write)),
+        Arm::new(peer, CLIENTS, || rate(slice, &flats, |flat: &mut F, client| pair(flat, &path_of(client)))),
+        Arm::new("namespaces", CLIENTS, || rate(slice, &apart, write)),
+    ];
+    let Some(found) = bench.compare("disjoint, 8 clients", rounds, arms) else { return };
+    print_disjoint(bench, &found, peer);
+}
+
 /// Eight clients in sub-trees of their own, the peer, and clients in namespaces of their own.
-pub(crate) fn print_disjoint(bench: &Bench, found: &Outcome, peer: &str) {
+fn print_disjoint(bench: &Bench, found: &Outcome, peer: &str) {
     let flat = found.median(1, "per second");
     let row = |arm: usize, what: &str| {
         let ratio = found.ratio(arm, 1, "per second");
