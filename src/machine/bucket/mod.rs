@@ -81,7 +81,7 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use url::Url;
 
 /// A [`MachineTreeLock`] in a bucket.
@@ -99,7 +99,7 @@ impl<P: ?Sized + TreePath> BucketTreeLock<P> {
     /// [`EngineError::Refused`], if the prefix is empty or the store will not; [`EngineError::Away`], if it does not
     /// answer; [`EngineError::OtherFormat`].
     pub fn open(store: Arc<dyn ObjectStore>, prefix: &str, options: Options) -> Result<Self, EngineError> {
-        let bucket = Bucket::new(store, &Path::from(prefix), &options)?;
+        let bucket = Bucket::new(store, &Path::from(prefix))?;
         MachineTreeLock::connect(Box::new(Items::new(bucket, &options)), options).map(BucketTreeLock)
     }
 
@@ -113,7 +113,7 @@ impl<P: ?Sized + TreePath> BucketTreeLock<P> {
     /// As [`open`](Self::open); and [`EngineError::Refused`], if the URL cannot be used.
     pub fn connect(url: &str, options: Options) -> Result<Self, EngineError> {
         let (store, prefix) = store_of(url)?;
-        let bucket = Bucket::new(store, &prefix, &options)?;
+        let bucket = Bucket::new(store, &prefix)?;
         MachineTreeLock::connect(Box::new(Items::new(bucket, &options)), options).map(BucketTreeLock)
     }
 }
@@ -127,7 +127,7 @@ impl<P: ?Sized + TreePath> BucketTreeLock<P> {
 /// As [`BucketTreeLock::open`]; and [`EngineError::Damaged`].
 pub fn look(store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Option<Snapshot>, EngineError> {
     let options = Options::new();
-    let bucket = Bucket::new(store, &Path::from(prefix), &options)?;
+    let bucket = Bucket::new(store, &Path::from(prefix))?;
     client::look(&Items::new(bucket, &options), &options)
 }
 
@@ -162,26 +162,21 @@ fn store_of(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), EngineError> {
 /// So many objects are asked for at a time, where many entries are to be read.
 const MOST_AT_A_TIME: usize = 32;
 
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LONGEST_LOOK: Duration = Duration::from_millis(500);
-
 /// The store of a namespace.
 struct Bucket {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
-    longest_look: Duration,
     runtime: Blocking,
 }
 
 impl Bucket {
-    fn new(objects: Arc<dyn ObjectStore>, prefix: &Path, options: &Options) -> Result<Self, EngineError> {
+    fn new(objects: Arc<dyn ObjectStore>, prefix: &Path) -> Result<Self, EngineError> {
         if prefix.as_ref().is_empty() {
             return Err(EngineError::refused("the prefix is empty: give one that all users of the lock know"));
         }
         // `LocalFileSystem` blocks in threads of it.
         let runtime = Blocking::new(MOST_AT_A_TIME)?;
-        let longest_look = options.longest_look.unwrap_or(LONGEST_LOOK);
-        Ok(Bucket { objects, prefix: prefix.clone(), longest_look, runtime })
+        Ok(Bucket { objects, prefix: prefix.clone(), runtime })
     }
 
     fn folder(&self, series: Series) -> Path {
@@ -301,10 +296,6 @@ impl Store for Bucket {
             let others = deleted.filter(|deleted| future::ready(!matches!(deleted, Err(Error::NotFound { .. }))));
             others.try_for_each(async |_| Ok(())).await
         })
-    }
-
-    fn looks(&self) -> (Duration, Duration) {
-        (FIRST_LOOK, self.longest_look)
     }
 }
 

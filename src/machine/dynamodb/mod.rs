@@ -66,10 +66,9 @@ use crate::core::path::TreePath;
 use crate::inspect::Snapshot;
 use crate::machine::engine::check_name;
 use crate::machine::items::store::{Created, Series, Store};
-use crate::machine::items::{Items, share};
+use crate::machine::items::{Items, full_jitter};
 use crate::machine::runtime::Blocking;
 use crate::machine::{EngineError, MachineTreeLock, Options, client};
-use crate::sync;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
@@ -96,7 +95,7 @@ impl<P: ?Sized + TreePath> DynamoDbTreeLock<P> {
     /// [`EngineError::Refused`], if the table is not there, or the service or the credentials will not; [`EngineError::Away`],
     /// if the service does not answer; [`EngineError::OtherFormat`].
     pub fn connect(table: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
-        let engine = Items::new(Table::of_environment(table, namespace, &options)?, &options);
+        let engine = Items::new(Table::of_environment(table, namespace)?, &options);
         MachineTreeLock::connect(Box::new(engine), options).map(DynamoDbTreeLock)
     }
 
@@ -108,7 +107,7 @@ impl<P: ?Sized + TreePath> DynamoDbTreeLock<P> {
     ///
     /// As [`connect`](Self::connect).
     pub fn open(client: &Client, table: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
-        let engine = Items::new(Table::new(Blocking::new(1)?, client, table, namespace, &options)?, &options);
+        let engine = Items::new(Table::new(Blocking::new(1)?, client, table, namespace)?, &options);
         MachineTreeLock::connect(Box::new(engine), options).map(DynamoDbTreeLock)
     }
 }
@@ -122,7 +121,7 @@ impl<P: ?Sized + TreePath> DynamoDbTreeLock<P> {
 /// As [`DynamoDbTreeLock::connect`]; and [`EngineError::Damaged`].
 pub fn look(table: &str, namespace: &str) -> Result<Option<Snapshot>, EngineError> {
     let options = Options::new();
-    client::look(&Items::new(Table::of_environment(table, namespace, &options)?, &options), &options)
+    client::look(&Items::new(Table::of_environment(table, namespace)?, &options), &options)
 }
 
 /// The same with a client that was made before: see [`DynamoDbTreeLock::open`].
@@ -132,7 +131,7 @@ pub fn look(table: &str, namespace: &str) -> Result<Option<Snapshot>, EngineErro
 /// As [`look`].
 pub fn look_by(client: &Client, table: &str, namespace: &str) -> Result<Option<Snapshot>, EngineError> {
     let options = Options::new();
-    client::look(&Items::new(Table::new(Blocking::new(1)?, client, table, namespace, &options)?, &options), &options)
+    client::look(&Items::new(Table::new(Blocking::new(1)?, client, table, namespace)?, &options), &options)
 }
 
 impl<P: ?Sized + TreePath> Deref for DynamoDbTreeLock<P> {
@@ -162,24 +161,17 @@ struct Table {
     client: Client,
     table: String,
     namespace: String,
-    longest_look: Duration,
 }
 
 impl Table {
-    fn of_environment(table: &str, namespace: &str, options: &Options) -> Result<Self, EngineError> {
+    fn of_environment(table: &str, namespace: &str) -> Result<Self, EngineError> {
         let runtime = Blocking::new(1)?;
         let found = async { Ok(aws_config::load_from_env().await) };
         let config = runtime.run(Instant::now() + LONGEST_SEARCH, found)?;
-        Table::new(runtime, &Client::new(&config), table, namespace, options)
+        Table::new(runtime, &Client::new(&config), table, namespace)
     }
 
-    fn new(
-        runtime: Blocking,
-        client: &Client,
-        table: &str,
-        namespace: &str,
-        options: &Options,
-    ) -> Result<Self, EngineError> {
+    fn new(runtime: Blocking, client: &Client, table: &str, namespace: &str) -> Result<Self, EngineError> {
         check_name(namespace)?;
         if table.is_empty() {
             return Err(EngineError::refused("the table has no name"));
@@ -190,7 +182,6 @@ impl Table {
             client: Client::from_conf(config.build()),
             table: table.to_owned(),
             namespace: namespace.to_owned(),
-            longest_look: options.longest_look.unwrap_or(LONGEST_LOOK),
         })
     }
 
@@ -271,9 +262,9 @@ struct Pauses(u32);
 
 impl Pauses {
     async fn next(&mut self) {
-        let longest = FIRST_PAUSE.saturating_mul(1 << self.0.min(16)).min(LONGEST_PAUSE);
+        let pause = full_jitter(FIRST_PAUSE, LONGEST_PAUSE, self.0);
         self.0 += 1;
-        tokio::time::sleep(share(longest, sync::random_seed())).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -393,6 +384,6 @@ impl Store for Table {
     }
 
     fn looks(&self) -> (Duration, Duration) {
-        (FIRST_LOOK, self.longest_look)
+        (FIRST_LOOK, LONGEST_LOOK)
     }
 }

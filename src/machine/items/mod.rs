@@ -102,6 +102,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 pub(crate) struct Items<S> {
     store: S,
     patience: Duration,
+    longest_look: Duration,
     state: Mutex<State>,
     /// The entry that was looked for last, and the pause after that.
     looked: Mutex<(u64, Duration)>,
@@ -109,9 +110,11 @@ pub(crate) struct Items<S> {
 
 impl<S: Store> Items<S> {
     pub(crate) fn new(store: S, options: &Options) -> Self {
+        let (_, longest) = store.looks();
         Items {
             store,
             patience: options.patience,
+            longest_look: options.longest_look.unwrap_or(longest),
             state: Mutex::new(State::default()),
             looked: Mutex::new((0, Duration::ZERO)),
         }
@@ -131,7 +134,7 @@ impl<S: Store> Engine for Items<S> {
     }
 
     fn await_entry(&self, since: Position, deadline: Instant) -> Result<(), EngineError> {
-        let (shortest, longest) = self.store.looks();
+        let (shortest, _) = self.store.looks();
         loop {
             let next = self.state.lock().next();
             let Some((identity, number, head)) = next else { return Ok(()) };
@@ -140,7 +143,7 @@ impl<S: Store> Engine for Items<S> {
             }
             let pause = {
                 let mut looked = self.looked.lock();
-                let pause = if looked.0 == number { (looked.1 * 2).min(longest) } else { shortest };
+                let pause = if looked.0 == number { (looked.1 * 2).min(self.longest_look) } else { shortest };
                 *looked = (number, pause);
                 pause
             };
@@ -163,8 +166,13 @@ impl<S: Store> Engine for Items<S> {
 const LONGEST_LOOK: Duration = Duration::from_secs(2);
 
 /// A part of a time, by a number that was drawn.
-pub(crate) fn share(of: Duration, drawn: u64) -> Duration {
+fn share(of: Duration, drawn: u64) -> Duration {
     of.mul_f64((drawn >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+/// A pause that is drawn from a range which doubles each time, up to the longest.
+pub(crate) fn full_jitter(first: Duration, longest: Duration, times: u32) -> Duration {
+    share(first.saturating_mul(1 << times.min(16)).min(longest), sync::random_seed())
 }
 
 /// Asks the store, and waits for its answers.
@@ -201,9 +209,9 @@ impl<S: Store> Port for Blocking<'_, S> {
     }
 
     async fn pause(&self, conflicts: u32) -> Result<(), EngineError> {
-        let longest = FIRST_PAUSE.saturating_mul(1 << conflicts.min(16)).min(LONGEST_PAUSE);
+        let pause = full_jitter(FIRST_PAUSE, LONGEST_PAUSE, conflicts);
         let rest = self.in_time()? - Instant::now().min(self.deadline);
-        std::thread::sleep(share(longest, self.draw()).min(rest));
+        std::thread::sleep(pause.min(rest));
         Ok(())
     }
 

@@ -69,7 +69,7 @@ pub(crate) trait Store: Send + Sync + 'static {
         true
     }
 
-    /// The shortest and the longest pause between two looks for an entry that is waited for. Each look is a [`Store::read`] of one item.
+    /// The shortest and the longest pause between two looks for an entry that is waited for, where the options say no other longest one. Each look is a [`Store::read`] of one item.
     fn looks(&self) -> (Duration, Duration) {
         (Duration::from_millis(5), Duration::from_millis(500))
     }

@@ -80,7 +80,7 @@ impl<P: ?Sized + TreePath> MemcachedTreeLock<P> {
     /// [`EngineError::Refused`], if the server or the namespace cannot be used; [`EngineError::Away`], if the server does not
     /// answer; [`EngineError::OtherFormat`].
     pub fn connect(server: &str, namespace: &str, options: Options) -> Result<Self, EngineError> {
-        let engine = Items::new(Memcached::new(server, namespace, &options)?, &options);
+        let engine = Items::new(Memcached::new(server, namespace)?, &options);
         MachineTreeLock::connect(Box::new(engine), options).map(MemcachedTreeLock)
     }
 }
@@ -94,7 +94,7 @@ impl<P: ?Sized + TreePath> MemcachedTreeLock<P> {
 /// As [`MemcachedTreeLock::connect`]; and [`EngineError::Damaged`].
 pub fn look(server: &str, namespace: &str) -> Result<Option<Snapshot>, EngineError> {
     let options = Options::new();
-    client::look(&Items::new(Memcached::new(server, namespace, &options)?, &options), &options)
+    client::look(&Items::new(Memcached::new(server, namespace)?, &options), &options)
 }
 
 impl<P: ?Sized + TreePath> Deref for MemcachedTreeLock<P> {
@@ -118,7 +118,6 @@ struct Memcached {
     host: String,
     port: u16,
     key: String,
-    longest_look: Duration,
 }
 
 /// A connection, and what was read last by it.
@@ -152,7 +151,7 @@ fn lost() -> Vec<u8> {
 }
 
 impl Memcached {
-    fn new(server: &str, namespace: &str, options: &Options) -> Result<Self, EngineError> {
+    fn new(server: &str, namespace: &str) -> Result<Self, EngineError> {
         engine::check_name(namespace)?;
         if namespace.len() > LONGEST_NAME || namespace.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(EngineError::refused(format!(
@@ -161,8 +160,7 @@ impl Memcached {
             )));
         }
         let (host, port) = host_of(server).map_err(EngineError::refused)?;
-        let longest_look = options.longest_look.unwrap_or(LONGEST_LOOK);
-        Ok(Memcached { links: Pool::default(), host, port, key: format!("treelock:{namespace}"), longest_look })
+        Ok(Memcached { links: Pool::default(), host, port, key: format!("treelock:{namespace}") })
     }
 
     fn key_of(&self, tag: u64) -> String {
@@ -435,7 +433,7 @@ impl Store for Memcached {
     }
 
     fn looks(&self) -> (Duration, Duration) {
-        (FIRST_LOOK, self.longest_look)
+        (FIRST_LOOK, LONGEST_LOOK)
     }
 }
 
@@ -509,9 +507,9 @@ mod tests {
     #[test]
     fn name_that_is_no_key_is_refused() {
         for name in ["", "a b", "a\u{7f}", &"x".repeat(LONGEST_NAME + 1)] {
-            let made = Memcached::new("cache", name, &Options::new()).map(drop);
+            let made = Memcached::new("cache", name).map(drop);
             assert!(matches!(made, Err(EngineError::Refused(_))), "{name:?}");
         }
-        assert!(Memcached::new("cache", &"x".repeat(LONGEST_NAME), &Options::new()).is_ok());
+        assert!(Memcached::new("cache", &"x".repeat(LONGEST_NAME)).is_ok());
     }
 }
