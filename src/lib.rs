@@ -130,9 +130,13 @@ pub use crate::core::mode::Mode;
 pub use crate::core::path::{Frame, PathError, TreePath};
 pub use crate::core::roots::Roots;
 pub use crate::core::segments::Segments;
+#[cfg(feature = "async")]
+pub use crate::thread::guard::AsyncTreeLockGuard;
 pub use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 pub use crate::thread::lock::TreeLock;
 pub use crate::thread::owner::{HeldLock, LockOwner};
+#[cfg(feature = "async")]
+pub use crate::thread::task::LockFuture;
 pub use error::LockError;
 pub use inspect::{Deadlock, Holder, Party, Process, Root, Snapshot, Waiter};
 

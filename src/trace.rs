@@ -42,6 +42,20 @@ mod imp {
             P: Debug + ?Sized,
             E: Refusal,
         {
+            self.end_of(Location::caller(), outcome, reads, writes);
+        }
+
+        /// The same for a request that was made at that place.
+        pub(crate) fn end_of<P, G, E>(
+            self,
+            location: &'static Location<'static>,
+            outcome: &Result<G, E>,
+            reads: &(impl Roots<P> + ?Sized),
+            writes: &(impl Roots<P> + ?Sized),
+        ) where
+            P: Debug + ?Sized,
+            E: Refusal,
+        {
             let waited = self.0.elapsed();
             let deadlock = outcome.as_ref().err().and_then(Refusal::deadlock);
             if let Some(deadlock) = deadlock {
@@ -52,7 +66,7 @@ mod imp {
                     target: "treelock",
                     reads = ?Paths::<P, _>::of(reads.as_slice()),
                     writes = ?Paths::<P, _>::of(writes.as_slice()),
-                    location = %Location::caller(),
+                    %location,
                     seconds = waited.as_secs_f64(),
                     outcome,
                     "a request waited long"
@@ -101,5 +115,16 @@ mod imp {
 
         #[inline]
         pub(crate) fn end<G, E, R: ?Sized, W: ?Sized>(self, _outcome: &Result<G, E>, _reads: &R, _writes: &W) {}
+
+        #[cfg(feature = "async")]
+        #[inline]
+        pub(crate) fn end_of<G, E, R: ?Sized, W: ?Sized>(
+            self,
+            _location: &std::panic::Location<'_>,
+            _outcome: &Result<G, E>,
+            _reads: &R,
+            _writes: &W,
+        ) {
+        }
     }
 }

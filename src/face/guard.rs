@@ -1,26 +1,24 @@
 //! What a guard does.
 
-/// Writes what both guards of a scope do. The methods are given once, and written for each; two of them are for the
+/// Writes what all guards of a scope do. The methods are given once, and written for each; two of them are for the
 /// others here: `let_go` releases what is still held, and `roots` are what is held, or `None` while the lock is busy.
 macro_rules! guards {
     (
-        impl[$($plain_generics:tt)*] $plain:ident $(<$($plain_of:tt),+>)?;
-        impl[$($arc_generics:tt)*] $arc:ident $(<$($arc_of:tt),+>)?;
-        $(shows $field:ident;)?
-        { $($methods:tt)+ }
+        $($(#[$attribute:meta])* impl $generics:tt $name:ident $(<$($of:tt),+>)?;)+
+        shows $fields:tt;
+        $methods:tt
     ) => {
-        $crate::face::guards! {
-            @$plain [$plain $(<$($plain_of),+>)?] [$($plain_generics)*] [$($field)?] { $($methods)+ }
-        }
-        $crate::face::guards! {
-            @$arc [$arc $(<$($arc_of),+>)?] [$($arc_generics)*] [$($field)?] { $($methods)+ }
-        }
+        $($crate::face::guards! {
+            @$name [$($attribute),*] [$name $(<$($of),+>)?] $generics $fields $methods
+        })+
     };
-    (@$name:ident [$guard:ty] [$($generics:tt)*] [$($field:ident)?] { $($methods:tt)+ }) => {
+    (@$name:ident [$($attribute:meta),*] [$guard:ty] [$($generics:tt)*] [$($field:ident)?] { $($methods:tt)+ }) => {
+        $(#[$attribute])*
         impl<$($generics)*> $guard {
             $($methods)+
         }
 
+        $(#[$attribute])*
         impl<$($generics)*> Drop for $guard {
             fn drop(&mut self) {
                 self.let_go();
@@ -29,6 +27,7 @@ macro_rules! guards {
 
         /// Shows the roots and their modes, as in
         #[doc = concat!("`", stringify!($name), " { roots: [X a, S b/c], .. }`.")]
+        $(#[$attribute])*
         impl<$($generics)*> std::fmt::Debug for $guard {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 let mut shown = f.debug_struct(stringify!($name));
@@ -42,6 +41,7 @@ macro_rules! guards {
         }
 
         /// Shows the first three roots and their modes, as in `X a, S b/c`.
+        $(#[$attribute])*
         impl<$($generics)*> std::fmt::Display for $guard {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 match self.roots() {

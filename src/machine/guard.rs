@@ -46,7 +46,7 @@ impl ArcMachineGuard {
 guards! {
     impl['a, P: ?Sized + TreePath] MachineGuard<'a, P>;
     impl[] ArcMachineGuard;
-    shows fence;
+    shows [fence];
     {
         /// A number that is higher than that of every grant before with which this one conflicts, whatever was lost in
         /// between. Give it to what is written, and let that refuse lower ones than the highest it has seen.

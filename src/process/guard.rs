@@ -46,6 +46,7 @@ impl ArcProcessTreeLockGuard {
 guards! {
     impl['a, P: ?Sized + TreePath] ProcessTreeLockGuard<'a, P>;
     impl[] ArcProcessTreeLockGuard;
+    shows [];
     {
         /// Turns the writes into reads without releasing them in between, and grants the waiting requests that this
         /// lets in.

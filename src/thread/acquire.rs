@@ -40,11 +40,11 @@ use crate::thread::lock::TreeLock;
 use crate::thread::parties;
 use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::table::{Due, Grant, LockedShard, Place};
-use crate::thread::waiter::{Time, Waiter, Woken};
+use crate::thread::waiter::{Sleeper, Time, Waiter, Woken};
 use std::borrow::Borrow;
 use std::panic::Location;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The turn to look for a deadlock: no thread gets it while another one looks, and for `REST` times as long
 /// afterwards.
@@ -128,8 +128,15 @@ impl Entry {
     }
 }
 
+/// What became of a request that was made.
+pub(crate) enum Asked<P: TreePath + ?Sized> {
+    Granted(Entry),
+    /// It is in the ledger, and has taken nothing yet.
+    Entered(Key, SharedRequest<P>),
+}
+
 /// Why a request gave up.
-enum Refusal<P: TreePath + ?Sized> {
+pub(crate) enum Refusal<P: TreePath + ?Sized> {
     TimedOut,
     Deadlock(Vec<parties::Member<P>>),
 }
@@ -154,13 +161,33 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         owner: Owner,
         patience: Patience,
     ) -> Result<Entry, LockError> {
-        let asker = Asker { thread: sync::thread_id(), owner, location: Location::caller() };
+        let (key, request) = match self.ask(reads, writes, owner, Location::caller())? {
+            Asked::Granted(entry) => return Ok(entry),
+            Asked::Entered(key, request) => (key, request),
+        };
+        match patience {
+            Patience::None => self.try_now(key, request),
+            Patience::Until(deadline) => self.take_or_wait(key, &request, deadline, Temper::Refusable),
+            Patience::Endless => self.take_or_wait(key, &request, None, Temper::Endless),
+        }
+    }
+
+    /// Plans a request. If it needs no waiting, it is usually granted here; otherwise it enters the ledger.
+    #[inline]
+    pub(crate) fn ask<R: AsRef<P>, W: AsRef<P>>(
+        &self,
+        reads: &[R],
+        writes: &[W],
+        owner: Owner,
+        location: &'static Location<'static>,
+    ) -> Result<Asked<P>, LockError> {
+        let asker = Asker { thread: sync::thread_id(), owner, location };
         let register = self.ledger.register_of(owner.id(asker.thread).unwrap_or(asker.thread));
         let since = Moment::now();
         let biased = |node| self.table.is_biased(node);
         let spent = match only_text::<P, R, W>(reads, writes) {
             Some(root) => match self.ledger.enter_again(register, root, asker, since, biased) {
-                Ok(key) => return Ok(Entry::new(key, GrantedBy::Register)),
+                Ok(key) => return Ok(Asked::Granted(Entry::new(key, GrantedBy::Register))),
                 Err(spent) => spent,
             },
             None => self.ledger.spent(register),
@@ -168,7 +195,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         let request = Request::new(spent, &self.seeds, reads, writes, asker)?;
         let request = if request.plan.roots().all(|root| self.table.seems_published(register, root)) {
             match self.ledger.enter_owned(register, request, since, biased) {
-                Ok(key) => return Ok(Entry::new(key, GrantedBy::Register)),
+                Ok(key) => return Ok(Asked::Granted(Entry::new(key, GrantedBy::Register))),
                 Err(request) => request,
             }
         } else {
@@ -182,18 +209,14 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 let mut shard = self.table.lock(place);
                 shard.contest(last.node, &self.ledger);
                 match self.ledger.enter_granted(register, request, since, biased, || shard.try_grant(last)) {
-                    Ok(key) => return Ok(Entry::new(key, GrantedBy::Shards(place))),
+                    Ok(key) => return Ok(Asked::Granted(Entry::new(key, GrantedBy::Shards(place)))),
                     Err(request) => request,
                 }
             }
             _ => request,
         };
         let key = self.enter(register, &request, since)?;
-        match patience {
-            Patience::None => self.try_now(key, request),
-            Patience::Until(deadline) => self.take_or_wait(key, &request, deadline, Temper::Refusable),
-            Patience::Endless => self.take_or_wait(key, &request, None, Temper::Endless),
-        }
+        Ok(Asked::Entered(key, request))
     }
 
     /// Takes all steps at one moment, or none.
@@ -222,7 +245,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             let is_refused = taken < steps.len();
             let may_go = !is_refused && ahead.moves.is_empty();
             if may_go && self.ledger.grant_below(key, above, biased) {
-                return Ok(Entry::new(key, GrantedBy::Shards(last_place(&request))));
+                return Ok(granted(key, &request));
             }
             let mut nobody = Due::default();
             for step in steps.iter().take(taken).rev() {
@@ -259,6 +282,23 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         deadline: Option<Instant>,
         temper: Temper,
     ) -> Result<Entry, LockError> {
+        if let Some(waiter) = self.set_out(key, request, temper, Sleeper::Thread) {
+            if let Err((refusal, taken)) = self.wait(request, &waiter, deadline) {
+                self.retreat(key, taken);
+                return Err(self.explain(refusal));
+            }
+        }
+        Ok(granted(key, request))
+    }
+
+    /// Takes one step after the other. Where it has to wait, it queues; the waiter is returned.
+    pub(crate) fn set_out(
+        &self,
+        key: Key,
+        request: &SharedRequest<P>,
+        temper: Temper,
+        sleeper: Sleeper,
+    ) -> Option<Arc<Waiter>> {
         let mut waiter = None;
         let mut due = Due::default();
         let steps = request.plan.steps();
@@ -279,7 +319,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     Taken::Steps(1)
                 }
                 Grant::Refused(held) => {
-                    let new = Arc::new(Waiter::new(key, self.stamps.next(), temper));
+                    let new = Arc::new(Waiter::new(key, self.stamps.next(), temper, sleeper));
                     self.queue(&mut shard, index, step, held, &new, &mut due);
                     waiter = Some(new);
                     Taken::No
@@ -288,16 +328,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         });
         self.move_on(&mut due);
         drop(due);
-        match (stopped, waiter) {
-            (Some(_), Some(waiter)) => {
-                if let Err((refusal, taken)) = self.wait(request, &waiter, deadline) {
-                    self.give_back(key, self.ledger.refuse(key), taken);
-                    return Err(self.explain(refusal));
-                }
-            }
-            _ => self.ledger.grant(key),
+        if stopped.is_none() {
+            self.ledger.grant(key);
         }
-        Ok(Entry::new(key, GrantedBy::Shards(last_place(request))))
+        waiter
     }
 
     /// Parks until the request holds everything; or gives up, and returns the number of steps that it has taken.
@@ -309,33 +343,51 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         deadline: Option<Instant>,
     ) -> Result<(), (Refusal<P>, usize)> {
         // Every cycle has a nested request in it, and only a nested one gets the report.
-        let mut look = self.ledger.is_nested(request).then_some(FIRST_LOOK);
+        let mut look = self.ledger.is_nested(request, waiter.sleeper).then_some(FIRST_LOOK);
         loop {
             match waiter.wait(look, deadline) {
                 Woken::Granted => return Ok(()),
-                Woken::At(Time::Deadline) => loop {
-                    match self.cancel(waiter.key, |_| true) {
-                        Cancelled::Out(taken) => return Err((Refusal::TimedOut, taken)),
-                        Cancelled::Granted => return Ok(()),
-                        // Each time round it has come further; in the end it waits in a queue, or holds everything.
-                        Cancelled::LetOn(node, number) => self.move_on(&mut Due::of_move(node, number)),
-                        Cancelled::Not => unreachable!("it gives up wherever it waits"),
-                    }
-                },
+                Woken::At(Time::Deadline) => {
+                    return match self.give_up(waiter.key) {
+                        Some(taken) => Err((Refusal::TimedOut, taken)),
+                        None => Ok(()),
+                    };
+                }
                 Woken::At(Time::Look) => {
-                    let turn = self.looks.turn();
-                    let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), waiter.key));
-                    drop(turn);
-                    if let Some(cycle) = cycle {
-                        // Only where the look found it: if it has come further, another one of the cycle has given
-                        // up.
-                        if let Cancelled::Out(taken) = self.cancel(waiter.key, Waiting::is_reported) {
-                            return Err((Refusal::Deadlock(cycle), taken));
-                        }
+                    if let Some(found) = self.look(waiter.key) {
+                        return Err(found);
                     }
-                    look = look.map(|look| (look * 2).min(LONGEST_LOOK));
+                    look = look.map(next_look);
                 }
             }
+        }
+    }
+
+    /// Takes a request out of the queue that it waits in, and returns the number of steps that it has taken; `None` if
+    /// it is granted.
+    pub(crate) fn give_up(&self, key: Key) -> Option<usize> {
+        loop {
+            match self.cancel(key, |_| true) {
+                Cancelled::Out(taken) => return Some(taken),
+                Cancelled::Granted => return None,
+                // Each time round it has come further; in the end it waits in a queue, or holds everything.
+                Cancelled::LetOn(node, number) => self.move_on(&mut Due::of_move(node, number)),
+                Cancelled::Not => unreachable!("it gives up wherever it waits"),
+            }
+        }
+    }
+
+    /// Looks whether a request waits in a deadlock. If it has to report one, it is taken out of its queue, and the
+    /// number of steps that it has taken is returned too.
+    pub(crate) fn look(&self, key: Key) -> Option<(Refusal<P>, usize)> {
+        let turn = self.looks.turn();
+        let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key));
+        drop(turn);
+        let cycle = cycle?;
+        // Only where the look found it: if it has come further, another one of the cycle has given up.
+        match self.cancel(key, Waiting::is_reported) {
+            Cancelled::Out(taken) => Some((Refusal::Deadlock(cycle), taken)),
+            _ => None,
         }
     }
 
@@ -585,7 +637,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Ok(())
     }
 
-    fn explain(&self, refusal: Refusal<P>) -> LockError {
+    /// Removes a request that has given up, and gives back the steps that it has taken.
+    pub(crate) fn retreat(&self, key: Key, taken: usize) {
+        self.give_back(key, self.ledger.refuse(key), taken);
+    }
+
+    pub(crate) fn explain(&self, refusal: Refusal<P>) -> LockError {
         match refusal {
             Refusal::TimedOut => LockError::TimedOut,
             Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, &self.seeds))),
@@ -615,6 +672,16 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             .collect();
         waiters.iter().for_each(|waiter| waiter.strike(time));
     }
+}
+
+/// The entry of a request that has been granted step by step.
+pub(crate) fn granted<P: TreePath + ?Sized>(key: Key, request: &Request<P>) -> Entry {
+    Entry::new(key, GrantedBy::Shards(last_place(request)))
+}
+
+/// How long a request waits from one look to the next, after it has waited this long for one.
+pub(crate) fn next_look(last: Duration) -> Duration {
+    (last * 2).min(LONGEST_LOOK)
 }
 
 /// The shard of the last step of a request.

@@ -1,8 +1,8 @@
 //! The guards. A guard releases its request when it is dropped; before that it can turn its writes into reads, or
 //! release some of its roots.
 //!
-//! A plain guard stays in its thread, which is its owner. An `Arc` guard is an owner of its own and may go anywhere.
-//! Both consist of a lock and an entry in its ledger.
+//! A plain guard stays in its thread, which is its owner. An `Arc` guard, and that of a task, is an owner of its own and may
+//! go anywhere. They all consist of a lock and an entry in its ledger.
 
 use crate::core::path::{PathError, TreePath};
 use crate::core::roots::Roots;
@@ -56,6 +56,33 @@ pub struct ArcTreeLockGuard<P: ?Sized + TreePath = Path> {
     entry: Entry,
 }
 
+/// A guard of a task: it holds its sub-trees until it is dropped, and goes with the task from thread to thread.
+///
+/// As an [`ArcTreeLockGuard`], it is an owner of its own: it excludes every other guard, even those of the same task. An
+/// owner for several guards of one task is [`LockOwner`](crate::LockOwner).
+///
+/// ```
+/// # pollster::block_on(async {
+/// let lock = treelock::TreeLock::new();
+/// let guard = lock.lock_async(&["templates"], &["site/2026"]).await?;
+/// assert_eq!(guard.to_string(), "S templates, X site/2026");
+/// # Ok::<(), treelock::LockError>(())
+/// # }).unwrap();
+/// ```
+#[cfg(feature = "async")]
+#[must_use = "what it holds is released when the guard is dropped, here at once"]
+pub struct AsyncTreeLockGuard<'a, P: ?Sized + TreePath = Path> {
+    lock: &'a TreeLock<P>,
+    entry: Entry,
+}
+
+#[cfg(feature = "async")]
+impl<'a, P: ?Sized + TreePath> AsyncTreeLockGuard<'a, P> {
+    pub(crate) fn new(lock: &'a TreeLock<P>, entry: Entry) -> Self {
+        AsyncTreeLockGuard { lock, entry }
+    }
+}
+
 impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
     pub(crate) fn new(lock: &'a TreeLock<P>, entry: Entry) -> Self {
         TreeLockGuard { lock, entry, _stays: StaysInItsThread(PhantomData) }
@@ -71,6 +98,9 @@ impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
 guards! {
     impl['a, P: ?Sized + TreePath] TreeLockGuard<'a, P>;
     impl[P: ?Sized + TreePath] ArcTreeLockGuard<P>;
+    #[cfg(feature = "async")]
+    impl['a, P: ?Sized + TreePath] AsyncTreeLockGuard<'a, P>;
+    shows [];
     {
         /// Turns the writes into reads without releasing them in between, and grants the waiting requests that this
         /// lets in.

@@ -45,7 +45,7 @@ use crate::thread::bias;
 use crate::thread::own::Owned;
 use crate::thread::places::Places;
 use crate::thread::request::{Asker, Request, SharedRequest};
-use crate::thread::waiter::Waiter;
+use crate::thread::waiter::{Sleeper, Waiter};
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -585,14 +585,15 @@ impl<P: TreePath + ?Sized> Ledger<P> {
         self.ask_index(owner, |held| held.get(&(owner, node)).copied()).unwrap_or_default()
     }
 
-    /// Whether a thread that waits for a request pins guards, so that it can be a part of a deadlock: plain ones of its
-    /// own, or those of the request's owner.
-    pub(crate) fn is_nested(&self, request: &Request<P>) -> bool {
+    /// Whether a request that waits pins guards, so that it can be a part of a deadlock: those of its owner, and the plain
+    /// ones of its thread, if that is blocked.
+    pub(crate) fn is_nested(&self, request: &Request<P>, sleeper: Sleeper) -> bool {
         // Every guard holds the root of the tree in some mode.
         let Some(root) = request.plan.steps().first() else { return false };
         let has_guards = |owner| self.ask_index(owner, |held| held.get(&(owner, root.node)).copied()).is_some();
-        let thread = request.thread.id;
-        has_guards(thread) || request.owner_id().is_some_and(|owner| owner != thread && has_guards(owner))
+        let thread = Some(request.thread.id).filter(|_| sleeper == Sleeper::Thread);
+        let owner = request.owner_id().filter(|&owner| Some(owner) != thread);
+        thread.into_iter().chain(owner).any(has_guards)
     }
 
     /// Asks the index of an owner's register, which is built if there is none.

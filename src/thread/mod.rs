@@ -11,8 +11,9 @@
 //! | `ledger.rs` | what is granted and what waits, by request |
 //! | `moving.rs` | movers: requests that a node has let on and that have not gone on yet |
 //! | `places.rs` | values at stable indices |
-//! | `waiter.rs` | one blocked request: grant, wake |
+//! | `waiter.rs` | one blocked request, of a thread or a task: grant, wake |
 //! | `guard.rs` | guards: drop, downgrade, release a part |
+//! | `task.rs` | futures: how a task asks and waits |
 //! | `owner.rs` | explicit owners, which are not threads |
 //! | `parties.rs` | the parties of a search for deadlocks |
 //! | `report.rs` | snapshots and reports of deadlocks |
@@ -33,4 +34,6 @@ mod places;
 mod report;
 pub(crate) mod request;
 pub(crate) mod table;
+#[cfg(feature = "async")]
+pub(crate) mod task;
 pub(crate) mod waiter;

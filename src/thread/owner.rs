@@ -8,6 +8,8 @@ use crate::patience::Patience;
 use crate::sync::new_owner_id;
 use crate::thread::acquire::Entry;
 use crate::thread::lock::TreeLock;
+#[cfg(feature = "async")]
+use crate::thread::task::Waits;
 use crate::trace::Wait;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,6 +57,9 @@ pub struct LockOwner<P: ?Sized + TreePath = Path> {
     /// By number, in the order in which they were granted.
     held: BTreeMap<u64, Entry>,
     granted: u64,
+    /// The request of a task, while it waits.
+    #[cfg(feature = "async")]
+    waits: Option<Waits<P>>,
 }
 
 /// Names what an owner has locked by one request.
@@ -68,7 +73,14 @@ pub struct HeldLock {
 impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Makes an owner of locks that is not a thread; see [`LockOwner`].
     pub fn owner(self: &Arc<Self>) -> LockOwner<P> {
-        LockOwner { lock: Arc::clone(self), id: new_owner_id(), held: BTreeMap::new(), granted: 0 }
+        LockOwner {
+            lock: Arc::clone(self),
+            id: new_owner_id(),
+            held: BTreeMap::new(),
+            granted: 0,
+            #[cfg(feature = "async")]
+            waits: None,
+        }
     }
 }
 
@@ -137,6 +149,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// If another owner has locked it.
     pub fn release(&mut self, held: HeldLock) {
+        self.settle();
         let entry = self.entry(&held);
         self.held.remove(&held.number);
         self.lock.release(entry);
@@ -149,6 +162,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// If another owner has locked it.
     pub fn downgrade(&mut self, held: &HeldLock) {
+        self.settle();
         self.entry(held);
         if let Some(entry) = self.held.get_mut(&held.number) {
             self.lock.downgrade(entry);
@@ -162,15 +176,37 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         writes: &(impl Roots<P> + ?Sized),
         patience: Patience,
     ) -> Result<HeldLock, LockError> {
+        self.settle();
         let wait = Wait::begin();
-        let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), Owner::Handed(self.id), patience);
-        let held = entry.map(|entry| {
-            self.granted += 1;
-            self.held.insert(self.granted, entry);
-            HeldLock { owner: self.id, number: self.granted }
-        });
+        let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), self.owner(), patience);
+        let held = entry.map(|entry| self.hold(entry));
         wait.end(&held, reads, writes);
         held
+    }
+
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::Handed(self.id)
+    }
+
+    /// Holds what its request has been granted.
+    pub(crate) fn hold(&mut self, entry: Entry) -> HeldLock {
+        self.granted += 1;
+        self.held.insert(self.granted, entry);
+        HeldLock { owner: self.id, number: self.granted }
+    }
+
+    /// The lock, and the place of the request of a task while that waits.
+    #[cfg(feature = "async")]
+    pub(crate) fn lock_and_waits(&mut self) -> (&TreeLock<P>, &mut Option<Waits<P>>) {
+        (&self.lock, &mut self.waits)
+    }
+
+    /// Gives up the request of a future that was forgotten: what an owner holds does not change while a request of it waits.
+    pub(crate) fn settle(&mut self) {
+        #[cfg(feature = "async")]
+        if let Some(waits) = self.waits.take() {
+            self.lock.abandon(waits);
+        }
     }
 
     fn entry(&self, held: &HeldLock) -> Entry {
@@ -181,6 +217,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
+        self.settle();
         // The latest first, as nested guards are dropped. If a path panics when it is dropped, unwinding releases the
         // rest.
         let lock = &*self.lock;

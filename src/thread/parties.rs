@@ -6,6 +6,7 @@ use crate::core::node_id::NodeId;
 use crate::core::owner::OwnerId;
 use crate::core::path::TreePath;
 use crate::thread::ledger::{Entry, Found, Key, LockedLedger, State};
+use crate::thread::waiter::Sleeper;
 use std::collections::{HashMap, HashSet};
 
 /// A party of a cycle: the request that it waits with, and its granted requests that hold up the party before.
@@ -25,8 +26,11 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
     for (key, entry) in ledger.entries() {
         let State::Waiting(waiting) = &entry.state else { continue };
         let Some(ticket) = waiting.blocked() else { continue };
-        // Its thread is blocked, and its owner is borrowed: neither releases anything meanwhile.
-        pinned_by.insert(entry.request.thread.id, parties.len());
+        // Its owner is borrowed, and its thread is blocked, unless it is that of a task: neither releases anything
+        // meanwhile.
+        if waiting.waiter.sleeper == Sleeper::Thread {
+            pinned_by.insert(entry.request.thread.id, parties.len());
+        }
         owners.push(entry.owner());
         pinned_by.extend(entry.owner().map(|owner| (owner, parties.len())));
         keys.push(key);

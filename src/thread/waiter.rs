@@ -1,9 +1,14 @@
-//! One request that waits: a thread parked on a condition variable of its own, from when it first has to wait until the
-//! request holds everything or is refused (G9).
+//! One request that waits, from when it first has to wait until it holds everything or is refused (G9): a thread parked on a
+//! condition variable of its own, or a task that has left its [`Waker`](std::task::Waker) here.
 //!
 //! The thread that grants the last step calls [`Waiter::grant`] after the ledger has the request as granted, and
 //! [`Waiter::wake`], once, after it has released all internal locks. A waiter serves one request and is not used
 //! again.
+//!
+//! Wakers are code of the user: to clone, to call or to drop one may panic, lock again or take long. So all three happen
+//! outside of every internal lock, that of the waiter included. A waker is here only while the future of its request is
+//! alive: the future takes it out when it ends ([`Waiter::poll`], [`Waiter::take_waker`]). So whoever drops the waiter
+//! last, under whatever lock, runs no code of the user.
 //!
 //! An ordinary build takes the time from the clock. A model has no clock, and a wait with a deadline would never end
 //! there. So a thread of the model plays the clock by [`Waiter::strike`], and both outcomes of every race are
@@ -17,6 +22,10 @@ use crate::core::node::Stamp;
 use crate::sync::spin;
 use crate::sync::{Condvar, Mutex};
 use crate::thread::ledger::Key;
+#[cfg(feature = "async")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "async")]
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
@@ -26,13 +35,27 @@ pub(crate) struct Waiter {
     /// Its place in the order of all waiters.
     pub(crate) stamp: Stamp,
     pub(crate) temper: Temper,
+    pub(crate) sleeper: Sleeper,
     state: Mutex<State>,
     wake: Condvar,
+}
+
+/// What waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sleeper {
+    /// The thread that asked. It is blocked, so it drops no guard meanwhile.
+    Thread,
+    /// A task: its thread does something else meanwhile.
+    #[cfg(feature = "async")]
+    Task,
 }
 
 #[derive(Debug, Default)]
 struct State {
     granted: bool,
+    /// What wakes the task.
+    #[cfg(feature = "async")]
+    waker: Option<Waker>,
     /// What a model's clock has struck and the waiter has not seen yet.
     #[cfg(feature = "model")]
     struck: Vec<Time>,
@@ -57,8 +80,8 @@ pub(crate) enum Time {
 }
 
 impl Waiter {
-    pub(crate) fn new(key: Key, stamp: Stamp, temper: Temper) -> Self {
-        Waiter { key, stamp, temper, state: Mutex::default(), wake: Condvar::default() }
+    pub(crate) fn new(key: Key, stamp: Stamp, temper: Temper, sleeper: Sleeper) -> Self {
+        Waiter { key, stamp, temper, sleeper, state: Mutex::default(), wake: Condvar::default() }
     }
 
     /// Tells the waiter that it holds everything.
@@ -66,9 +89,56 @@ impl Waiter {
         self.state.lock().granted = true;
     }
 
-    /// Unparks the thread. Called once, after `grant`.
+    /// Unparks the thread, or wakes the task. Called once, after `grant`.
     pub(crate) fn wake(&self) {
-        self.wake.notify_one();
+        match self.sleeper {
+            Sleeper::Thread => {
+                self.wake.notify_one();
+            }
+            #[cfg(feature = "async")]
+            Sleeper::Task => self.wake_task(),
+        }
+    }
+
+    #[cfg(feature = "async")]
+    fn wake_task(&self) {
+        let Some(waker) = self.take_waker() else { return };
+        // The panic of a waker is no business of the thread that releases: it goes on, and wakes the others. The
+        // panic hook has told of it. To drop what it carried might panic again.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            std::mem::forget(panic);
+        }
+    }
+
+    /// Whether the task holds everything; if not, it is woken by this waker when it does.
+    #[cfg(feature = "async")]
+    pub(crate) fn poll(&self, waker: &Waker) -> bool {
+        let is_known = |state: &State| state.waker.as_ref().is_some_and(|known| known.will_wake(waker));
+        {
+            let state = self.state.lock();
+            if !state.granted && is_known(&state) {
+                return false;
+            }
+        }
+        let new = waker.clone();
+        let mut state = self.state.lock();
+        let granted = state.granted;
+        let old = if granted { state.waker.take() } else { state.waker.replace(new) };
+        drop(state);
+        drop(old);
+        granted
+    }
+
+    /// Takes the waker out: nobody wakes the task any more.
+    #[cfg(feature = "async")]
+    pub(crate) fn take_waker(&self) -> Option<Waker> {
+        self.state.lock().waker.take()
+    }
+
+    /// Whether a model's clock has struck for a look since this was last asked.
+    #[cfg(all(feature = "async", feature = "model"))]
+    pub(crate) fn has_struck(&self) -> bool {
+        std::mem::take(&mut self.state.lock().struck).contains(&Time::Look)
     }
 
     #[cfg(not(feature = "model"))]
@@ -121,6 +191,11 @@ impl Waiter {
     pub(crate) fn strike(&self, time: Time) {
         let mut state = self.state.lock();
         state.struck.push(time);
+        #[cfg(feature = "async")]
+        if self.sleeper == Sleeper::Task {
+            drop(state);
+            return self.wake_task();
+        }
         // Under the mutex; otherwise the waiter might see what has struck before this wakes it, and the wake-up would
         // be in vain.
         self.wake.notify_one();
@@ -135,7 +210,7 @@ mod tests {
     /// No model makes spurious wake-ups, so this test makes some.
     #[test]
     fn wake_up_without_a_grant_ends_no_wait() {
-        let waiter = Waiter::new(Key::default(), Stamp(1), Temper::Endless);
+        let waiter = Waiter::new(Key::default(), Stamp(1), Temper::Endless, Sleeper::Thread);
         thread::scope(|scope| {
             let waits = scope.spawn(|| (waiter.wait(None, None), waiter.is_granted()));
             for _ in 0..3 {

@@ -1,0 +1,531 @@
+//! The lock for tasks: futures that lock.
+//!
+//! A task asks and waits as a thread does (`acquire.rs`), in the same queues. Only what happens while it waits differs: it
+//! leaves a waker in its [`Waiter`] and returns. The thread that grants its last step wakes it.
+//!
+//! | | |
+//! |---|---|
+//! | [`Call`] | what a future asks for, and how far it has come |
+//! | [`Waits`] | its request, while that waits |
+//! | [`LockFuture`] | the future: both, and whose guard it will be |
+//!
+//! Invariants:
+//!
+//! 1. Before its first poll a future has done nothing. When it has ended it holds nothing: what was granted is in a guard.
+//! 2. A request that waits is in the `Waits` of its future, or of its owner. To drop the future gives it up: it leaves its
+//!    queue and lets on those behind it, or releases what was granted meanwhile (G7).
+//! 3. An owner keeps the `Waits` of its own request. So a future that is forgotten ([`std::mem::forget`]) leaves no request
+//!    that waits while its owner releases something: the owner gives it up first.
+//! 4. Code of the user (paths, wakers, subscribers of events) runs under no internal lock, and may panic.
+//!
+//! Lock order: that of `acquire.rs`.
+#![allow(private_interfaces, reason = "`Asks` is public for the type of the futures; its methods are for this crate")]
+
+use crate::core::deadlock::Temper;
+use crate::core::owner::Owner;
+use crate::core::path::TreePath;
+use crate::core::roots::{NoPath, Roots};
+use crate::error::LockError;
+#[cfg(not(feature = "model"))]
+use crate::patience::FIRST_LOOK;
+#[cfg(not(feature = "model"))]
+use crate::thread::acquire::next_look;
+use crate::thread::acquire::{Asked, Entry, granted};
+use crate::thread::guard::{ArcTreeLockGuard, AsyncTreeLockGuard};
+use crate::thread::lock::TreeLock;
+use crate::thread::owner::{HeldLock, LockOwner};
+use crate::thread::request::SharedRequest;
+use crate::thread::waiter::{Sleeper, Waiter};
+use crate::trace::Wait;
+use futures_core::FusedFuture;
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::panic::Location;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+#[cfg(not(feature = "model"))]
+use std::time::Duration;
+
+/// What a future asks for, and how far it has come.
+struct Call<R, W> {
+    reads: R,
+    writes: W,
+    location: &'static Location<'static>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// It has not been polled.
+    Fresh,
+    /// Its request waits.
+    Waits(Wait),
+    /// It has returned its outcome, or has panicked.
+    Ended,
+}
+
+/// A request of a task that waits.
+pub(crate) struct Waits<P: ?Sized + TreePath> {
+    request: SharedRequest<P>,
+    waiter: Arc<Waiter>,
+    /// Only a nested request looks for deadlocks.
+    look: Option<Look>,
+}
+
+/// When a request looks for a deadlock next.
+struct Look {
+    #[cfg(not(feature = "model"))]
+    delay: futures_timer::Delay,
+    #[cfg(not(feature = "model"))]
+    rest: Duration,
+}
+
+impl Look {
+    fn first() -> Self {
+        Look {
+            #[cfg(not(feature = "model"))]
+            delay: futures_timer::Delay::new(FIRST_LOOK),
+            #[cfg(not(feature = "model"))]
+            rest: FIRST_LOOK,
+        }
+    }
+
+    /// Whether it is time to look. If not, the task is woken when it is.
+    #[cfg(not(feature = "model"))]
+    fn is_due(&mut self, _waiter: &Waiter, context: &mut Context<'_>) -> bool {
+        let is_due = Pin::new(&mut self.delay).poll(context).is_ready();
+        if is_due {
+            self.rest = next_look(self.rest);
+            self.delay.reset(self.rest);
+        }
+        is_due
+    }
+
+    /// A model's clock strikes.
+    #[cfg(feature = "model")]
+    fn is_due(&mut self, waiter: &Waiter, _context: &mut Context<'_>) -> bool {
+        waiter.has_struck()
+    }
+}
+
+impl<R, W> Call<R, W> {
+    #[track_caller]
+    fn new(reads: R, writes: W) -> Self {
+        Call { reads, writes, location: Location::caller(), stage: Stage::Fresh }
+    }
+
+    /// Goes on as far as it can. The caller keeps `waits` for it, and calls [`Call::end`] when it has made a guard of the
+    /// outcome.
+    fn poll<P>(
+        &mut self,
+        lock: &TreeLock<P>,
+        owner: Owner,
+        waits: &mut Option<Waits<P>>,
+        context: &mut Context<'_>,
+    ) -> Poll<(Wait, Settled<P>)>
+    where
+        P: ?Sized + TreePath,
+        R: Roots<P>,
+        W: Roots<P>,
+    {
+        // If anything panics it has ended.
+        let wait = match mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Fresh => {
+                let wait = Wait::begin();
+                let granted = match lock.begin(self.reads.as_slice(), self.writes.as_slice(), owner, self.location) {
+                    Ok(Begun::Waits(begun)) => {
+                        *waits = Some(begun);
+                        None
+                    }
+                    Ok(Begun::Granted(entry)) => Some(Ok(entry)),
+                    Err(error) => Some(Err(error)),
+                };
+                if let Some(granted) = granted {
+                    return Poll::Ready((wait, (granted, None)));
+                }
+                wait
+            }
+            Stage::Waits(wait) => wait,
+            Stage::Ended => return Poll::Pending,
+        };
+        match lock.go_on(waits, context) {
+            Poll::Ready(settled) => Poll::Ready((wait, settled)),
+            Poll::Pending => {
+                self.stage = Stage::Waits(wait);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Tells of the outcome. A subscriber may panic, so a grant is in its guard already.
+    #[inline]
+    fn end<P, G>(&self, wait: Wait, outcome: &Result<G, LockError>)
+    where
+        P: ?Sized + TreePath,
+        R: Roots<P>,
+        W: Roots<P>,
+    {
+        wait.end_of(self.location, outcome, &self.reads, &self.writes);
+    }
+}
+
+/// How a request of a task has ended; and what it waited with. To drop that may run code of the user, so the grant is put
+/// into its guard first.
+type Settled<P> = (Result<Entry, LockError>, Option<Waits<P>>);
+
+/// How a request of a task has begun.
+enum Begun<P: ?Sized + TreePath> {
+    Granted(Entry),
+    Waits(Waits<P>),
+}
+
+impl<P: ?Sized + TreePath> TreeLock<P> {
+    /// Asks, and takes what can be taken.
+    #[inline]
+    fn begin<R: AsRef<P>, W: AsRef<P>>(
+        &self,
+        reads: &[R],
+        writes: &[W],
+        owner: Owner,
+        location: &'static Location<'static>,
+    ) -> Result<Begun<P>, LockError> {
+        let (key, request) = match self.ask(reads, writes, owner, location)? {
+            Asked::Granted(entry) => return Ok(Begun::Granted(entry)),
+            Asked::Entered(key, request) => (key, request),
+        };
+        Ok(match self.set_out(key, &request, Temper::Refusable, Sleeper::Task) {
+            None => Begun::Granted(granted(key, &request)),
+            Some(waiter) => {
+                let look = self.ledger.is_nested(&request, Sleeper::Task).then(Look::first);
+                Begun::Waits(Waits { request, waiter, look })
+            }
+        })
+    }
+
+    /// Looks whether a request that waits has ended. The caller drops what it waited with, since that may run code of the
+    /// user, when it has made a guard.
+    fn go_on(&self, place: &mut Option<Waits<P>>, context: &mut Context<'_>) -> Poll<Settled<P>> {
+        let Some(Waits { request, waiter, look }) = place else { return Poll::Pending };
+        if waiter.poll(context.waker()) {
+            return Poll::Ready((Ok(granted(waiter.key, request)), place.take()));
+        }
+        let key = waiter.key;
+        while look.as_mut().is_some_and(|look| look.is_due(waiter, context)) {
+            if let Some((refusal, taken)) = self.look(key) {
+                let waker = waiter.take_waker();
+                let waits = place.take();
+                self.retreat(key, taken);
+                drop(waker);
+                return Poll::Ready((Err(self.explain(refusal)), waits));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Gives up a request that waits; what it has been granted meanwhile is released.
+    pub(crate) fn abandon(&self, waits: Waits<P>) {
+        // Dropped after the rest, even by unwinding: they run code of the user.
+        let Waits { request, waiter, look: _look } = waits;
+        let _waker = waiter.take_waker();
+        match self.give_up(waiter.key) {
+            Some(taken) => self.retreat(waiter.key, taken),
+            None => self.release(granted(waiter.key, &request)),
+        }
+    }
+
+    /// Locks as [`lock`](TreeLock::lock) does, for a task: while it waits, its thread does something else.
+    ///
+    /// Tasks and threads wait in the same queues, first come, first served. The guard is an owner of its own, as one of
+    /// [`lock_arc`](TreeLock::lock_arc) is. Nothing happens before the future is polled.
+    ///
+    /// The lists are given as they are or borrowed (see [`Roots`]); a future that owns them can leave the function that
+    /// made it.
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// let lock = treelock::TreeLock::new();
+    /// let moving = lock.lock_async(&["config"], &["inbox/report", "archive/2026"]).await?;
+    /// // Held across any other `.await`.
+    /// drop(moving);
+    ///
+    /// let year = lock.lock_async([], [format!("site/{}", 2026)]);
+    /// let guard = year.await?;
+    /// # drop(guard);
+    /// # Ok::<(), treelock::LockError>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Cancellation
+    ///
+    /// To drop the future at any time leaves nothing behind: the request leaves its queue, and those that waited behind it
+    /// go on. So the deadlines of a runtime work:
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio::time::timeout;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let lock = treelock::TreeLock::new();
+    /// let held = lock.read_async("a").await?;
+    /// let late = timeout(Duration::from_millis(10), lock.write_async("a/b")).await;
+    /// assert!(late.is_err());
+    /// assert!(lock.try_read("a/b").is_ok(), "nothing is left of it");
+    /// # drop(held);
+    /// # Ok::<(), treelock::LockError>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Path`]. There is no panic for it, as there is in `lock`, since a task often gets its paths from others.
+    ///
+    /// # Cost
+    ///
+    /// That of `lock`. It allocates nothing if it need not wait. It is woken once, when it holds everything.
+    #[track_caller]
+    pub fn lock_async<R: Roots<P>, W: Roots<P>>(&self, reads: R, writes: W) -> LockFuture<&Self, R, W> {
+        LockFuture::new(self, reads, writes)
+    }
+
+    /// Locks the sub-tree below `path` shared: `lock_async([path], [])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_async`](TreeLock::lock_async).
+    #[track_caller]
+    pub fn read_async<Q: AsRef<P>>(&self, path: Q) -> LockFuture<&Self, [Q; 1], [NoPath; 0]> {
+        self.lock_async([path], [])
+    }
+
+    /// Locks the sub-tree below `path` exclusively: `lock_async([], [path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_async`](TreeLock::lock_async).
+    #[track_caller]
+    pub fn write_async<Q: AsRef<P>>(&self, path: Q) -> LockFuture<&Self, [NoPath; 0], [Q; 1]> {
+        self.lock_async([], [path])
+    }
+
+    /// As [`lock_async`](TreeLock::lock_async), but the future and the guard also own the lock.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// # tokio::runtime::Builder::new_multi_thread().build().unwrap().block_on(async {
+    /// let lock = Arc::new(treelock::TreeLock::new());
+    /// let moving = tokio::spawn(lock.lock_arc_async(["config"], ["inbox", "archive"]));
+    /// let guard = moving.await.unwrap()?;
+    /// tokio::spawn(async move { drop(guard) }).await.unwrap();
+    /// # Ok::<(), treelock::LockError>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_async`](TreeLock::lock_async).
+    #[track_caller]
+    pub fn lock_arc_async<R: Roots<P>, W: Roots<P>>(
+        self: &Arc<Self>,
+        reads: R,
+        writes: W,
+    ) -> LockFuture<Arc<Self>, R, W> {
+        LockFuture::new(Arc::clone(self), reads, writes)
+    }
+
+    /// As [`read_async`](TreeLock::read_async), but the future and the guard also own the lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_async`](TreeLock::lock_async).
+    #[track_caller]
+    pub fn read_arc_async<Q: AsRef<P>>(self: &Arc<Self>, path: Q) -> LockFuture<Arc<Self>, [Q; 1], [NoPath; 0]> {
+        self.lock_arc_async([path], [])
+    }
+
+    /// As [`write_async`](TreeLock::write_async), but the future and the guard also own the lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_async`](TreeLock::lock_async).
+    #[track_caller]
+    pub fn write_arc_async<Q: AsRef<P>>(self: &Arc<Self>, path: Q) -> LockFuture<Arc<Self>, [NoPath; 0], [Q; 1]> {
+        self.lock_arc_async([], [path])
+    }
+}
+
+impl<P: ?Sized + TreePath> LockOwner<P> {
+    /// Locks as [`TreeLock::lock_async`] does, for this owner: it never waits for what it holds itself, so requests of one
+    /// task nest and upgrade as those of one thread do, and a deadlock among owners is reported.
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// use std::sync::Arc;
+    ///
+    /// let lock = Arc::new(treelock::TreeLock::new());
+    /// let mut session = lock.owner();
+    /// let reading = session.lock_async(&["docs"], &[]).await?;
+    /// let writing = session.lock_async(&[], &["docs/index"]).await?;
+    /// session.release(writing);
+    /// session.release(reading);
+    /// # Ok::<(), treelock::LockError>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// The first time that a nested request waits for 20 ms, a thread is started that tells such requests when to look for
+    /// a deadlock; there is one in a process.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Deadlock`], [`LockError::Path`].
+    #[track_caller]
+    pub fn lock_async<R: Roots<P>, W: Roots<P>>(&mut self, reads: R, writes: W) -> LockFuture<&mut Self, R, W> {
+        self.settle();
+        LockFuture::new(self, reads, writes)
+    }
+}
+
+/// The future of [`TreeLock::lock_async`] and its like: it ends when it holds everything.
+///
+/// `A` is what locks: `&TreeLock`, `Arc<TreeLock>` or `&mut LockOwner`. The future is lazy: it does nothing before it is
+/// polled. When it has ended it stays pending ([`FusedFuture`]). To drop it gives the request up; to forget it
+/// ([`std::mem::forget`]) leaves the request where it is, for ever or until its owner is used again.
+#[must_use = "a future does nothing unless it is polled or awaited"]
+pub struct LockFuture<A: Asks, R, W> {
+    asks: A,
+    call: Call<R, W>,
+    waits: Option<Waits<A::Path>>,
+}
+
+/// What asks for a lock, and gets its guard. Sealed: no other crate can name it.
+pub trait Asks {
+    type Path: ?Sized + TreePath;
+    type Guard;
+
+    fn owner(&self) -> Owner;
+
+    /// Its lock, and where its request is while that waits: with the future, unless it has a place for it.
+    fn lock<'a>(
+        &'a mut self,
+        own: &'a mut Option<Waits<Self::Path>>,
+    ) -> (&'a TreeLock<Self::Path>, &'a mut Option<Waits<Self::Path>>);
+
+    fn guard(&mut self, entry: Entry) -> Self::Guard;
+}
+
+impl<'a, P: ?Sized + TreePath> Asks for &'a TreeLock<P> {
+    type Path = P;
+    type Guard = AsyncTreeLockGuard<'a, P>;
+
+    #[inline]
+    fn owner(&self) -> Owner {
+        Owner::Itself
+    }
+
+    #[inline]
+    fn lock<'b>(&'b mut self, own: &'b mut Option<Waits<P>>) -> (&'b TreeLock<P>, &'b mut Option<Waits<P>>) {
+        (self, own)
+    }
+
+    #[inline]
+    fn guard(&mut self, entry: Entry) -> Self::Guard {
+        AsyncTreeLockGuard::new(self, entry)
+    }
+}
+
+impl<P: ?Sized + TreePath> Asks for Arc<TreeLock<P>> {
+    type Path = P;
+    type Guard = ArcTreeLockGuard<P>;
+
+    #[inline]
+    fn owner(&self) -> Owner {
+        Owner::Itself
+    }
+
+    #[inline]
+    fn lock<'b>(&'b mut self, own: &'b mut Option<Waits<P>>) -> (&'b TreeLock<P>, &'b mut Option<Waits<P>>) {
+        (self, own)
+    }
+
+    #[inline]
+    fn guard(&mut self, entry: Entry) -> Self::Guard {
+        ArcTreeLockGuard::new(self, entry)
+    }
+}
+
+impl<P: ?Sized + TreePath> Asks for &mut LockOwner<P> {
+    type Path = P;
+    type Guard = HeldLock;
+
+    #[inline]
+    fn owner(&self) -> Owner {
+        LockOwner::owner(self)
+    }
+
+    /// With the owner: invariant 3.
+    #[inline]
+    fn lock<'b>(&'b mut self, _own: &'b mut Option<Waits<P>>) -> (&'b TreeLock<P>, &'b mut Option<Waits<P>>) {
+        self.lock_and_waits()
+    }
+
+    #[inline]
+    fn guard(&mut self, entry: Entry) -> HeldLock {
+        self.hold(entry)
+    }
+}
+
+impl<A: Asks, R, W> LockFuture<A, R, W> {
+    #[track_caller]
+    #[inline]
+    fn new(asks: A, reads: R, writes: W) -> Self {
+        LockFuture { asks, call: Call::new(reads, writes), waits: None }
+    }
+}
+
+impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> Future for LockFuture<A, R, W> {
+    type Output = Result<A::Guard, LockError>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let LockFuture { asks, call, waits } = self.get_mut();
+        let owner = asks.owner();
+        let (lock, waits) = asks.lock(waits);
+        let (wait, (granted, spent)) = ready!(call.poll(lock, owner, waits, context));
+        let outcome = granted.map(|entry| asks.guard(entry));
+        drop(spent);
+        call.end(wait, &outcome);
+        Poll::Ready(outcome)
+    }
+}
+
+impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> FusedFuture for LockFuture<A, R, W> {
+    fn is_terminated(&self) -> bool {
+        matches!(self.call.stage, Stage::Ended)
+    }
+}
+
+/// Nothing in it is pinned.
+impl<A: Asks, R, W> Unpin for LockFuture<A, R, W> {}
+
+impl<A: Asks, R, W> Drop for LockFuture<A, R, W> {
+    #[inline]
+    fn drop(&mut self) {
+        let (lock, place) = self.asks.lock(&mut self.waits);
+        if let Some(waits) = place.take() {
+            lock.abandon(waits);
+        }
+    }
+}
+
+/// Shows how far it has come.
+impl<A: Asks, R, W> fmt::Debug for LockFuture<A, R, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stage = match self.call.stage {
+            Stage::Fresh => "not polled",
+            Stage::Waits(_) => "waits",
+            Stage::Ended => "ended",
+        };
+        f.debug_struct("LockFuture").field("stage", &format_args!("{stage}")).finish_non_exhaustive()
+    }
+}

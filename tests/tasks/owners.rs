@@ -1,0 +1,150 @@
+//! Explicit owners in tasks: what they nest, and the deadlocks that are reported.
+
+use super::{Calls, now, poll, waits};
+use crate::common::{Other, admits, assert_free, join, new, spawn, wait_until_thread_waits, wait_until_waiting};
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+use tokio::sync::Barrier;
+use treelock::{LockError, TreeLock};
+
+#[test]
+fn an_owner_nests_and_upgrades_in_a_task() {
+    let lock = new();
+    let other = Other::holds(&lock, &["a"], &[]);
+    let mut owner = lock.owner();
+    let reading = now(owner.lock_async(&["a"], &[])).unwrap();
+    let writer = Other::waits(&lock, &[], &["a"]);
+    let again = now(owner.lock_async(&["a/b"], &[])).unwrap();
+    let (calls, waker) = Calls::new();
+    let mut upgrade = owner.lock_async(&[], &["a"]);
+    waits(&mut upgrade, &waker);
+    other.releases();
+    crate::common::wait_until("it is woken, ahead of the writer", || calls.count() == 1);
+    let Poll::Ready(Ok(writing)) = poll(&mut upgrade, &waker) else { panic!("it was woken") };
+    drop(upgrade);
+    assert!(!writer.is_granted());
+    [reading, again, writing].into_iter().for_each(|held| owner.release(held));
+    writer.wait_until_granted();
+    writer.releases();
+    assert_free(&lock, Path::new(""));
+}
+
+/// Two owners, each in a task of its own, upgrade at one node: one of them is told, and the other goes on.
+async fn cross(lock: &Arc<TreeLock>, both_read: Arc<Barrier>) -> usize {
+    let mut owner = lock.owner();
+    let _reading = owner.lock_async(&["a"], &[]).await.unwrap();
+    both_read.wait().await;
+    match owner.lock_async(&[], &["a"]).await {
+        Ok(_writing) => 0,
+        Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+async fn cross_twice(lock: Arc<TreeLock>) -> usize {
+    let both_read = Arc::new(Barrier::new(2));
+    let (one, other) = futures::join!(cross(&lock, Arc::clone(&both_read)), cross(&lock, both_read));
+    one + other
+}
+
+#[test]
+fn a_cycle_of_tasks_is_reported_to_one() {
+    let lock = new();
+    assert_eq!(pollster::block_on(cross_twice(Arc::clone(&lock))), 1);
+    assert_eq!(futures::executor::block_on(cross_twice(Arc::clone(&lock))), 1);
+    let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(tokio.block_on(cross_twice(Arc::clone(&lock))), 1);
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let both_read = Arc::new(Barrier::new(2));
+    let spawned = [0, 1].map(|_| {
+        let (lock, both_read) = (Arc::clone(&lock), Arc::clone(&both_read));
+        tokio.spawn(async move { cross(&lock, both_read).await })
+    });
+    let reports: usize = spawned.into_iter().map(|task| tokio.block_on(task).unwrap()).sum();
+    assert_eq!(reports, 1);
+    assert_free(&lock, Path::new(""));
+}
+
+/// The thread can only panic, so the task is told.
+#[test]
+fn a_cycle_of_a_task_and_a_thread_is_reported_to_the_task() {
+    let lock = new();
+    let mut owner = lock.owner();
+    let _a = now(owner.lock_async(&[], &["a"])).unwrap();
+    let thread = {
+        let lock = Arc::clone(&lock);
+        spawn("nests", move || {
+            let _b = lock.write("b");
+            let _a = lock.write("a");
+        })
+    };
+    wait_until_thread_waits(&lock, "nests");
+    let refused = pollster::block_on(owner.lock_async(&[], &["b"]));
+    let Err(LockError::Deadlock(deadlock)) = refused else { panic!("{refused:?}") };
+    assert_eq!(deadlock.parties.len(), 2);
+    drop(owner);
+    join(thread);
+    assert_free(&lock, Path::new(""));
+}
+
+/// A request that nests in nothing closes the cycle later, when it is walked on; the task still hears of it.
+#[test]
+fn a_cycle_that_closes_while_the_task_waits_is_reported() {
+    let lock = new();
+    let held = now(lock.write_async("b")).unwrap();
+    let mut owner = lock.owner();
+    let _c = now(owner.lock_async(&[], &["c/c"])).unwrap();
+    // It waits for `b`, and will then for `c/c`, which is deeper.
+    let both = Other::waits(&lock, &[], &["b", "c/c"]);
+    let waits_for_b = spawn("task", move || {
+        let refused = pollster::block_on(owner.lock_async(&[], &["b"])).map(drop);
+        (refused, owner)
+    });
+    wait_until_waiting(&lock, 2);
+    drop(held);
+    let (refused, owner) = join(waits_for_b);
+    assert!(matches!(refused, Err(LockError::Deadlock(_))), "{refused:?}");
+    drop(owner);
+    both.wait_until_granted();
+    both.releases();
+}
+
+/// G2, no false report: the thread that polled a future goes on, and may release what it holds.
+#[test]
+fn a_thread_that_polled_a_task_is_not_blocked() {
+    let lock = new();
+    let plain = lock.write("a");
+    let b = Other::holds(&lock, &[], &["b"]);
+    let mut owner = lock.owner();
+    let _c = now(owner.lock_async(&["c"], &[])).unwrap();
+    let mut task = owner.lock_async(&[], &["b"]);
+    waits(&mut task, Waker::noop());
+    let other = {
+        let lock = Arc::clone(&lock);
+        spawn("other", move || {
+            let _d = lock.write("d");
+            lock.try_lock_for(&[], &["a"], Duration::from_millis(200)).map(drop)
+        })
+    };
+    wait_until_thread_waits(&lock, "other");
+    let refused = join(other);
+    assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
+    drop((plain, task));
+    b.releases();
+}
+
+/// Nor is a task, of no owner, that waits for the plain guard of the thread that polls it.
+#[test]
+fn a_task_without_an_owner_is_in_no_cycle() {
+    let lock = new();
+    let plain = lock.write("a");
+    let (calls, waker) = Calls::new();
+    let mut task = lock.read_async("a");
+    waits(&mut task, &waker);
+    drop(plain);
+    assert_eq!(calls.count(), 1);
+    assert!(matches!(poll(&mut task, &waker), Poll::Ready(Ok(_))));
+    assert!(admits(&lock, &[], &[""]));
+}

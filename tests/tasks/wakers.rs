@@ -1,0 +1,145 @@
+//! Wakers are code of the user: they change, panic, lock again, and are dropped.
+
+use super::{Calls, now, poll, waits};
+use crate::common::{Other, admits, assert_free, new};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Wake, Waker};
+use treelock::{ArcTreeLockGuard, TreeLock};
+
+#[test]
+fn the_latest_waker_is_woken() {
+    let lock = new();
+    let held = now(lock.write_async("a")).unwrap();
+    let ((old_calls, old), (new_calls, new)) = (Calls::new(), Calls::new());
+    let mut write = lock.write_async("a");
+    waits(&mut write, &old);
+    waits(&mut write, &new);
+    waits(&mut write, &new);
+    drop(old);
+    assert_eq!(Arc::strong_count(&old_calls), 1, "the old one is gone");
+    drop(held);
+    assert_eq!((old_calls.count(), new_calls.count()), (0, 1));
+    drop(new);
+    assert_eq!(Arc::strong_count(&new_calls), 1);
+    assert!(poll(&mut write, Waker::noop()).is_ready());
+}
+
+#[test]
+fn no_waker_is_kept_longer_than_its_future() {
+    let lock = new();
+    let held = now(lock.write_async("a")).unwrap();
+    let (calls, waker) = Calls::new();
+    let mut write = lock.write_async("a");
+    waits(&mut write, &waker);
+    drop(write);
+    drop(waker);
+    assert_eq!(Arc::strong_count(&calls), 1);
+    drop(held);
+    assert_eq!(calls.count(), 0);
+}
+
+/// A waker that does something when it is woken, and when it is dropped.
+struct Does<F: Fn(&'static str) + Send + Sync>(F);
+
+impl<F: Fn(&'static str) + Send + Sync + 'static> Wake for Does<F> {
+    fn wake(self: Arc<Self>) {
+        (self.0)("wake");
+    }
+}
+
+impl<F: Fn(&'static str) + Send + Sync> Drop for Does<F> {
+    fn drop(&mut self) {
+        (self.0)("drop");
+    }
+}
+
+/// The others that one release lets in are woken, and the thread that releases goes on.
+#[test]
+fn a_waker_that_panics_loses_nothing() {
+    let lock = new();
+    let held = now(lock.write_async("a")).unwrap();
+    let panics = Waker::from(Arc::new(Does(|when| assert!(when == "drop", "a waker of the test"))));
+    let (calls, waker) = Calls::new();
+    let mut reads: Vec<_> = (0..4).map(|_| lock.read_async("a")).collect();
+    for (index, read) in reads.iter_mut().enumerate() {
+        waits(read, if index % 2 == 0 { &panics } else { &waker });
+    }
+    let thread = Other::waits(&lock, &["a"], &[]);
+    drop(held);
+    assert_eq!(calls.count(), 2);
+    thread.wait_until_granted();
+    thread.releases();
+    let guards: Vec<_> = reads.iter_mut().map(|read| poll(read, &waker)).collect();
+    assert!(guards.iter().all(Poll::is_ready));
+    drop(guards);
+    assert_free(&lock, Path::new(""));
+}
+
+/// Under an internal lock it would wait for itself.
+#[test]
+fn a_waker_may_lock_again() {
+    let lock = new();
+    let held = now(lock.lock_async(&["b"], &["a"])).unwrap();
+    let got: Arc<Mutex<Vec<ArcTreeLockGuard>>> = Arc::default();
+    let locks = {
+        let (lock, got) = (Arc::clone(&lock), Arc::clone(&got));
+        Waker::from(Arc::new(Does(move |_| {
+            got.lock().unwrap().push(lock.read_arc("b"));
+            assert!(!admits(&lock, &["a"], &[]), "{}", lock.snapshot());
+        })))
+    };
+    let mut write = lock.write_async("a");
+    waits(&mut write, &locks);
+    drop(locks);
+    drop(held);
+    assert_eq!(got.lock().unwrap().len(), 2, "when it was woken, and when it was dropped");
+    assert!(poll(&mut write, Waker::noop()).is_ready());
+    got.lock().unwrap().clear();
+    drop(write);
+    assert_free(&lock, Path::new(""));
+}
+
+/// An executor that polls in `wake`: the guards go down the whole queue within one release.
+#[test]
+fn a_waker_may_poll_its_future_and_release() {
+    type Future = treelock::LockFuture<Arc<TreeLock>, Vec<&'static str>, Vec<&'static str>>;
+    struct Inline(Mutex<Option<Future>>, Arc<AtomicUsize>);
+    impl Wake for Inline {
+        fn wake(self: Arc<Self>) {
+            let mut future = self.0.lock().unwrap().take().expect("it waits");
+            let Poll::Ready(Ok(guard)) = poll(&mut future, Waker::noop()) else { panic!("it was woken") };
+            self.1.fetch_add(1, Ordering::SeqCst);
+            drop(guard);
+        }
+    }
+    let lock = new();
+    let served = Arc::new(AtomicUsize::new(0));
+    let held = now(lock.write_async("a")).unwrap();
+    for _ in 0..50 {
+        let inline = Arc::new(Inline(Mutex::new(None), Arc::clone(&served)));
+        let mut future = lock.lock_arc_async(vec![], vec!["a"]);
+        waits(&mut future, &Waker::from(Arc::clone(&inline)));
+        *inline.0.lock().unwrap() = Some(future);
+    }
+    drop(held);
+    assert_eq!(served.load(Ordering::SeqCst), 50);
+    assert_free(&lock, Path::new(""));
+}
+
+/// Clones and drops of wakers happen while the future is polled and dropped; a panic there leaves no request.
+#[test]
+fn a_waker_whose_drop_panics_leaves_nothing() {
+    let lock = new();
+    let held = now(lock.write_async("a")).unwrap();
+    let panics = Waker::from(Arc::new(Does(|when| assert!(when == "wake", "a waker of the test"))));
+    let mut write = lock.write_async("a");
+    waits(&mut write, &panics);
+    drop(panics);
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(write)));
+    assert!(dropped.is_err());
+    assert!(lock.snapshot().waiters.is_empty());
+    drop(held);
+    assert_free(&lock, Path::new(""));
+}
