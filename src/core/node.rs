@@ -218,7 +218,9 @@ impl<W> Node<W> {
     ) -> Ticket {
         debug_assert!(!self.may_grant(stamp, mode, &held), "a request that may be granted does not queue");
         let ticket = self.insert(stamp, mode, held, waiter);
-        self.advance(due);
+        if self.is_awaited_after(stamp) {
+            self.advance(due);
+        }
         ticket
     }
 
@@ -229,7 +231,6 @@ impl<W> Node<W> {
     }
 
     /// Whether a request with a later stamp waits here.
-    #[cfg(feature = "replica")]
     pub(crate) fn is_awaited_after(&self, stamp: Stamp) -> bool {
         let Some(queue) = &self.queue else { return false };
         let lasts = queue.lines.iter().filter_map(|line| line.keys().next_back());
@@ -296,14 +297,14 @@ impl<W> Node<W> {
 
     #[inline]
     fn advance(&mut self, due: &mut Vec<W>) {
-        if let Some(queue) = &mut self.queue {
-            while let Some((stamp, claim)) = queue.next(&self.granted) {
-                self.granted.add(claim.mode);
-                due.extend(queue.remove(stamp, &claim));
-            }
+        while let Some(queue) = &mut self.queue {
             if queue.is_empty() {
                 self.queue = None;
+                return;
             }
+            let Some((stamp, claim)) = queue.next(&self.granted) else { return };
+            self.granted.add(claim.mode);
+            due.extend(queue.remove(stamp, &claim));
         }
     }
 }

@@ -354,7 +354,11 @@ fn parent(segments: &mut Segments<'_>, frame: Option<Frame>) -> Result<(), PathE
 /// assert!(error.to_string().starts_with("unusable path \"../a\": "));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathError {
+pub struct PathError(Box<Unusable>);
+
+/// In a box of its own: every request returns a `Result`, and a large one takes longer to hand on than to lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Unusable {
     path: String,
     reason: String,
 }
@@ -362,19 +366,21 @@ pub struct PathError {
 impl PathError {
     /// Makes the error of a [`TreePath`](crate::TreePath); the lock adds the path's name.
     pub fn new(reason: impl Into<String>) -> Self {
-        PathError { path: String::new(), reason: reason.into() }
+        PathError(Box::new(Unusable { path: String::new(), reason: reason.into() }))
     }
 
-    pub(crate) fn at<P: Debug + ?Sized>(self, path: &P) -> Self {
-        PathError { path: format!("{path:?}"), ..self }
+    pub(crate) fn at<P: Debug + ?Sized>(mut self, path: &P) -> Self {
+        self.0.path = format!("{path:?}");
+        self
     }
 }
 
 impl Display for PathError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.path.as_str() {
-            "" => write!(f, "unusable path: {}", self.reason),
-            path => write!(f, "unusable path {path}: {}", self.reason),
+        let Unusable { path, reason } = &*self.0;
+        match path.as_str() {
+            "" => write!(f, "unusable path: {reason}"),
+            path => write!(f, "unusable path {path}: {reason}"),
         }
     }
 }

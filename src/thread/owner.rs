@@ -204,8 +204,8 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// Gives up the request of a future that was forgotten: what an owner holds does not change while a request of it waits.
     pub(crate) fn settle(&mut self) {
         #[cfg(feature = "async")]
-        if let Some(waits) = self.waits.take() {
-            self.lock.abandon(waits);
+        if self.waits.is_some() {
+            self.lock.abandon(&mut self.waits);
         }
     }
 

@@ -422,19 +422,26 @@ impl<'a> LockedShards<'a> {
 impl Shard {
     /// Marks the requests that a node has let on (invariant 2).
     #[inline]
-    fn let_on<P>(&mut self, node: NodeId, let_on: Vec<Arc<Waiter>>, ledger: &Ledger<P>, due: &mut Due)
+    fn let_on<P>(&mut self, node: NodeId, mut let_on: Vec<Arc<Waiter>>, ledger: &Ledger<P>, due: &mut Due)
     where
         P: TreePath + ?Sized,
     {
-        for waiter in let_on {
-            let number = || self.moving.push(node, Arc::clone(&waiter));
+        let_on.retain(|waiter| {
+            let number = || self.moving.push(node, Arc::clone(waiter));
             match ledger.let_on(waiter.key, number) {
                 LetOn::Granted => {
                     waiter.grant();
-                    due.granted.push(waiter);
+                    true
                 }
-                LetOn::Moves(number) => due.moves.push((node, number)),
+                LetOn::Moves(number) => {
+                    due.moves.push((node, number));
+                    false
+                }
             }
+        });
+        match due.granted.is_empty() {
+            true => due.granted = let_on,
+            false => due.granted.append(&mut let_on),
         }
     }
 

@@ -32,6 +32,7 @@ use crate::patience::FIRST_LOOK;
 use crate::thread::acquire::next_look;
 use crate::thread::acquire::{Asked, Entry, granted};
 use crate::thread::guard::{ArcTreeLockGuard, AsyncTreeLockGuard};
+use crate::thread::ledger::Key;
 use crate::thread::lock::TreeLock;
 use crate::thread::owner::{HeldLock, LockOwner};
 use crate::thread::request::SharedRequest;
@@ -40,7 +41,7 @@ use crate::trace::Wait;
 use futures_core::FusedFuture;
 use std::fmt;
 use std::future::Future;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -114,97 +115,26 @@ impl<R, W> Call<R, W> {
     fn new(reads: R, writes: W) -> Self {
         Call { reads, writes, location: Location::caller(), stage: Stage::Fresh }
     }
-
-    /// Goes on as far as it can. The caller keeps `waits` for it, and calls [`Call::end`] when it has made a guard of the
-    /// outcome.
-    fn poll<P>(
-        &mut self,
-        lock: &TreeLock<P>,
-        owner: Owner,
-        waits: &mut Option<Waits<P>>,
-        context: &mut Context<'_>,
-    ) -> Poll<(Wait, Settled<P>)>
-    where
-        P: ?Sized + TreePath,
-        R: Roots<P>,
-        W: Roots<P>,
-    {
-        // If anything panics it has ended.
-        let wait = match mem::replace(&mut self.stage, Stage::Ended) {
-            Stage::Fresh => {
-                let wait = Wait::begin();
-                let granted = match lock.begin(self.reads.as_slice(), self.writes.as_slice(), owner, self.location) {
-                    Ok(Begun::Waits(begun)) => {
-                        *waits = Some(begun);
-                        None
-                    }
-                    Ok(Begun::Granted(entry)) => Some(Ok(entry)),
-                    Err(error) => Some(Err(error)),
-                };
-                if let Some(granted) = granted {
-                    return Poll::Ready((wait, (granted, None)));
-                }
-                wait
-            }
-            Stage::Waits(wait) => wait,
-            Stage::Ended => return Poll::Pending,
-        };
-        match lock.go_on(waits, context) {
-            Poll::Ready(settled) => Poll::Ready((wait, settled)),
-            Poll::Pending => {
-                self.stage = Stage::Waits(wait);
-                Poll::Pending
-            }
-        }
-    }
-
-    /// Tells of the outcome. A subscriber may panic, so a grant is in its guard already.
-    #[inline]
-    fn end<P, G>(&self, wait: Wait, outcome: &Result<G, LockError>)
-    where
-        P: ?Sized + TreePath,
-        R: Roots<P>,
-        W: Roots<P>,
-    {
-        wait.end_of(self.location, outcome, &self.reads, &self.writes);
-    }
 }
 
 /// How a request of a task has ended; and what it waited with. To drop that may run code of the user, so the grant is put
 /// into its guard first.
 type Settled<P> = (Result<Entry, LockError>, Option<Waits<P>>);
 
-/// How a request of a task has begun.
-enum Begun<P: ?Sized + TreePath> {
-    Granted(Entry),
-    Waits(Waits<P>),
-}
-
 impl<P: ?Sized + TreePath> TreeLock<P> {
-    /// Asks, and takes what can be taken.
-    #[inline]
-    fn begin<R: AsRef<P>, W: AsRef<P>>(
-        &self,
-        reads: &[R],
-        writes: &[W],
-        owner: Owner,
-        location: &'static Location<'static>,
-    ) -> Result<Begun<P>, LockError> {
-        let (key, request) = match self.ask(reads, writes, owner, location)? {
-            Asked::Granted(entry) => return Ok(Begun::Granted(entry)),
-            Asked::Entered(key, request) => (key, request),
-        };
-        Ok(match self.set_out(key, &request, Temper::Refusable, Sleeper::Task) {
-            None => Begun::Granted(granted(key, &request)),
+    /// Takes the steps of a request that has been entered, until it holds everything or has to wait.
+    #[cold]
+    fn set_out_of_task(&self, key: Key, request: SharedRequest<P>) -> Result<Entry, Waits<P>> {
+        match self.set_out(key, &request, Temper::Refusable, Sleeper::Task) {
+            None => Ok(granted(key, &request)),
             Some(waiter) => {
                 let look = self.ledger.is_nested(&request, Sleeper::Task).then(Look::first);
-                Begun::Waits(Waits { request, waiter, look })
+                Err(Waits { request, waiter, look })
             }
-        })
+        }
     }
 
-    /// Looks whether a request that waits has ended. The caller drops what it waited with, since that may run code of the
-    /// user, when it has made a guard.
+    /// Looks whether a request that waits has ended.
     fn go_on(&self, place: &mut Option<Waits<P>>, context: &mut Context<'_>) -> Poll<Settled<P>> {
         let Some(Waits { request, waiter, look }) = place else { return Poll::Pending };
         if waiter.poll(context.waker()) {
@@ -224,9 +154,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Gives up a request that waits; what it has been granted meanwhile is released.
-    pub(crate) fn abandon(&self, waits: Waits<P>) {
-        // Dropped after the rest, even by unwinding: they run code of the user.
-        let Waits { request, waiter, look: _look } = waits;
+    #[cold]
+    pub(crate) fn abandon(&self, place: &mut Option<Waits<P>>) {
+        // The waker and the timer are dropped after the rest, even by unwinding: they run code of the user.
+        let Some(Waits { request, waiter, look: _look }) = place.take() else { return };
         let _waker = waiter.take_waker();
         match self.give_up(waiter.key) {
             Some(taken) => self.retreat(waiter.key, taken),
@@ -395,7 +326,8 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 pub struct LockFuture<A: Asks, R, W> {
     asks: A,
     call: Call<R, W>,
-    waits: Option<Waits<A::Path>>,
+    /// `drop` takes it out, so there is nothing else to drop; to look again took longer than the rest.
+    waits: ManuallyDrop<Option<Waits<A::Path>>>,
 }
 
 /// What asks for a lock, and gets its guard. Sealed: no other crate can name it.
@@ -479,7 +411,55 @@ impl<A: Asks, R, W> LockFuture<A, R, W> {
     #[track_caller]
     #[inline]
     fn new(asks: A, reads: R, writes: W) -> Self {
-        LockFuture { asks, call: Call::new(reads, writes), waits: None }
+        LockFuture { asks, call: Call::new(reads, writes), waits: ManuallyDrop::new(None) }
+    }
+}
+
+impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
+    /// The first poll.
+    #[inline]
+    fn ask(&mut self, context: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
+        let LockFuture { asks, call, waits } = self;
+        // If anything panics it has ended.
+        call.stage = Stage::Ended;
+        let wait = Wait::begin();
+        let owner = asks.owner();
+        let (lock, waits) = asks.lock(waits);
+        let granted = match lock.ask(call.reads.as_slice(), call.writes.as_slice(), owner, call.location) {
+            Ok(Asked::Granted(entry)) => Ok(entry),
+            Ok(Asked::Entered(key, request)) => match lock.set_out_of_task(key, request) {
+                Ok(entry) => Ok(entry),
+                Err(begun) => {
+                    *waits = Some(begun);
+                    call.stage = Stage::Waits(wait);
+                    return self.go_on(context);
+                }
+            },
+            Err(error) => Err(error),
+        };
+        Poll::Ready(self.end(wait, granted))
+    }
+
+    /// A poll while its request waits, or when it has ended.
+    #[cold]
+    fn go_on(&mut self, context: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
+        let LockFuture { asks, call, waits } = self;
+        let Stage::Waits(_) = call.stage else { return Poll::Pending };
+        let (lock, waits) = asks.lock(waits);
+        // If this panics its request waits still, and is given up when the future is dropped.
+        let (granted, _spent) = ready!(lock.go_on(waits, context));
+        match mem::replace(&mut call.stage, Stage::Ended) {
+            Stage::Waits(wait) => Poll::Ready(self.end(wait, granted)),
+            Stage::Fresh | Stage::Ended => unreachable!("it has waited until now"),
+        }
+    }
+
+    /// Makes the guard, and tells of the outcome; a subscriber may panic, so the grant is in its guard by then.
+    #[inline]
+    fn end(&mut self, wait: Wait, granted: Result<Entry, LockError>) -> <Self as Future>::Output {
+        let outcome = granted.map(|entry| self.asks.guard(entry));
+        wait.end_of(self.call.location, &outcome, &self.call.reads, &self.call.writes);
+        outcome
     }
 }
 
@@ -488,14 +468,11 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> Future for LockFuture<A, R, 
 
     #[inline]
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let LockFuture { asks, call, waits } = self.get_mut();
-        let owner = asks.owner();
-        let (lock, waits) = asks.lock(waits);
-        let (wait, (granted, spent)) = ready!(call.poll(lock, owner, waits, context));
-        let outcome = granted.map(|entry| asks.guard(entry));
-        drop(spent);
-        call.end(wait, &outcome);
-        Poll::Ready(outcome)
+        let this = self.get_mut();
+        match this.call.stage {
+            Stage::Fresh => this.ask(context),
+            Stage::Waits(_) | Stage::Ended => this.go_on(context),
+        }
     }
 }
 
@@ -511,8 +488,8 @@ impl<A: Asks, R, W> Unpin for LockFuture<A, R, W> {}
 impl<A: Asks, R, W> Drop for LockFuture<A, R, W> {
     #[inline]
     fn drop(&mut self) {
-        let (lock, place) = self.asks.lock(&mut self.waits);
-        if let Some(waits) = place.take() {
+        let (lock, waits) = self.asks.lock(&mut self.waits);
+        if waits.is_some() {
             lock.abandon(waits);
         }
     }

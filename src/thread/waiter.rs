@@ -113,20 +113,25 @@ impl Waiter {
     /// Whether the task holds everything; if not, it is woken by this waker when it does.
     #[cfg(feature = "async")]
     pub(crate) fn poll(&self, waker: &Waker) -> bool {
-        let is_known = |state: &State| state.waker.as_ref().is_some_and(|known| known.will_wake(waker));
-        {
-            let state = self.state.lock();
-            if !state.granted && is_known(&state) {
+        let mut state = self.state.lock();
+        if !state.granted {
+            if state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                return false;
+            }
+            drop(state);
+            let new = waker.clone();
+            state = self.state.lock();
+            if !state.granted {
+                let old = state.waker.replace(new);
+                drop(state);
+                drop(old);
                 return false;
             }
         }
-        let new = waker.clone();
-        let mut state = self.state.lock();
-        let granted = state.granted;
-        let old = if granted { state.waker.take() } else { state.waker.replace(new) };
+        let old = state.waker.take();
         drop(state);
         drop(old);
-        granted
+        true
     }
 
     /// Takes the waker out: nobody wakes the task any more.
