@@ -24,11 +24,14 @@
 #![allow(clippy::arc_with_non_send_sync)]
 
 use loom::cell::UnsafeCell;
+use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, JoinHandle};
 use std::io::Write;
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 use treelock::{LockError, LockOwner, PathError, Segments, TreeLock, TreePath};
 
@@ -1420,5 +1423,264 @@ fn whoever_gives_up_is_not_seen_overtaken() {
         drop(reads.join().unwrap());
         drop(held);
         join_all([timed]);
+    });
+}
+
+/// A waker that a thread of the model sleeps on; it counts how often it was called.
+#[derive(Default)]
+struct Sleeper {
+    woken: Mutex<bool>,
+    wakes: Condvar,
+    calls: AtomicUsize,
+}
+
+impl Wake for Sleeper {
+    fn wake(self: Arc<Self>) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        *self.woken.lock().unwrap() = true;
+        self.wakes.notify_one();
+    }
+}
+
+impl Sleeper {
+    fn poll<F: Future + Unpin>(self: &Arc<Self>, future: &mut F) -> Poll<F::Output> {
+        let waker = Waker::from(Arc::clone(self));
+        Pin::new(future).poll(&mut Context::from_waker(&waker))
+    }
+
+    fn sleep(&self) {
+        let mut woken = self.woken.lock().unwrap();
+        while !*woken {
+            woken = self.wakes.wait(woken).unwrap();
+        }
+        *woken = false;
+    }
+
+    /// Polls a future until it is ready. A lost wake-up is a deadlock.
+    fn block_on<F: Future + Unpin>(self: &Arc<Self>, mut future: F) -> F::Output {
+        loop {
+            if let Poll::Ready(output) = self.poll(&mut future) {
+                return output;
+            }
+            self.sleep();
+        }
+    }
+}
+
+/// Runs a future to its end on this thread.
+fn block_on<F: Future>(future: F) -> F::Output {
+    Arc::new(Sleeper::default()).block_on(pin!(future))
+}
+
+/// A task that writes, on a thread of its own.
+fn task(lock: &Arc<Lock>, path: &'static str, cell: &Protected) -> JoinHandle<()> {
+    let cell = cell.clone();
+    spawn(lock, move |lock| {
+        let _guard = block_on(lock.write_async(path)).unwrap();
+        cell.write();
+    })
+}
+
+/// G1, G9: a poll against the release that grants, which comes before, between or after its steps; one wake-up at most.
+#[test]
+fn poll_against_grant() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        let cell = Protected::new();
+        let held = lock.write("a");
+        let waits = {
+            let cell = cell.clone();
+            spawn(lock, move |lock| {
+                let sleeper = Arc::new(Sleeper::default());
+                let _guard = sleeper.block_on(lock.write_async("a/b")).unwrap();
+                cell.write();
+                assert!(sleeper.calls.load(Ordering::Relaxed) <= 1, "it was woken before it holds everything (G9)");
+            })
+        };
+        cell.write();
+        drop(held);
+        join_all([waits]);
+    });
+}
+
+/// G1, G3, G9: tasks and a thread in one queue.
+#[test]
+fn two_tasks_and_a_thread() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let cell = Protected::new();
+        join_all([task(lock, "a", &cell), task(lock, "a", &cell), writer(lock, "a", &cell)]);
+    });
+}
+
+/// G3: a task that waited first is served before a thread, and the other way round.
+#[test]
+fn a_task_and_a_thread_are_served_in_their_order() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let served = Arc::new(AtomicUsize::new(0));
+        let held = lock.write("a");
+        let first = {
+            let served = Arc::clone(&served);
+            spawn(lock, move |lock| {
+                let _guard = block_on(lock.write_async("a")).unwrap();
+                assert_eq!(served.fetch_add(1, Ordering::Relaxed), 0);
+            })
+        };
+        until_waiting(lock, 1);
+        let second = {
+            let served = Arc::clone(&served);
+            spawn(lock, move |lock| {
+                let _guard = lock.read("a/b");
+                assert_eq!(served.fetch_add(1, Ordering::Relaxed), 1);
+            })
+        };
+        until_waiting(lock, 2);
+        drop(held);
+        join_all([first, second]);
+    });
+}
+
+/// G7, G9: a future is dropped while a release grants it: whoever is behind it gets in, whether the grant or the drop
+/// came first, and both come.
+#[test]
+fn drop_of_a_future_against_its_grant() {
+    let (granted, waited) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (Arc::clone(&granted), Arc::clone(&waited));
+    model(Bounds { quick: 3, slow: Some(4) }, move |lock| {
+        let cell = Protected::new();
+        let held = lock.write("a");
+        let sleeper = Arc::new(Sleeper::default());
+        let mut dropped = lock.write_arc_async("a");
+        assert!(sleeper.poll(&mut dropped).is_pending());
+        let behind = writer(lock, "a", &cell);
+        until_waiting(lock, 2);
+        let drops = {
+            let counts = counts.clone();
+            thread::spawn(move || {
+                let calls = sleeper.calls.load(Ordering::Relaxed);
+                drop(dropped);
+                if calls > 0 { &counts.0 } else { &counts.1 }.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        cell.write();
+        drop(held);
+        join_all([drops, behind]);
+    });
+    assert!(granted.load(Ordering::Relaxed) > 0 && waited.load(Ordering::Relaxed) > 0, "both must be explored");
+}
+
+/// G7, G9: a future is dropped while a release walks its request on to a second queue; the reader behind it there gets in.
+#[test]
+fn drop_of_a_future_against_walking_on() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let (outer, inner) = (lock.write("a"), lock.read("a/b"));
+        let mut dropped = lock.write_arc_async("a/b");
+        assert!(Arc::new(Sleeper::default()).poll(&mut dropped).is_pending());
+        let behind = spawn(lock, |lock| drop(lock.read("a/b")));
+        until_waiting(lock, 2);
+        let drops = thread::spawn(move || drop(dropped));
+        drop(outer);
+        join_all([drops, behind]);
+        // Kept until here: no later wake-up hides a lost one.
+        drop(inner);
+    });
+}
+
+/// G9: the latest waker is called, however its arrival meets the grant.
+#[test]
+fn a_waker_is_replaced_against_the_grant() {
+    model(Bounds { quick: 4, slow: None }, |lock| {
+        let held = lock.lock_arc(&[], &["a"]);
+        let old = Arc::new(Sleeper::default());
+        let mut write = lock.write_async("a");
+        assert!(old.poll(&mut write).is_pending());
+        let releases = thread::spawn(move || drop(held));
+        let _guard = Arc::new(Sleeper::default()).block_on(&mut write).unwrap();
+        join_all([releases]);
+    });
+}
+
+/// G9: two wake-ups by one release, of a task and of a thread.
+#[test]
+fn release_wakes_a_task_and_a_thread() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let held = lock.write("a");
+        let first = spawn(lock, |lock| block_on(lock.read_arc_async("a")).unwrap());
+        let second = spawn(lock, |lock| lock.read_arc("a"));
+        until_waiting(lock, 2);
+        drop(held);
+        // Both read before either releases.
+        let guards = (first.join().unwrap(), second.join().unwrap());
+        drop(guards);
+    });
+}
+
+/// G9: no internal lock is held where a waker is called, so it may lock; and it may wait for a thread that the same release
+/// has let in, so that is woken first.
+#[test]
+fn a_waker_locks_while_others_do() {
+    struct Locks(Arc<Lock>);
+    impl Wake for Locks {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.read("b"));
+            drop(self.0.snapshot());
+        }
+    }
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let held = lock.lock(&[], &["a", "b"]);
+        let waker = Waker::from(Arc::new(Locks(Arc::clone(lock))));
+        let mut read = lock.read_arc_async("a");
+        assert!(Pin::new(&mut read).poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(waker);
+        let other = spawn(lock, |lock| drop(lock.write("b")));
+        drop(held);
+        join_all([other]);
+        assert!(Arc::new(Sleeper::default()).poll(&mut read).is_ready(), "it has been granted");
+    });
+}
+
+/// G2: of two owners that nest in tasks and are in a deadlock, one gets the report and the other goes on.
+#[test]
+fn deadlock_of_tasks_is_reported_to_one() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        fn reports(owner: &mut LockOwner<str>, wanted: &'static str) -> usize {
+            match block_on(owner.lock_async(&[], &[wanted])) {
+                Ok(_wanted) => 0,
+                Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let mut owner = lock.owner();
+        let _held = owner.lock(&[], &["a"]).unwrap();
+        let other = spawn(lock, move |lock| {
+            let mut owner = lock.owner();
+            let _held = owner.lock(&[], &["b"]).unwrap();
+            reports(&mut owner, "a")
+        });
+        until_waiting(lock, 1);
+        let clock = spawn(lock, |lock| {
+            until_waiting(lock, 2);
+            lock.strike(false);
+        });
+        let reports = reports(&mut owner, "b");
+        drop(owner);
+        clock.join().unwrap();
+        assert_eq!(reports + other.join().unwrap(), 1, "one report resolves it");
+    });
+}
+
+/// G2: a look for deadlocks reports nothing to a task while the release that ends its wait is on its way; and the thread
+/// that polls it is not taken for blocked.
+#[test]
+fn look_of_a_task_against_release() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let held = lock.write("a");
+        let nests = spawn(lock, |lock| {
+            let mut owner = lock.owner();
+            let _own = owner.lock(&[], &["b"]).unwrap();
+            let _guard = block_on(owner.lock_async(&[], &["a"])).expect("nobody waits for it");
+        });
+        until_waiting(lock, 1);
+        let clock = spawn(lock, |lock| lock.strike(false));
+        drop(held);
+        join_all([nests, clock]);
     });
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! proptest makes a program (up to six threads over a small tree: several roots, nesting, timeouts, downgrades, releases of
-//! some roots, `Arc` guards, owners that go from thread to thread) and a seed; shuttle's PCT scheduler runs the real lock on it (Burckhardt et al. 2010: a bug that takes d
+//! some roots, `Arc` guards, owners that go from thread to thread, tasks, futures that are dropped) and a seed; shuttle's PCT scheduler runs the real lock on it (Burckhardt et al. 2010: a bug that takes d
 //! ordering constraints is found with a probability that does not vanish). A failure shrinks, and prints the program
 //! and the seed that replay it.
 //!
@@ -35,8 +35,10 @@ use shuttle::scheduler::PctScheduler;
 use shuttle::thread;
 use spec::{Owner, Request, Way};
 use std::panic::Location;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use treelock::{ArcTreeLockGuard, HeldLock, LockError, LockOwner, TreeLock, TreeLockGuard};
 
@@ -82,6 +84,10 @@ enum How {
     Patient,
     Timed,
     Try,
+    /// By a future, on this thread. A plain request does as `Patient`.
+    Task,
+    /// By a future that may be dropped before it is granted. A plain request does as `Timed`.
+    Dropped,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -366,8 +372,10 @@ fn run_thread(
             Act::Ask { reads, writes, how, kind } => {
                 let paths = |indices: &[usize]| indices.iter().map(|&index| PATHS[index]).collect::<Vec<_>>();
                 let (reads, writes) = (paths(reads), paths(writes));
-                // A thread may wait for its own `Arc` guard, which no search can see: drop these first.
-                if *kind == Kind::Arc || held.iter().any(|(_, guard)| matches!(guard, Guard::Arc(_))) {
+                // A thread may wait for its own `Arc` guard, and a task for the plain guards of its thread, which no
+                // search can see: drop these first.
+                let is_task = matches!(how, How::Task | How::Dropped) && *kind != Kind::Plain;
+                if is_task || *kind == Kind::Arc || held.iter().any(|(_, guard)| matches!(guard, Guard::Arc(_))) {
                     while !held.is_empty() {
                         release(&mut held, 0);
                     }
@@ -419,7 +427,7 @@ fn run_thread(
                         assert!(refused.excused, "G4: {:?}: {error}", refused.request);
                         match error {
                             LockError::WouldBlock => assert_eq!(*how, How::Try),
-                            LockError::TimedOut => assert_eq!(*how, How::Timed),
+                            LockError::TimedOut => assert!(matches!(how, How::Timed | How::Dropped), "{how:?}"),
                             LockError::Deadlock(_) => assert!(!holds_nothing, "G2: it held nothing\n{error}"),
                             other => panic!("{other}"),
                         }
@@ -462,8 +470,13 @@ impl<'a> Ask<'a, '_> {
         assert_eq!(*SITES[number].get_or_init(|| here), here);
         let Ask { lock, reads, writes, how, kind, holds_nothing } = *self;
         // The model's clock strikes for any deadline, so a patient request has none.
-        let timeout = if how == How::Timed { Duration::ZERO } else { Duration::MAX };
+        let timeout = if matches!(how, How::Timed | How::Dropped) { Duration::ZERO } else { Duration::MAX };
+        let polls = if how == How::Dropped { 3 } else { usize::MAX };
         match (kind, how) {
+            (Kind::Arc, How::Task | How::Dropped) => task(lock.lock_arc_async(reads, writes), polls).map(Guard::Arc),
+            (Kind::Handed, How::Task | How::Dropped) => {
+                task(owner.lock_async(reads, writes), polls).map(Guard::Handed)
+            }
             (Kind::Plain, How::Lock) if holds_nothing => Ok(Guard::Plain(lock.lock(reads, writes))),
             (Kind::Arc, How::Lock) if holds_nothing => Ok(Guard::Arc(lock.lock_arc(reads, writes))),
             (Kind::Handed, How::Lock) => owner.lock(reads, writes).map(Guard::Handed),
@@ -477,10 +490,55 @@ impl<'a> Ask<'a, '_> {
     }
 }
 
+/// A waker that a thread of the model sleeps on.
+#[derive(Default)]
+struct Sleeper {
+    woken: shuttle::sync::Mutex<bool>,
+    wakes: shuttle::sync::Condvar,
+}
+
+impl Wake for Sleeper {
+    fn wake(self: Arc<Self>) {
+        *self.woken.lock().unwrap() = true;
+        self.wakes.notify_one();
+    }
+}
+
+/// Polls a future until it is ready, each time that it is woken; or so often at most, whether it is woken or not.
+fn task<G, F>(mut future: F, polls: usize) -> Result<G, LockError>
+where
+    F: Future<Output = Result<G, LockError>> + Unpin,
+{
+    let sleeper = Arc::new(Sleeper::default());
+    let waker = Waker::from(Arc::clone(&sleeper));
+    for _ in 0..polls {
+        if let Poll::Ready(outcome) = Pin::new(&mut future).poll(&mut Context::from_waker(&waker)) {
+            return outcome;
+        }
+        if polls < usize::MAX {
+            thread::yield_now();
+            continue;
+        }
+        let mut woken = sleeper.woken.lock().unwrap();
+        while !*woken {
+            woken = sleeper.wakes.wait(woken).unwrap();
+        }
+        *woken = false;
+    }
+    Err(LockError::TimedOut)
+}
+
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let roots = |most| prop::collection::vec(0..PATHS.len(), 0..=most);
-    let how = prop_oneof![3 => Just(How::Lock), 2 => Just(How::Patient), 2 => Just(How::Timed), 2 => Just(How::Try)];
-    let kind = prop_oneof![4 => Just(Kind::Plain), 1 => Just(Kind::Arc), 2 => Just(Kind::Handed)];
+    let how = prop_oneof![
+        3 => Just(How::Lock),
+        2 => Just(How::Patient),
+        2 => Just(How::Timed),
+        2 => Just(How::Try),
+        2 => Just(How::Task),
+        1 => Just(How::Dropped),
+    ];
+    let kind = prop_oneof![4 => Just(Kind::Plain), 2 => Just(Kind::Arc), 2 => Just(Kind::Handed)];
     // Several roots, or one, which has its place in one order.
     let one = (0..PATHS.len(), any::<bool>());
     let one = one.prop_map(|(root, writes)| if writes { (vec![], vec![root]) } else { (vec![root], vec![]) });

@@ -20,12 +20,15 @@
 //!
 //! Not seen: orders that no run takes; see `loom.rs` for those.
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::cell::UnsafeCell;
+use std::future::Future;
 use std::hint::black_box;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 use treelock::{ArcTreeLockGuard, TreeLock, TreeLockGuard};
@@ -82,6 +85,7 @@ static PARCELS: [Mutex<Option<Parcel>>; THREADS] = [const { Mutex::new(None) }; 
 
 static GRANTED: AtomicU64 = AtomicU64::new(0);
 static REFUSED: AtomicU64 = AtomicU64::new(0);
+static BY_TASKS: AtomicU64 = AtomicU64::new(0);
 static HANDED_OVER: AtomicU64 = AtomicU64::new(0);
 static FINISHED: AtomicUsize = AtomicUsize::new(0);
 
@@ -131,8 +135,10 @@ impl Worker {
             GRANTED.fetch_add(1, Ordering::Relaxed);
             return asked.touch();
         }
-        if self.random(8) == 0 {
-            return self.hand_over(asked);
+        match self.random(8) {
+            0 => return self.hand_over(asked),
+            1 => return self.as_a_task(asked),
+            _ => {}
         }
         let Some(guard) = self.take(&asked, Nesting::Outermost) else { return };
         asked.touch();
@@ -173,6 +179,29 @@ impl Worker {
         answer.ok()
     }
 
+    /// Asks as a task, which sleeps until its waker is called, or is given up after a few polls.
+    fn as_a_task(&mut self, asked: Asked) {
+        let (reads, writes) = (self.paths(&asked.reads), self.paths(&asked.writes));
+        let mut asks = self.lock.lock_async(reads, writes);
+        let mut polls = if self.random(2) == 0 { 2 } else { usize::MAX };
+        let sleeper = Arc::new(Sleeper::default());
+        let waker = Waker::from(Arc::clone(&sleeper));
+        while polls > 0 {
+            if let Poll::Ready(guard) = Pin::new(&mut asks).poll(&mut Context::from_waker(&waker)) {
+                BY_TASKS.fetch_add(1, Ordering::Relaxed);
+                asked.touch();
+                return drop(guard);
+            }
+            polls -= 1;
+            if polls > 2 {
+                sleeper.sleep();
+            } else {
+                thread::yield_now();
+            }
+        }
+        REFUSED.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Takes an `Arc` guard for another thread, which touches the same data and drops it.
     fn hand_over(&mut self, asked: Asked) {
         let (reads, writes) = (self.paths(&asked.reads), self.paths(&asked.writes));
@@ -186,6 +215,30 @@ impl Worker {
         if place.is_none() {
             *place = Some((asked, guard));
         }
+    }
+}
+
+/// A waker that a thread sleeps on. (Not that of `std`'s threads, see above.)
+#[derive(Default)]
+struct Sleeper {
+    woken: Mutex<bool>,
+    wakes: Condvar,
+}
+
+impl Wake for Sleeper {
+    fn wake(self: Arc<Self>) {
+        *self.woken.lock() = true;
+        self.wakes.notify_one();
+    }
+}
+
+impl Sleeper {
+    fn sleep(&self) {
+        let mut woken = self.woken.lock();
+        while !*woken {
+            self.wakes.wait(&mut woken);
+        }
+        *woken = false;
     }
 }
 
@@ -263,8 +316,9 @@ fn main() -> ExitCode {
         thread.join().expect("it ends well");
     }
     println!(
-        "{THREADS} threads: {} granted, {} refused, {} handed over, {:.1} s",
-        GRANTED.load(Ordering::Relaxed),
+        "{THREADS} threads: {} granted, {} of them to tasks, {} refused or given up, {} handed over, {:.1} s",
+        GRANTED.load(Ordering::Relaxed) + BY_TASKS.load(Ordering::Relaxed),
+        BY_TASKS.load(Ordering::Relaxed),
         REFUSED.load(Ordering::Relaxed),
         HANDED_OVER.load(Ordering::Relaxed),
         began.elapsed().as_secs_f64()

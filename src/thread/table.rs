@@ -26,7 +26,7 @@ use crate::thread::bias::{self, Heats, InTheWay, Tags};
 use crate::thread::ledger::{Key, Ledger, LetOn};
 use crate::thread::moving::{Moving, Turn};
 use crate::thread::own::{Former, Hints, Owners};
-use crate::thread::waiter::Waiter;
+use crate::thread::waiter::{Sleeper, Waiter};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
@@ -93,7 +93,10 @@ impl Due {
 impl Drop for Due {
     fn drop(&mut self) {
         debug_assert!(self.moves.is_empty(), "movers are left to nobody");
-        self.granted.iter().for_each(|waiter| waiter.wake());
+        // Threads first: a waker is code of the user, and may wait for one of them.
+        let (threads, tasks) = (|sleeper| sleeper == Sleeper::Thread, |sleeper| sleeper != Sleeper::Thread);
+        self.granted.iter().filter(|waiter| threads(waiter.sleeper)).for_each(|waiter| waiter.wake());
+        self.granted.iter().filter(|waiter| tasks(waiter.sleeper)).for_each(|waiter| waiter.wake());
     }
 }
 
