@@ -1,9 +1,10 @@
 //! Explicit owners in tasks: what they nest, and the deadlocks that are reported.
 
 use super::{Calls, now, poll, waits};
-use crate::common::{Other, admits, assert_free, join, new, spawn, wait_until_thread_waits, wait_until_waiting};
+use crate::common::{Other, admits, assert_free, join, new, spawn, wait_until, wait_until_thread_waits};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Barrier;
@@ -21,7 +22,7 @@ fn an_owner_nests_and_upgrades_in_a_task() {
     let mut upgrade = owner.lock_async(&[], &["a"]);
     waits(&mut upgrade, &waker);
     other.releases();
-    crate::common::wait_until("it is woken, ahead of the writer", || calls.count() == 1);
+    wait_until("it is woken, ahead of the writer", || calls.count() == 1);
     let Poll::Ready(Ok(writing)) = poll(&mut upgrade, &waker) else { panic!("it was woken") };
     drop(upgrade);
     assert!(!writer.is_granted());
@@ -98,14 +99,17 @@ fn a_cycle_that_closes_while_the_task_waits_is_reported() {
     let _c = now(owner.lock_async(&[], &["c/c"])).unwrap();
     // It waits for `b`, and will then for `c/c`, which is deeper.
     let both = Other::waits(&lock, &[], &["b", "c/c"]);
-    let waits_for_b = spawn("task", move || {
-        let refused = pollster::block_on(owner.lock_async(&[], &["b"])).map(drop);
-        (refused, owner)
-    });
-    wait_until_waiting(&lock, 2);
+    let (calls, waker) = Calls::new();
+    let mut waits_for_b = owner.lock_async(&[], &["b"]);
+    waits(&mut waits_for_b, &waker);
+    wait_until("it is woken to look", || calls.count() == 1);
+    // It looks, and finds nothing.
+    waits(&mut waits_for_b, &waker);
     drop(held);
-    let (refused, owner) = join(waits_for_b);
+    wait_until("it is woken to look again", || calls.count() == 2);
+    let Poll::Ready(refused) = poll(&mut waits_for_b, &waker) else { panic!("{}", lock.snapshot()) };
     assert!(matches!(refused, Err(LockError::Deadlock(_))), "{refused:?}");
+    drop(waits_for_b);
     drop(owner);
     both.wait_until_granted();
     both.releases();
@@ -116,23 +120,27 @@ fn a_cycle_that_closes_while_the_task_waits_is_reported() {
 fn a_thread_that_polled_a_task_is_not_blocked() {
     let lock = new();
     let plain = lock.write("a");
-    let b = Other::holds(&lock, &[], &["b"]);
+    let (holds, holds_b) = channel();
+    let (asks, may_ask) = channel();
+    let other = {
+        let lock = Arc::clone(&lock);
+        spawn("other", move || {
+            let _b = lock.write("b");
+            holds.send(()).unwrap();
+            may_ask.recv().unwrap();
+            lock.try_lock_for(&[], &["a"], Duration::from_millis(200)).map(drop)
+        })
+    };
+    holds_b.recv().unwrap();
     let mut owner = lock.owner();
     let _c = now(owner.lock_async(&["c"], &[])).unwrap();
     let mut task = owner.lock_async(&[], &["b"]);
     waits(&mut task, Waker::noop());
-    let other = {
-        let lock = Arc::clone(&lock);
-        spawn("other", move || {
-            let _d = lock.write("d");
-            lock.try_lock_for(&[], &["a"], Duration::from_millis(200)).map(drop)
-        })
-    };
-    wait_until_thread_waits(&lock, "other");
+    asks.send(()).unwrap();
     let refused = join(other);
     assert!(matches!(refused, Err(LockError::TimedOut)), "{refused:?}");
+    assert!(poll(&mut task, Waker::noop()).is_ready());
     drop((plain, task));
-    b.releases();
 }
 
 /// Nor is a task, of no owner, that waits for the plain guard of the thread that polls it.
