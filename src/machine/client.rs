@@ -9,9 +9,14 @@
 //! gave up. The *listener* blocks at the engine while a request of this client waits, and tells the keeper of entries of
 //! others: the keeper itself must never be where nobody can wake it.
 //!
+//! With the feature `async` tasks wait too (`client/tasks.rs`): the keeper sends for them.
+//!
 //! A session that is lost is replaced by a new one with the next request. Requests that waited ask again in it; guards are lost.
 //!
 //! Lock order: the state's mutex is never held while the engine is asked, or while callbacks run.
+
+#[cfg(feature = "async")]
+pub(crate) mod tasks;
 
 use crate::core::node_id::Seeds;
 use crate::inspect::{Root, Snapshot};
@@ -55,6 +60,9 @@ pub(crate) struct Client {
     state: Mutex<State>,
     keeper: Condvar,
     listener: Condvar,
+    /// For the thread that wakes tasks.
+    #[cfg(feature = "async")]
+    waking: Condvar,
 }
 
 struct State {
@@ -79,6 +87,8 @@ struct State {
     leaving: Vec<SessionId>,
     broken: Option<Identity>,
     parked: Vec<Parked>,
+    #[cfg(feature = "async")]
+    tasks: tasks::Tasks,
     has_ended: bool,
 }
 
@@ -169,10 +179,14 @@ impl Client {
                 leaving: Vec::new(),
                 broken: None,
                 parked: Vec::new(),
+                #[cfg(feature = "async")]
+                tasks: tasks::Tasks::default(),
                 has_ended: false,
             }),
             keeper: Condvar::default(),
             listener: Condvar::default(),
+            #[cfg(feature = "async")]
+            waking: Condvar::default(),
         });
         if let Err(stop) = client.joined(false, None) {
             let broken = client.state.lock().broken.take();
@@ -213,6 +227,8 @@ impl Client {
         self.state.lock().wake_all();
         self.keeper.notify_one();
         self.listener.notify_one();
+        #[cfg(feature = "async")]
+        self.waking.notify_one();
     }
 
     /// A session, if need be a new one.
@@ -244,7 +260,7 @@ impl Client {
             let is_nested = session.is_nested(&ask);
             let id = session.ask(ask, is_try);
             match self.wait(state, &joined, id, is_nested, is_try, deadline) {
-                Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence }),
+                Ok(Outcome::Granted(fence)) => return Ok(Granted { joined, id, fence, by_task: false }),
                 Ok(Outcome::OddFrame) => return Err(odd_frame()),
                 // A snapshot does not tell why. Or a lagging copy was promoted, which has it not. So ask again.
                 Ok(_) if !is_try => {}
@@ -318,9 +334,22 @@ impl Client {
     /// Releases what was granted, and says whether it was held up to then.
     pub(crate) fn release(&self, granted: &Granted, waits: bool) -> Result<(), EngineError> {
         let joined = &granted.joined;
+        if granted.by_task && !waits {
+            self.withdraw(joined, granted.id);
+            joined.lease.forget(granted.id.number);
+            return Ok(());
+        }
         let released = self.write(joined, waits, |session| session.withdraw(granted.id));
         joined.lease.forget(granted.id.number);
         released
+    }
+
+    /// Gives up what is asked for or granted; the keeper says so.
+    fn withdraw(&self, joined: &Joined, id: RequestId) {
+        if let Some(session) = self.state.lock().session_of(joined.generation) {
+            session.withdraw(id);
+        }
+        self.keeper.notify_one();
     }
 
     /// Turns the writes of what was granted into reads.
@@ -451,21 +480,10 @@ impl Client {
                 None => {}
             }
             let now = Instant::now();
-            let mut gives_up = None;
-            if let Some(failing) = &state.failing {
-                let is_new = failing.call > begun;
-                let is_over = match failing.error {
-                    EngineError::Away(_) => {
-                        gives_up = failing.since.max(start).checked_add(wants.patience(&self.settings));
-                        gives_up.is_some_and(|until| now >= until) || (is_new && wants.is_not_waited_for())
-                    }
-                    _ => is_new,
-                };
-                if is_over {
-                    let error = failing.error.clone();
-                    return (state, Err(Stop::Failed(error)));
-                }
-            }
+            let gives_up = match state.patience(wants, (begun, start), now, &self.settings) {
+                Ok(until) => until,
+                Err(error) => return (state, Err(Stop::Failed(error))),
+            };
             let must_send = state.must_send(wants);
             // What is asked is answered first, as a try is, since the call is that of others too: unless the engine does not
             // answer.
@@ -536,6 +554,8 @@ impl Client {
             state.heard = call;
         }
         state.wake_settled();
+        #[cfg(feature = "async")]
+        self.wake_settled_tasks(&mut state);
         state.hand_on(&self.keeper);
         if state.session.as_ref().is_some_and(|(session, _)| session.has_waiters()) {
             self.listener.notify_one();
@@ -650,6 +670,8 @@ impl Client {
                 state.leave();
                 let lost = state.lose();
                 state.wake_all();
+                #[cfg(feature = "async")]
+                self.wake_settled_tasks(&mut state);
                 drop(state);
                 lost.into_iter().for_each(|lease| lease.lose());
                 state = self.state.lock();
@@ -657,7 +679,7 @@ impl Client {
             }
             let pause = state.pause(now);
             let Some((session, joined)) = &state.session else {
-                let has_to_say = !state.leaving.is_empty() || state.broken.is_some();
+                let has_to_say = !state.leaving.is_empty() || state.broken.is_some() || state.must_send_for_a_task();
                 state = match pause {
                     None if has_to_say && !state.is_sending => self.send(state),
                     _ => self.keeper.wait_until(state, pause.filter(|_| has_to_say)).0,
@@ -669,6 +691,7 @@ impl Client {
             let end = joined.lease.end();
             let is_due = now >= renewal
                 || state.has_to_say()
+                || state.must_send_for_a_task()
                 || !session.is_up_to_date()
                 || !state.leaving.is_empty()
                 || state.broken.is_some()
@@ -776,6 +799,8 @@ pub(crate) struct Granted {
     pub(crate) joined: Joined,
     pub(crate) id: RequestId,
     pub(crate) fence: Position,
+    /// Whether a task has it: to drop its guard must not wait for the engine.
+    by_task: bool,
 }
 
 impl Wants {
@@ -834,6 +859,14 @@ impl State {
         self.opens.filter(|&opens| Instant::now() < opens)
     }
 
+    /// Whether the keeper has to send for a task.
+    fn must_send_for_a_task(&self) -> bool {
+        #[cfg(feature = "async")]
+        return self.tasks.waiting().any(|wants| self.gets(wants).is_none() && self.must_send(wants));
+        #[cfg(not(feature = "async"))]
+        return false;
+    }
+
     /// Whether there is something to be written that the engine would take.
     fn has_to_say(&self) -> bool {
         self.session.as_ref().is_some_and(|(session, _)| session.has_to_say()) && self.opens().is_none()
@@ -848,6 +881,28 @@ impl State {
                 session.outcome(id) == Outcome::Unheard && self.opens().is_none()
             }
         }
+    }
+
+    /// Until when it is waited for while the engine is away, or why it is not, for one that has begun at that time, after that
+    /// many calls.
+    fn patience(
+        &self,
+        wants: Wants,
+        (begun, start): (u64, Instant),
+        now: Instant,
+        settings: &Options,
+    ) -> Result<Option<Instant>, EngineError> {
+        let Some(failing) = &self.failing else { return Ok(None) };
+        let is_new = failing.call > begun;
+        let mut gives_up = None;
+        let is_over = match failing.error {
+            EngineError::Away(_) => {
+                gives_up = failing.since.max(start).checked_add(wants.patience(settings));
+                gives_up.is_some_and(|until| now >= until) || (is_new && wants.is_not_waited_for())
+            }
+            _ => is_new,
+        };
+        if is_over { Err(failing.error.clone()) } else { Ok(gives_up) }
     }
 
     /// Until when nothing may be sent.
@@ -922,7 +977,9 @@ impl State {
         let next =
             self.parked.iter().find(|parked| self.gets(parked.wants).is_none() && self.must_send(parked.wants));
         let session = self.session.as_ref();
-        let keeper_must = self.has_to_say() || session.is_none_or(|(session, _)| !session.is_up_to_date());
+        let keeper_must = self.has_to_say()
+            || self.must_send_for_a_task()
+            || session.is_none_or(|(session, _)| !session.is_up_to_date());
         match next {
             Some(parked) => _ = parked.turn.notify_one(),
             None if keeper_must || !self.leaving.is_empty() || self.broken.is_some() => _ = keeper.notify_one(),

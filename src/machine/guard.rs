@@ -1,9 +1,9 @@
 //! What a holder has, between machines: a guard releases its request when it is dropped, can turn its writes into reads, and
 //! tells its fence and until when it is valid.
 
-use super::MachineTreeLock;
 use super::client::{Client, Granted};
 use super::error::EngineError;
+use super::{MachineTreeLock, Open};
 use crate::core::path::TreePath;
 use crate::face::guards;
 use crate::inspect::Root;
@@ -38,7 +38,11 @@ impl<'a, P: ?Sized + TreePath> MachineGuard<'a, P> {
 
 impl ArcMachineGuard {
     pub(super) fn new<P: ?Sized + TreePath>(lock: &MachineTreeLock<P>, granted: Granted) -> Self {
-        let lock = MachineTreeLock { client: Arc::clone(&lock.client), paths: PhantomData };
+        Self::of(&lock.client, granted)
+    }
+
+    pub(super) fn of(client: &Arc<Open>, granted: Granted) -> Self {
+        let lock = MachineTreeLock { client: Arc::clone(client), paths: PhantomData };
         ArcMachineGuard { lock, granted: Some(granted) }
     }
 }

@@ -100,6 +100,8 @@ mod runtime;
 mod session;
 #[cfg(test)]
 mod simulation;
+#[cfg(feature = "async")]
+mod task;
 
 #[doc = include_str!("engines.md")]
 pub mod engines {}
@@ -109,6 +111,8 @@ pub use connect::{connect, look};
 pub use error::{EngineError, MachineLockError};
 pub use guard::{ArcMachineGuard, MachineGuard};
 pub use observe::{Conflict, Stamp};
+#[cfg(feature = "async")]
+pub use task::MachineLockFuture;
 
 use crate::core::owner::Owner;
 use crate::core::path::{self, Frame, TreePath};
@@ -116,6 +120,8 @@ use crate::core::roots::Roots;
 use crate::face::lock_methods;
 use crate::inspect::Snapshot;
 use crate::patience::Patience;
+use crate::replica::Ask;
+use crate::replica::ask::Asking;
 use client::{Client, Granted};
 use std::fmt;
 use std::marker::PhantomData;
@@ -359,16 +365,26 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
         owner: Owner,
         patience: Patience,
     ) -> Result<Granted, MachineLockError> {
-        let location = Location::caller();
+        let plan = plan_of::<P, R, W>(reads, writes, owner, Location::caller())?;
         let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
-        let absolute = path::common_frame(paths())?.map(|frame| frame == Frame::Absolute);
-        let plan = |asking: &crate::replica::ask::Asking| {
-            let mut ask = asking.plan::<P, R, W>(reads, writes, owner, location)?;
-            ask.absolute = absolute;
-            Ok(ask)
-        };
         self.client.0.acquire(patience, plan, || path::odd_frame_of_namespace(paths()).into())
     }
+}
+
+/// Makes the request for each session that it is asked in.
+fn plan_of<P: ?Sized + TreePath, R: AsRef<P>, W: AsRef<P>>(
+    reads: &[R],
+    writes: &[W],
+    owner: Owner,
+    location: &'static Location<'static>,
+) -> Result<impl Fn(&Asking) -> Result<Ask, MachineLockError>, MachineLockError> {
+    let paths = reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
+    let absolute = path::common_frame(paths)?.map(|frame| frame == Frame::Absolute);
+    Ok(move |asking: &Asking| {
+        let mut ask = asking.plan::<P, R, W>(reads, writes, owner, location)?;
+        ask.absolute = absolute;
+        Ok(ask)
+    })
 }
 
 impl<P: ?Sized + TreePath> fmt::Debug for MachineTreeLock<P> {

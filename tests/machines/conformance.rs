@@ -201,7 +201,7 @@ of_each_engine! {
     bucket_in_s3: crate::s3::S3,
 }
 
-type Guard<'a> = treelock::machine::MachineGuard<'a>;
+pub(crate) type Guard<'a> = treelock::machine::MachineGuard<'a>;
 type Roots<'a> = (Vec<&'a str>, Vec<&'a str>);
 
 /// `r:a w:b/c` as reads and writes.
@@ -212,14 +212,14 @@ fn roots(words: &str) -> Roots<'_> {
 
 /// Locks; fails if that takes longer than anything should.
 #[track_caller]
-fn lock<'a>(lock: &'a MachineTreeLock, words: &str) -> Guard<'a> {
+pub(crate) fn lock<'a>(lock: &'a MachineTreeLock, words: &str) -> Guard<'a> {
     let (reads, writes) = roots(words);
     lock.try_lock_for(&reads, &writes, LONG).unwrap()
 }
 
 /// Whether an owner of its own is granted this at once.
 #[track_caller]
-fn admits(lock: &MachineTreeLock, words: &str) -> bool {
+pub(crate) fn admits(lock: &MachineTreeLock, words: &str) -> bool {
     let (reads, writes) = roots(words);
     match lock.try_lock_arc(&reads, &writes) {
         Ok(_) => true,
@@ -230,12 +230,12 @@ fn admits(lock: &MachineTreeLock, words: &str) -> bool {
 
 /// Waits until so many requests wait.
 #[track_caller]
-fn wait_for_waiters(lock: &MachineTreeLock, waiters: usize) {
+pub(crate) fn wait_for_waiters(lock: &MachineTreeLock, waiters: usize) {
     wait_until("they wait", || lock.snapshot().unwrap().waiters.len() == waiters);
 }
 
 #[track_caller]
-fn is_free(lock: &MachineTreeLock) {
+pub(crate) fn is_free(lock: &MachineTreeLock) {
     let snapshot = lock.snapshot().unwrap();
     assert_eq!((snapshot.holders.len(), snapshot.waiters.len()), (0, 0), "{snapshot}");
 }

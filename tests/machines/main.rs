@@ -15,6 +15,7 @@
 //! | `replicas.rs` | is nothing granted that replicas have not acknowledged? |
 //! | `s3.rs` | a server that speaks S3 |
 //! | `storm.rs` | five hundred processes killed at random moments |
+//! | `tasks.rs` | how do tasks wait beside threads, and what do they leave? |
 //! | `tls.rs` | whose certificates are trusted, and who must show one? |
 //! | `postgres.rs` | what becomes of guards when a database loses data, is restarted, stopped or refuses |
 //! | `agent.rs`, `proxy.rs`, `server.rs` | other processes, with `common/talk.rs`; a way to the server that can be cut; the server, as `common/database.rs`, `common/dynamodb_local.rs`, `common/memcached.rs` |
@@ -57,6 +58,8 @@ mod server;
 mod storm;
 #[path = "../common/talk.rs"]
 mod talk;
+#[cfg(feature = "async")]
+mod tasks;
 #[cfg(feature = "redis-tls")]
 mod tls;
 

@@ -1,0 +1,232 @@
+//! The tasks of a client: requests of futures, which nobody sleeps on.
+//!
+//! A task wants what a thread wants (`Wants`), and has left a waker where a thread has left a condition variable. It does not send:
+//! the keeper sends for it. Wakers are code of the user, so one more thread calls them, outside of the state's mutex: one that
+//! takes long holds up other tasks, and no renewal. That thread begins with the first task that waits and ends with the client. It
+//! also wakes the tasks whose patience with an engine that is away has ended.
+//!
+//! Invariants:
+//!
+//! 1. A task is in the list from a poll that leaves it waiting until its next poll, or until its future is dropped.
+//! 2. It has its waker there until it is to be polled again: what it wants is there or will never be, its patience is over, or
+//!    the client has ended.
+
+use super::{Client, Got, Granted, Joined, Locked, Stop, Wants};
+use crate::machine::error::MachineLockError;
+use crate::machine::session::Outcome;
+use crate::replica::ask::Asking;
+use crate::replica::{Ask, RequestId};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Instant;
+
+/// See the header. Under the state's mutex.
+#[derive(Default)]
+pub(super) struct Tasks {
+    list: Vec<Task>,
+    /// The number of tasks so far.
+    numbers: u64,
+    due: Vec<Waker>,
+    /// Whether there is a thread that wakes them.
+    has_thread: bool,
+}
+
+struct Task {
+    number: u64,
+    wants: Wants,
+    /// When its patience ends.
+    until: Option<Instant>,
+    waker: Option<Waker>,
+}
+
+impl Tasks {
+    /// Takes a task out of the list.
+    fn leave(&mut self, turn: &mut Turn) -> Option<Waker> {
+        let number = turn.number.take()?;
+        let place = self.list.iter().position(|task| task.number == number)?;
+        self.list.swap_remove(place).waker
+    }
+
+    /// What they want.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Wants> {
+        self.list.iter().map(|task| task.wants)
+    }
+}
+
+/// A task, for its future.
+#[derive(Default)]
+struct Turn {
+    /// The calls that had been begun when it came, and when that was.
+    since: Option<(u64, Instant)>,
+    number: Option<u64>,
+}
+
+/// How far a request of a task has come; [`Client::abandon`] gives it up.
+#[derive(Default)]
+pub(crate) struct Asked {
+    turn: Turn,
+    /// What it has asked for in a session; before, it waits for a session.
+    request: Option<(Joined, RequestId)>,
+}
+
+impl Client {
+    /// Has a request granted to a task, as [`Client::acquire`] does to a thread. `None`: the waker is called when it is to ask
+    /// again.
+    pub(crate) fn poll_acquire(
+        self: &Arc<Self>,
+        asked: &mut Asked,
+        waker: &Waker,
+        mut plan: impl FnMut(&Asking) -> Result<Ask, MachineLockError>,
+        odd_frame: impl Fn() -> MachineLockError,
+    ) -> Option<Result<Granted, MachineLockError>> {
+        loop {
+            let Some((joined, id)) = asked.request.clone() else {
+                match self.poll(Wants::Session { is_try: false }, &mut asked.turn, waker)? {
+                    Ok(Got::Session(joined)) => {
+                        let ask = match plan(&joined.asking) {
+                            Ok(ask) => ask,
+                            Err(error) => return Some(Err(error)),
+                        };
+                        let mut state = self.state.lock();
+                        if let Some(session) = state.session_of(joined.generation) {
+                            asked.request = Some((joined, session.ask(ask, false)));
+                        }
+                    }
+                    Ok(Got::Outcome(_) | Got::Done) => unreachable!("it wants a session"),
+                    Err(stop) => return Some(Err(stop.of_request(false))),
+                }
+                continue;
+            };
+            let generation = joined.generation;
+            let wants = Wants::Settled { generation, id, is_try: false, look: None };
+            let settled = self.poll(wants, &mut asked.turn, waker)?;
+            asked.request = None;
+            match settled {
+                Ok(Got::Outcome(Outcome::Granted(fence))) => {
+                    return Some(Ok(Granted { joined, id, fence, by_task: true }));
+                }
+                Ok(got) => {
+                    if let Some(session) = self.state.lock().session_of(generation) {
+                        session.forget(id);
+                    }
+                    self.keeper.notify_one();
+                    if matches!(got, Got::Outcome(Outcome::OddFrame)) {
+                        return Some(Err(odd_frame()));
+                    }
+                    // As in `acquire`: it asks again.
+                }
+                Err(Stop::Over | Stop::Deadline) => {}
+                Err(Stop::Failed(error)) => {
+                    self.withdraw(&joined, id);
+                    return Some(Err(error.into()));
+                }
+            }
+        }
+    }
+
+    /// Gives up a request of a task: what was asked for, or granted meanwhile.
+    pub(crate) fn abandon(&self, asked: &mut Asked) {
+        let mut state = self.state.lock();
+        let waker = state.tasks.leave(&mut asked.turn);
+        drop(state);
+        if let Some((joined, id)) = asked.request.take() {
+            self.withdraw(&joined, id);
+        }
+        drop(waker);
+    }
+
+    /// What a task wants, if it is there; otherwise the waker is called when the task is to ask again.
+    fn poll(self: &Arc<Self>, wants: Wants, turn: &mut Turn, waker: &Waker) -> Option<Result<Got, Stop>> {
+        let waker = waker.clone();
+        let mut state = self.state.lock();
+        let former = state.tasks.leave(turn);
+        let now = Instant::now();
+        let since = *turn.since.get_or_insert((state.begun, now));
+        let outcome = match state.gets(wants) {
+            None if state.has_ended => Some(Err(Stop::Over)),
+            None => match state.patience(wants, since, now, &self.settings) {
+                Err(error) => Some(Err(Stop::Failed(error))),
+                Ok(until) => self.park(&mut state, wants, turn, waker, until).err().map(Err),
+            },
+            got => got,
+        };
+        if outcome.is_some() {
+            turn.since = None;
+            state.hand_on(&self.keeper);
+        } else {
+            self.keeper.notify_one();
+        }
+        drop(state);
+        drop(former);
+        outcome
+    }
+
+    fn park(
+        self: &Arc<Self>,
+        state: &mut Locked<'_>,
+        wants: Wants,
+        turn: &mut Turn,
+        waker: Waker,
+        until: Option<Instant>,
+    ) -> Result<(), Stop> {
+        if !state.tasks.has_thread {
+            let client = Arc::clone(self);
+            let started = std::thread::Builder::new().name("treelock-wake".into()).spawn(move || client.wake_tasks());
+            started.map_err(|error| Stop::Failed(super::EngineError::Refused(Arc::new(error))))?;
+            state.tasks.has_thread = true;
+        }
+        state.tasks.numbers += 1;
+        let number = state.tasks.numbers;
+        turn.number = Some(number);
+        state.tasks.list.push(Task { number, wants, until, waker: Some(waker) });
+        if until.is_some() {
+            self.waking.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Has those tasks woken that have got what they want, or may give up; after an answer, or a failure.
+    pub(super) fn wake_settled_tasks(&self, state: &mut Locked<'_>) {
+        let mut tasks = std::mem::take(&mut state.tasks.list);
+        for task in &mut tasks {
+            if state.failing.is_some() || state.has_ended || state.gets(task.wants).is_some() {
+                state.tasks.due.extend(task.waker.take());
+            }
+        }
+        state.tasks.list = tasks;
+        if !state.tasks.due.is_empty() {
+            self.waking.notify_one();
+        }
+    }
+
+    /// What the thread does that wakes tasks, until the client ends.
+    fn wake_tasks(&self) {
+        let mut state = self.state.lock();
+        loop {
+            let (now, has_ended) = (Instant::now(), state.has_ended);
+            let tasks = &mut state.tasks;
+            for task in &mut tasks.list {
+                if has_ended || task.until.is_some_and(|until| now >= until) {
+                    tasks.due.extend(task.waker.take());
+                }
+            }
+            let due = std::mem::take(&mut tasks.due);
+            if !due.is_empty() {
+                drop(state);
+                for waker in due {
+                    // It is no business of this client, and the panic hook has told of it.
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+                        std::mem::forget(panic);
+                    }
+                }
+                state = self.state.lock();
+            } else if has_ended {
+                return;
+            } else {
+                let until = tasks.list.iter().filter(|task| task.waker.is_some()).filter_map(|task| task.until).min();
+                state = self.waking.wait_until(state, until).0;
+            }
+        }
+    }
+}
