@@ -186,3 +186,28 @@ fn no_copy_of_a_path_outlives_its_guard() {
     drop(lock);
     assert_eq!(Arc::strong_count(&owned), 1);
 }
+
+/// A future that need not wait allocates nothing, once its register has what such a request takes.
+#[cfg(feature = "async")]
+#[test]
+fn a_future_that_is_granted_at_once_allocates_nothing() {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+    fn allocations<F: Future + Unpin>(request: impl Fn() -> F) -> usize {
+        let lock_and_release = || {
+            let polled = Pin::new(&mut request()).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(polled, Poll::Ready(_)), "it need not wait");
+        };
+        (0..1_000).for_each(|_| lock_and_release());
+        let before = ALLOCATOR.stats().allocations;
+        (0..10_000).for_each(|_| lock_and_release());
+        ALLOCATOR.stats().allocations - before
+    }
+    let _alone = alone();
+    let lock = Arc::new(TreeLock::<str>::default());
+    // What the test harness allocates meanwhile is little.
+    assert!(allocations(|| lock.write_async("a/b/c")) < 100);
+    assert!(allocations(|| lock.write_arc_async("a/b/d")) < 100);
+    assert!(allocations(|| lock.lock_async(&["a/b"], &["c/d", "c/e"])) < 100);
+}
