@@ -3,8 +3,8 @@
 // whatever precedes it.
 #![cfg(not(all(doctest, feature = "model")))]
 
-//! A blocking read/write lock over **sub-trees**: for std threads, for the processes of a host, and for machines that share
-//! a Redis or Valkey server or a PostgreSQL database.
+//! A read/write lock over **sub-trees**: for std threads and async tasks, for the processes of a host, and for machines that share
+//! an engine such as Redis or PostgreSQL.
 //!
 //! [`TreeLock::lock`] takes shared locks on some sub-trees and exclusive locks on others, all or nothing, in
 //! O(depth), without the tree ever being built.
@@ -40,6 +40,7 @@
 //! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
 //! | to go on reading after a write, or to give back some roots | [`downgrade`](TreeLockGuard::downgrade), [`release`](TreeLockGuard::release) |
 //! | an owner that moves from thread to thread | [`LockOwner`] |
+//! | to lock in async code | the feature `async`, [`lock_async`](https://docs.rs/treelock/latest/treelock/struct.TreeLock.html#method.lock_async) |
 //! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`]; lists of them: [`Roots`] |
 //! | the order of service, nesting, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
@@ -50,6 +51,7 @@
 //!
 //! | | none is on by default |
 //! |---|---|
+//! | `async` | tasks wait in the queues of threads, on any runtime |
 //! | `process` | the lock between the processes of a host, on Linux |
 //! | `redis` | the lock between machines, over a Redis or Valkey server, also behind sentinels or in a cluster |
 //! | `postgres` | the same, over a PostgreSQL database |

@@ -40,6 +40,7 @@
 //! | `engine.rs` | what an engine must do, in eight rules |
 //! | `session.rs` | pure: what a client says, and what it makes of the answers |
 //! | `client.rs` | the threads of a client: who sends, who waits, who renews |
+//! | `task.rs`, `client/tasks.rs` | futures; how tasks wait |
 //! | `observe.rs` | stamps: was anything written since? |
 //! | `lease.rs` | until when what is held is held |
 //! | `pool.rs` | connections that are used again |

@@ -11,6 +11,32 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # In async code
+//!
+//! The kernel wakes threads here, and each change is made while a file is locked: a task cannot wait for that. So it leaves the
+//! request to a thread that its runtime has for such work. To drop that future does not end the request, so give it a deadline; a
+//! guard that comes later than that is released at once, as nobody takes it.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use tokio::task::spawn_blocking;
+//! use treelock::process::ProcessTreeLock;
+//!
+//! # let directory = std::env::temp_dir().join(format!("treelock-doc-async-{}", std::process::id()));
+//! # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+//! let lock: Arc<ProcessTreeLock> = Arc::new(ProcessTreeLock::open(&directory)?);
+//! let shared = Arc::clone(&lock);
+//! let limit = Duration::from_secs(10);
+//! let guard = spawn_blocking(move || shared.try_lock_arc_for(&["schema"], &["tables/users"], limit)).await??;
+//! // It may be held across any `.await`.
+//! drop(guard);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # std::fs::remove_dir_all(directory)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # How it is built
 //!
 //! The paths, modes, plans, nodes and the search for deadlocks are those of the lock for threads. Every process keeps

@@ -84,7 +84,8 @@ use std::time::{Duration, Instant};
 ///
 /// So the owner is the *thread*, not the task: plain guards do not exclude each other between jobs that share a
 /// thread, such as those of an executor or of a pool that runs one job inside another. Use `lock_arc` and its like
-/// for such jobs: an `Arc` guard excludes every other guard, even those of the same thread.
+/// for such jobs: an `Arc` guard excludes every other guard, even those of the same thread. The guards of tasks, with the
+/// feature `async`, do so too.
 ///
 /// # Deadlock
 ///
@@ -95,8 +96,8 @@ use std::time::{Duration, Instant};
 /// [`TimedOut`](LockError::TimedOut).
 ///
 /// Cycles that involve something else, such as another lock, a channel or the join of a thread, are not found. Nor
-/// are waits for `Arc` guards, since any thread may drop those: a thread that waits for its own `Arc` guard waits for
-/// ever.
+/// are waits for `Arc` guards and those of tasks, since any thread may drop those: a thread that waits for its own `Arc`
+/// guard waits for ever.
 ///
 /// # Snapshots and reports
 ///

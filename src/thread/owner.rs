@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 /// # Deadlock
 ///
 /// A request borrows its owner while it waits, so nobody can release what the owner holds meanwhile. The search for
-/// deadlocks relies on that: a cycle through owners is reported as one through threads is (see
+/// deadlocks relies on that (and a future that was forgotten while it waited is given up by its owner): a cycle through owners is reported as one through threads is (see
 /// [`TreeLock`](TreeLock#deadlock)), but always as an error. An owner that does not wait is never part of a cycle,
 /// since any thread may release what it holds.
 #[must_use = "what it holds is released when the owner is dropped"]
