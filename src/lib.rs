@@ -40,7 +40,7 @@
 //! | guards for other threads, tasks and structs | [`lock_arc`](TreeLock::lock_arc) and its like |
 //! | to go on reading after a write, or to give back some roots | [`downgrade`](TreeLockGuard::downgrade), [`release`](TreeLockGuard::release) |
 //! | an owner that moves from thread to thread | [`LockOwner`] |
-//! | to lock in async code | the feature `async`, [`lock_async`](https://docs.rs/treelock/latest/treelock/struct.TreeLock.html#method.lock_async) |
+//! | to lock in async code | the feature `async`, [`lock_async`](https://docs.rs/treelock/latest/treelock/struct.TreeLock.html#method.lock_async), its [future](https://docs.rs/treelock/latest/treelock/struct.LockFuture.html) and [guard](https://docs.rs/treelock/latest/treelock/struct.AsyncTreeLockGuard.html) |
 //! | paths: `Path`, `str`, `[T]`, your own | [`TreePath`]; lists of them: [`Roots`] |
 //! | the order of service, nesting, deadlocks, cost | [`TreeLock`] |
 //! | who holds what and who waits for what | [`snapshot`](TreeLock::snapshot) |
@@ -130,7 +130,7 @@ mod trace;
 
 pub use crate::core::mode::Mode;
 pub use crate::core::path::{Frame, PathError, TreePath};
-pub use crate::core::roots::Roots;
+pub use crate::core::roots::{NoPath, Roots};
 pub use crate::core::segments::Segments;
 #[cfg(feature = "async")]
 pub use crate::thread::guard::AsyncTreeLockGuard;

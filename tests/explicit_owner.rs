@@ -124,3 +124,22 @@ fn an_owner_is_send_and_static() {
     check::<LockOwner>();
     check::<LockOwner<str>>();
 }
+
+/// What earlier requests have got stays when a later one fails, and can be released without being named.
+#[test]
+fn an_owner_releases_all_at_once() {
+    let lock = common::new();
+    let other = Other::holds(&lock, &["a"], &[]);
+    let mut owner = lock.owner();
+    let reading = owner.lock(&["a"], &[]).unwrap();
+    assert!(owner.try_lock(&[], &["a/b"]).is_err());
+    let _more = owner.lock(&[], &["b"]).unwrap();
+    assert!(!admits(&lock, &["b"], &[]));
+    owner.release_all();
+    assert!(admits(&lock, &[], &["b"]));
+    other.releases();
+    assert!(admits(&lock, &[], &[""]), "nothing is left");
+    let panic = common::panic_message(|| owner.release(reading));
+    assert!(panic.contains("released all that it held"), "{panic}");
+    let _again = owner.lock(&[], &["a"]).unwrap();
+}

@@ -17,6 +17,7 @@ use crate::core::segments::Segments;
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
 use std::hash::Hash;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// A name of a node in a tree: the root of the sub-tree that is to be locked.
@@ -352,6 +353,7 @@ fn parent(segments: &mut Segments<'_>, frame: Option<Frame>) -> Result<(), PathE
 /// let lock = TreeLock::new();
 /// let Err(LockError::Path(error)) = lock.try_lock(&["../a"], &[]) else { panic!() };
 /// assert!(error.to_string().starts_with("unusable path \"../a\": "));
+/// assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::InvalidInput);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathError(Box<Unusable>);
@@ -386,6 +388,13 @@ impl Display for PathError {
 }
 
 impl Error for PathError {}
+
+/// Of the kind [`InvalidInput`](io::ErrorKind::InvalidInput).
+impl From<PathError> for io::Error {
+    fn from(error: PathError) -> Self {
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -24,7 +24,7 @@
 /// drop(lock.lock(&inbox[..1], &inbox[1..]));
 /// ```
 ///
-/// Arrays may have up to 32 paths. Give a longer array, one whose length is generic, and an empty one of a known type
+/// An empty list is `[]`; the compiler would have to be told the type of `vec![]`. Arrays may have up to 32 paths. Give a longer array, one whose length is generic, and an empty one of a known type
 /// as a slice: `&paths[..]`. The paths of one list are of one type; borrow them, as in `[&*string, "literal"]`.
 ///
 /// Sealed: other crates cannot implement it.
@@ -45,7 +45,7 @@ pub trait Roots<P: ?Sized>: Sealed {
 /// No other crate can name it, so none can implement [`Roots`].
 pub trait Sealed {}
 
-/// The type of the paths of an empty list: there are none.
+/// The type of the paths of an empty list, `[]`: there are none. It is to be named only in the type of a future that is stored.
 #[derive(Debug)]
 pub enum NoPath {}
 

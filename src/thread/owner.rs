@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 ///
 /// Plain guards are owned by their thread, and an `Arc` guard owns itself. An explicit owner is in between: it never
 /// waits for what it holds itself, so its requests nest and upgrade as those of a thread do; and it is `Send`. It
-/// holds what it has locked until it [releases](LockOwner::release) that or is dropped.
+/// holds what it has locked until it [releases](LockOwner::release) that or is dropped: an error of a later request, and a `?`,
+/// leave it with what it has ([`release_all`](LockOwner::release_all)).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -62,7 +63,7 @@ pub struct LockOwner<P: ?Sized + TreePath = Path> {
     waits: Option<Waits<P>>,
 }
 
-/// Names what an owner has locked by one request.
+/// Names what an owner has locked by one request, for [`LockOwner::release`]. To drop it releases nothing.
 #[derive(Debug, PartialEq, Eq, Hash)]
 #[must_use = "its owner holds it until it is released by this, or the owner is dropped"]
 pub struct HeldLock {
@@ -147,7 +148,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     ///
     /// # Panics
     ///
-    /// If another owner has locked it.
+    /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
     pub fn release(&mut self, held: HeldLock) {
         self.settle();
         let entry = self.entry(&held);
@@ -155,12 +156,37 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         self.lock.release(entry);
     }
 
+    /// Releases all that this owner holds, the latest first: what earlier requests have got when a later one fails.
+    ///
+    /// ```
+    /// # let lock = std::sync::Arc::new(treelock::TreeLock::new());
+    /// # let other = lock.read_arc("docs");
+    /// use std::time::Duration;
+    ///
+    /// let mut session = lock.owner();
+    /// let _reading = session.lock(&["docs"], &[])?;
+    /// if session.try_lock_for(&[], &["docs/index"], Duration::from_millis(1)).is_err() {
+    ///     session.release_all(); // It may ask again, for all at once.
+    /// }
+    /// # drop(other);
+    /// # assert!(lock.try_lock(&[], &[""]).is_ok());
+    /// # Ok::<(), treelock::LockError>(())
+    /// ```
+    pub fn release_all(&mut self) {
+        self.settle();
+        // If a path panics when it is dropped, unwinding releases the rest.
+        let lock = &*self.lock;
+        let held: Vec<_> =
+            std::mem::take(&mut self.held).into_values().rev().map(|entry| Released { lock, entry }).collect();
+        drop(held);
+    }
+
     /// Turns the writes of one request of this owner into reads; see
     /// [`TreeLockGuard::downgrade`](crate::TreeLockGuard::downgrade).
     ///
     /// # Panics
     ///
-    /// If another owner has locked it.
+    /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
     pub fn downgrade(&mut self, held: &HeldLock) {
         self.settle();
         self.entry(held);
@@ -211,19 +237,14 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
     fn entry(&self, held: &HeldLock) -> Entry {
         assert!(held.owner == self.id, "treelock: another owner holds this: release it by the owner that got it");
-        self.held[&held.number]
+        let entry = self.held.get(&held.number);
+        *entry.expect("treelock: its owner has released all that it held since then, and this with it")
     }
 }
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
-        self.settle();
-        // The latest first, as nested guards are dropped. If a path panics when it is dropped, unwinding releases the
-        // rest.
-        let lock = &*self.lock;
-        let held: Vec<_> =
-            std::mem::take(&mut self.held).into_values().rev().map(|entry| Released { lock, entry }).collect();
-        drop(held);
+        self.release_all();
     }
 }
 

@@ -189,7 +189,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     ///
     /// # Cancellation
     ///
-    /// To drop the future at any time leaves nothing behind: the request leaves its queue, and those that waited behind it
+    /// The future is cancel safe. To drop it at any time leaves nothing behind: the request leaves its queue, and those that waited behind it
     /// go on. So the deadlines of a runtime work:
     ///
     /// ```
@@ -200,7 +200,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// let lock = treelock::TreeLock::new();
     /// let held = lock.read_async("a").await?;
     /// let late = timeout(Duration::from_millis(10), lock.write_async("a/b")).await;
-    /// assert!(late.is_err());
+    /// let late = late.map_err(|_| treelock::LockError::TimedOut).and_then(|outcome| outcome);
+    /// assert!(matches!(late, Err(treelock::LockError::TimedOut)));
     /// assert!(lock.try_read("a/b").is_ok(), "nothing is left of it");
     /// # drop(held);
     /// # Ok::<(), treelock::LockError>(())
@@ -319,7 +320,34 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
 /// The future of [`TreeLock::lock_async`] and its like: it ends when it holds everything.
 ///
-/// `A` is what locks: `&TreeLock`, `Arc<TreeLock>` or `&mut LockOwner`. The future is lazy: it does nothing before it is
+/// | `A`, what locks | made by | the guard |
+/// |---|---|---|
+/// | `&TreeLock<P>` | [`lock_async`](TreeLock::lock_async), `read_async`, `write_async` | [`AsyncTreeLockGuard`] |
+/// | `Arc<TreeLock<P>>` | [`lock_arc_async`](TreeLock::lock_arc_async), `read_arc_async`, `write_arc_async` | [`ArcTreeLockGuard`] |
+/// | `&mut LockOwner<P>` | [`LockOwner::lock_async`] | [`HeldLock`] |
+///
+/// `R` and `W` are the lists of reads and writes, `[NoPath; 0]` where there are none. One that is stored by its type is best asked
+/// for with two lists of one type:
+///
+/// ```
+/// use std::sync::Arc;
+/// use treelock::{LockFuture, TreeLock};
+///
+/// struct Job {
+///     lock: LockFuture<Arc<TreeLock>, Vec<String>, Vec<String>>,
+/// }
+///
+/// let lock = Arc::new(TreeLock::new());
+/// let job = Job { lock: lock.lock_arc_async(vec![], vec!["inbox".into()]) };
+/// let guard = pollster::block_on(job.lock)?;
+/// # drop(guard);
+/// # Ok::<(), treelock::LockError>(())
+/// ```
+///
+/// It is cancel safe. In each round of a loop of `select!`, a new future gets a new place in the queue; `&mut future` keeps its
+/// place.
+///
+/// The future is lazy: it does nothing before it is
 /// polled. When it has ended it stays pending ([`FusedFuture`]). To drop it gives the request up; to forget it
 /// ([`std::mem::forget`]) leaves the request where it is, for ever or until its owner is used again.
 #[must_use = "a future does nothing unless it is polled or awaited"]
