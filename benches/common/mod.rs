@@ -6,7 +6,7 @@
 //! both sides had the same conditions, and the median over the rounds is printed.
 //!
 //! The raw data goes to `target/bench-data/NAME.csv`: a line `# ...` about the run, a header, and a line per figure:
-//! `case,peer,x,unit,round,value`, where `x` is what the case varies (nodes, threads, locks held).
+//! `"case","peer",x,unit,round,value`, where `x` is what the case varies (nodes, threads, locks held).
 #![allow(dead_code)] // Each bench uses its part of it.
 
 pub(crate) mod peers;
@@ -149,7 +149,7 @@ impl Bench {
                 } else if round > 0 {
                     for (unit, value) in &found {
                         let Arm { peer, x, .. } = &arms[at];
-                        writeln!(self.data, "{case},{peer},{x},{unit},{round},{value:.3}")
+                        writeln!(self.data, "\"{case}\",\"{peer}\",{x},{unit},{round},{value:.3}")
                             .expect("the disk takes the data");
                     }
                     figures[at].push(found);
