@@ -147,7 +147,13 @@ impl Client {
             None if state.has_ended => Some(Err(Stop::Over)),
             None => match state.patience(wants, since, now, &self.settings) {
                 Err(error) => Some(Err(Stop::Failed(error))),
-                Ok(until) => self.park(&mut state, wants, turn, waker, until).err().map(Err),
+                Ok(until) => match self.start_waking(&mut state) {
+                    Ok(()) => {
+                        self.park(&mut state, wants, turn, waker, until);
+                        None
+                    }
+                    Err(stop) => Some(Err(stop)),
+                },
             },
             got => got,
         };
@@ -162,20 +168,19 @@ impl Client {
         outcome
     }
 
-    fn park(
-        self: &Arc<Self>,
-        state: &mut Locked<'_>,
-        wants: Wants,
-        turn: &mut Turn,
-        waker: Waker,
-        until: Option<Instant>,
-    ) -> Result<(), Stop> {
+    /// Starts the thread that wakes tasks, unless there is one.
+    fn start_waking(self: &Arc<Self>, state: &mut Locked<'_>) -> Result<(), Stop> {
         if !state.tasks.has_thread {
             let client = Arc::clone(self);
             let started = std::thread::Builder::new().name("treelock-wake".into()).spawn(move || client.wake_tasks());
             started.map_err(|error| Stop::Failed(super::EngineError::Refused(Arc::new(error))))?;
             state.tasks.has_thread = true;
         }
+        Ok(())
+    }
+
+    /// Puts a task into the list.
+    fn park(&self, state: &mut Locked<'_>, wants: Wants, turn: &mut Turn, waker: Waker, until: Option<Instant>) {
         state.tasks.numbers += 1;
         let number = state.tasks.numbers;
         turn.number = Some(number);
@@ -183,7 +188,6 @@ impl Client {
         if until.is_some() {
             self.waking.notify_one();
         }
-        Ok(())
     }
 
     /// Has those tasks woken that have got what they want, or may give up; after an answer, or a failure.
