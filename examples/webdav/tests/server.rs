@@ -149,7 +149,14 @@ async fn browse(browser: &'static str, server: &Server) -> String {
     let profile = server.directory.path().parent().unwrap().join(format!("browser-{}", server.address.port()));
     let told = tokio::task::spawn_blocking(move || {
         let output = Command::new(browser)
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"])
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--virtual-time-budget=2000",
+                "--dump-dom",
+            ])
             .arg(format!("--user-data-dir={}", profile.display()))
             .arg(url)
             .output();
