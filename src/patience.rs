@@ -23,4 +23,9 @@ impl Patience {
 /// A nested request first looks for a deadlock when it has waited this long, and again after twice as long, and so on
 /// up to the longest. (The second look matters where one party leaves the report to another.)
 pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(20);
-pub(crate) const LONGEST_LOOK: Duration = Duration::from_millis(160);
+const LONGEST_LOOK: Duration = Duration::from_millis(160);
+
+/// How long a request waits for its next look, after it has waited this long for one.
+pub(crate) fn next_look(last: Duration) -> Duration {
+    (last * 2).min(LONGEST_LOOK)
+}

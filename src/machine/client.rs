@@ -25,7 +25,7 @@ use crate::machine::engine::{Call, Engine, Identity, News, Position, Reply, Says
 use crate::machine::error::{EngineError, MachineLockError};
 use crate::machine::lease::Lease;
 use crate::machine::session::{Ended, Outcome, Session};
-use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
+use crate::patience::{FIRST_LOOK, Patience, next_look};
 use crate::replica::ask::Asking;
 use crate::replica::{About, Ask, Replica, RequestId, report};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
@@ -302,7 +302,7 @@ impl Client {
                     MachineLockError::TimedOut
                 }
                 (Err(Stop::Deadline), Some(session)) => {
-                    rest = (rest * 2).min(LONGEST_LOOK);
+                    rest = next_look(rest);
                     if session.deadlock(id).is_none() {
                         continue;
                     }

@@ -31,7 +31,7 @@ use crate::core::segments::Segments;
 use crate::core::walk::{Taken, walk};
 use crate::error::LockError;
 use crate::inspect::Deadlock;
-use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
+use crate::patience::{FIRST_LOOK, Patience, next_look};
 use crate::sync::{self, AtomicU64, Moment, Mutex, MutexGuard, Ordering, SHARDS};
 #[cfg(feature = "model")]
 use crate::thread::ledger::State;
@@ -44,7 +44,7 @@ use crate::thread::waiter::{Sleeper, Time, Waiter, Woken};
 use std::borrow::Borrow;
 use std::panic::Location;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The turn to look for a deadlock: no thread gets it while another one looks, and for `REST` times as long
 /// afterwards.
@@ -677,11 +677,6 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 /// The entry of a request that has been granted step by step.
 pub(crate) fn granted<P: TreePath + ?Sized>(key: Key, request: &Request<P>) -> Entry {
     Entry::new(key, GrantedBy::Shards(last_place(request)))
-}
-
-/// How long a request waits from one look to the next, after it has waited this long for one.
-pub(crate) fn next_look(last: Duration) -> Duration {
-    (last * 2).min(LONGEST_LOOK)
 }
 
 /// The shard of the last step of a request.

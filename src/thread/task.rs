@@ -27,9 +27,7 @@ use crate::core::path::TreePath;
 use crate::core::roots::{NoPath, Roots};
 use crate::error::LockError;
 #[cfg(not(feature = "model"))]
-use crate::patience::FIRST_LOOK;
-#[cfg(not(feature = "model"))]
-use crate::thread::acquire::next_look;
+use crate::patience::{FIRST_LOOK, next_look};
 use crate::thread::acquire::{Asked, Entry, granted};
 use crate::thread::guard::{ArcTreeLockGuard, AsyncTreeLockGuard};
 use crate::thread::ledger::Key;

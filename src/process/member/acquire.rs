@@ -18,7 +18,7 @@ use super::{Member, now};
 use crate::core::owner::Owner;
 use crate::core::path::{Frame, TreePath, common_frame, odd_frame};
 use crate::inspect::Deadlock;
-use crate::patience::{FIRST_LOOK, LONGEST_LOOK, Patience};
+use crate::patience::{FIRST_LOOK, Patience, next_look};
 use crate::process::error::{FileError, ProcessLockError};
 use crate::process::journal::Limit;
 use crate::replica::report;
@@ -203,7 +203,7 @@ impl Member {
             }
             let due = look.is_some_and(|(at, _)| now >= at);
             if let (true, Some((_, rest))) = (due, look) {
-                let rest = (rest * 2).min(LONGEST_LOOK);
+                let rest = next_look(rest);
                 look = Some((now + rest, rest));
             }
             outcome = match self.change(deadline.into(), |change, _| self.outcome(change, id, due)) {
