@@ -87,6 +87,16 @@ pub(crate) fn new_owner_id() -> u64 {
     next_thread(imp::next())
 }
 
+/// Calls a waker. Its panic is no business of the thread that calls it, and the panic hook has told of it; to drop what it
+/// carried might panic again.
+#[cfg(feature = "async")]
+pub(crate) fn wake(waker: std::task::Waker) {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+        std::mem::forget(panic);
+    }
+}
+
 #[cfg(not(feature = "model"))]
 mod imp {
     use super::ThreadInfo;

@@ -94,9 +94,9 @@ impl Drop for Due {
     fn drop(&mut self) {
         debug_assert!(self.moves.is_empty(), "movers are left to nobody");
         // Threads first: a waker is code of the user, and may wait for one of them.
-        let (threads, tasks) = (|sleeper| sleeper == Sleeper::Thread, |sleeper| sleeper != Sleeper::Thread);
-        self.granted.iter().filter(|waiter| threads(waiter.sleeper)).for_each(|waiter| waiter.wake());
-        self.granted.iter().filter(|waiter| tasks(waiter.sleeper)).for_each(|waiter| waiter.wake());
+        let is_thread = |waiter: &&Arc<Waiter>| waiter.sleeper == Sleeper::Thread;
+        self.granted.iter().filter(is_thread).for_each(|waiter| waiter.wake());
+        self.granted.iter().filter(|waiter| !is_thread(waiter)).for_each(|waiter| waiter.wake());
     }
 }
 

@@ -18,12 +18,12 @@
 
 use crate::core::deadlock::Temper;
 use crate::core::node::Stamp;
+#[cfg(feature = "async")]
+use crate::sync;
 #[cfg(not(feature = "model"))]
 use crate::sync::spin;
 use crate::sync::{Condvar, Mutex};
 use crate::thread::ledger::Key;
-#[cfg(feature = "async")]
-use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "async")]
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -103,11 +103,7 @@ impl Waiter {
     #[cfg(feature = "async")]
     fn wake_task(&self) {
         let Some(waker) = self.take_waker() else { return };
-        // The panic of a waker is no business of the thread that releases: it goes on, and wakes the others. The
-        // panic hook has told of it. To drop what it carried might panic again.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-            std::mem::forget(panic);
-        }
+        sync::wake(waker);
     }
 
     /// Whether the task holds everything; if not, it is woken by this waker when it does.

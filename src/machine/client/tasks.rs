@@ -16,7 +16,7 @@ use crate::machine::error::MachineLockError;
 use crate::machine::session::Outcome;
 use crate::replica::ask::Asking;
 use crate::replica::{Ask, RequestId};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::sync;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
@@ -218,12 +218,7 @@ impl Client {
             let due = std::mem::take(&mut tasks.due);
             if !due.is_empty() {
                 drop(state);
-                for waker in due {
-                    // It is no business of this client, and the panic hook has told of it.
-                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-                        std::mem::forget(panic);
-                    }
-                }
+                due.into_iter().for_each(sync::wake);
                 state = self.state.lock();
             } else if has_ended {
                 return;
