@@ -31,22 +31,9 @@ mod imp {
             Wait(Moment::now())
         }
 
+        /// For a request that was made at that place.
         #[inline]
-        #[track_caller]
         pub(crate) fn end<P, G, E>(
-            self,
-            outcome: &Result<G, E>,
-            reads: &(impl Roots<P> + ?Sized),
-            writes: &(impl Roots<P> + ?Sized),
-        ) where
-            P: Debug + ?Sized,
-            E: Refusal,
-        {
-            self.end_of(Location::caller(), outcome, reads, writes);
-        }
-
-        /// The same for a request that was made at that place.
-        pub(crate) fn end_of<P, G, E>(
             self,
             location: &'static Location<'static>,
             outcome: &Result<G, E>,
@@ -103,6 +90,8 @@ mod imp {
 
 #[cfg(not(feature = "tracing"))]
 mod imp {
+    use std::panic::Location;
+
     /// A request that may have to wait.
     #[derive(Debug)]
     pub(crate) struct Wait;
@@ -114,13 +103,9 @@ mod imp {
         }
 
         #[inline]
-        pub(crate) fn end<G, E, R: ?Sized, W: ?Sized>(self, _outcome: &Result<G, E>, _reads: &R, _writes: &W) {}
-
-        #[cfg(feature = "async")]
-        #[inline]
-        pub(crate) fn end_of<G, E, R: ?Sized, W: ?Sized>(
+        pub(crate) fn end<G, E, R: ?Sized, W: ?Sized>(
             self,
-            _location: &std::panic::Location<'_>,
+            _location: &Location<'_>,
             _outcome: &Result<G, E>,
             _reads: &R,
             _writes: &W,

@@ -294,7 +294,7 @@ macro_rules! lock_methods {
             let wait = $crate::trace::Wait::begin();
             let granted = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Thread, patience);
             let outcome = granted.map(|granted| <$guard>::new(self, granted));
-            wait.end(&outcome, reads, writes);
+            wait.end(std::panic::Location::caller(), &outcome, reads, writes);
             outcome
         }
 
@@ -308,7 +308,7 @@ macro_rules! lock_methods {
             let wait = $crate::trace::Wait::begin();
             let granted = self.acquire(reads.as_slice(), writes.as_slice(), Owner::Itself, patience);
             let outcome = granted.map(|granted| <$arc_guard>::new(self, granted));
-            wait.end(&outcome, reads, writes);
+            wait.end(std::panic::Location::caller(), &outcome, reads, writes);
             outcome
         }
     };

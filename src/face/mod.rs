@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `lock.rs` | the methods that lock |
 //! | `guard.rs` | guards: what both of a scope do, how they are dropped and shown |
+//! | `stage.rs` | how far a future has come, with the feature `async` |
 //! | `error.rs` | errors of requests: how they are shown, and what they become |
 //!
 //! What a scope gives: its types; `acquire`, by which a request is granted to an owner; the `new` of both guards; and
@@ -16,7 +17,11 @@
 mod error;
 mod guard;
 mod lock;
+#[cfg(feature = "async")]
+mod stage;
 
 pub(crate) use error::request_error;
 pub(crate) use guard::guards;
 pub(crate) use lock::lock_methods;
+#[cfg(feature = "async")]
+pub(crate) use stage::Stage;

@@ -116,7 +116,7 @@ pub use observe::{Conflict, Stamp};
 pub use task::MachineLockFuture;
 
 use crate::core::owner::Owner;
-use crate::core::path::{self, Frame, TreePath};
+use crate::core::path::{self, Frame, PathError, TreePath};
 use crate::core::roots::Roots;
 use crate::face::lock_methods;
 use crate::inspect::Snapshot;
@@ -366,26 +366,46 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
         owner: Owner,
         patience: Patience,
     ) -> Result<Granted, MachineLockError> {
-        let plan = plan_of::<P, R, W>(reads, writes, owner, Location::caller())?;
-        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
-        self.client.0.acquire(patience, plan, || path::odd_frame_of_namespace(paths()).into())
+        let (location, absolute) = (Location::caller(), are_absolute(reads, writes)?);
+        let plan = |asking: &Asking| plan(asking, reads, writes, owner, location, absolute);
+        self.client.0.acquire(patience, plan, || odd_frame(reads, writes))
     }
 }
 
-/// Makes the request for each session that it is asked in.
-fn plan_of<P: ?Sized + TreePath, R: AsRef<P>, W: AsRef<P>>(
+fn paths<'q, P: ?Sized + 'q, R: AsRef<P>, W: AsRef<P>>(
+    reads: &'q [R],
+    writes: &'q [W],
+) -> impl Iterator<Item = &'q P> {
+    reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref))
+}
+
+/// Whether the paths of a request are absolute, unless all of them are the root; they must be of one kind.
+fn are_absolute<P, R, W>(reads: &[R], writes: &[W]) -> Result<Option<bool>, PathError>
+where
+    P: ?Sized + TreePath,
+    R: AsRef<P>,
+    W: AsRef<P>,
+{
+    Ok(path::common_frame(paths(reads, writes))?.map(|frame| frame == Frame::Absolute))
+}
+
+/// Makes the request for a session that it is asked in.
+fn plan<P: ?Sized + TreePath, R: AsRef<P>, W: AsRef<P>>(
+    asking: &Asking,
     reads: &[R],
     writes: &[W],
     owner: Owner,
     location: &'static Location<'static>,
-) -> Result<impl Fn(&Asking) -> Result<Ask, MachineLockError>, MachineLockError> {
-    let paths = reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
-    let absolute = path::common_frame(paths)?.map(|frame| frame == Frame::Absolute);
-    Ok(move |asking: &Asking| {
-        let mut ask = asking.plan::<P, R, W>(reads, writes, owner, location)?;
-        ask.absolute = absolute;
-        Ok(ask)
-    })
+    absolute: Option<bool>,
+) -> Result<Ask, MachineLockError> {
+    let mut ask = asking.plan::<P, R, W>(reads, writes, owner, location)?;
+    ask.absolute = absolute;
+    Ok(ask)
+}
+
+/// Its paths are of another kind than those of the others.
+fn odd_frame<P: ?Sized + TreePath, R: AsRef<P>, W: AsRef<P>>(reads: &[R], writes: &[W]) -> MachineLockError {
+    path::odd_frame_of_namespace(paths(reads, writes)).into()
 }
 
 impl<P: ?Sized + TreePath> fmt::Debug for MachineTreeLock<P> {

@@ -1,21 +1,25 @@
 //! The lock between machines for tasks: a future that locks. How a task waits is in `client/tasks.rs`.
 
+use super::client::Granted;
 use super::client::tasks::Asked;
 use super::error::MachineLockError;
 use super::guard::ArcMachineGuard;
-use super::{MachineTreeLock, Open, plan_of};
+use super::{MachineTreeLock, Open, are_absolute, odd_frame, plan};
 use crate::core::owner::Owner;
-use crate::core::path::{self, TreePath};
+use crate::core::path::TreePath;
 use crate::core::roots::{NoPath, Roots};
+use crate::face::Stage;
+use crate::replica::ask::Asking;
 use crate::trace::Wait;
 use futures_core::FusedFuture;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
+use std::mem;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// The future of [`MachineTreeLock::lock_async`] and its like: it ends when it holds everything.
 ///
@@ -27,14 +31,15 @@ pub struct MachineLockFuture<P: ?Sized + TreePath, R, W> {
     reads: R,
     writes: W,
     location: &'static Location<'static>,
-    stage: Stage,
+    stage: Stage<Waits>,
     paths: PhantomData<fn(&P)>,
 }
 
-enum Stage {
-    Fresh,
-    Waits(Wait, Asked),
-    Ended,
+/// A request that waits.
+struct Waits {
+    wait: Wait,
+    absolute: Option<bool>,
+    asked: Asked,
 }
 
 impl<P: ?Sized + TreePath> MachineTreeLock<P> {
@@ -96,30 +101,39 @@ impl<P: ?Sized + TreePath, R: Roots<P>, W: Roots<P>> Future for MachineLockFutur
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if matches!(this.stage, Stage::Fresh) {
-            this.stage = Stage::Waits(Wait::begin(), Asked::default());
-        }
-        let Stage::Waits(_, asked) = &mut this.stage else { return Poll::Pending };
         let (reads, writes) = (this.reads.as_slice(), this.writes.as_slice());
-        let plan = plan_of::<P, _, _>(reads, writes, Owner::Itself, this.location);
-        let paths = || reads.iter().map(AsRef::as_ref).chain(writes.iter().map(AsRef::as_ref));
-        let odd_frame = || path::odd_frame_of_namespace(paths()).into();
-        let granted = match plan {
-            Ok(plan) => this.client.0.poll_acquire(asked, context.waker(), plan, odd_frame),
-            Err(error) => Some(Err(error)),
-        };
-        let Some(granted) = granted else { return Poll::Pending };
-        let outcome = granted.map(|granted| ArcMachineGuard::of(&this.client, granted));
-        if let Stage::Waits(wait, _) = std::mem::replace(&mut this.stage, Stage::Ended) {
-            wait.end_of(this.location, &outcome, &this.reads, &this.writes);
+        if matches!(this.stage, Stage::Fresh) {
+            // If a path panics it has ended.
+            this.stage = Stage::Ended;
+            let wait = Wait::begin();
+            match are_absolute(reads, writes) {
+                Ok(absolute) => this.stage = Stage::Waits(Waits { wait, absolute, asked: Asked::default() }),
+                Err(error) => return Poll::Ready(this.end(wait, Err(error.into()))),
+            }
         }
-        Poll::Ready(outcome)
+        let Stage::Waits(Waits { absolute, asked, .. }) = &mut this.stage else { return Poll::Pending };
+        let plan = |asking: &Asking| plan(asking, reads, writes, Owner::Itself, this.location, *absolute);
+        let odd_frame = || odd_frame(reads, writes);
+        let granted = ready!(this.client.0.poll_acquire(asked, context.waker(), plan, odd_frame));
+        match mem::replace(&mut this.stage, Stage::Ended) {
+            Stage::Waits(Waits { wait, .. }) => Poll::Ready(this.end(wait, granted)),
+            Stage::Fresh | Stage::Ended => unreachable!("it has waited until now"),
+        }
+    }
+}
+
+impl<P: ?Sized + TreePath, R: Roots<P>, W: Roots<P>> MachineLockFuture<P, R, W> {
+    /// Makes the guard, and tells of the outcome; a subscriber may panic, so the grant is in its guard by then.
+    fn end(&self, wait: Wait, granted: Result<Granted, MachineLockError>) -> <Self as Future>::Output {
+        let outcome = granted.map(|granted| ArcMachineGuard::of(&self.client, granted));
+        wait.end(self.location, &outcome, &self.reads, &self.writes);
+        outcome
     }
 }
 
 impl<P: ?Sized + TreePath, R: Roots<P>, W: Roots<P>> FusedFuture for MachineLockFuture<P, R, W> {
     fn is_terminated(&self) -> bool {
-        matches!(self.stage, Stage::Ended)
+        self.stage.is_ended()
     }
 }
 
@@ -128,8 +142,8 @@ impl<P: ?Sized + TreePath, R, W> Unpin for MachineLockFuture<P, R, W> {}
 
 impl<P: ?Sized + TreePath, R, W> Drop for MachineLockFuture<P, R, W> {
     fn drop(&mut self) {
-        if let Stage::Waits(_, asked) = &mut self.stage {
-            self.client.0.abandon(asked);
+        if let Stage::Waits(waits) = &mut self.stage {
+            self.client.0.abandon(&mut waits.asked);
         }
     }
 }
@@ -137,11 +151,6 @@ impl<P: ?Sized + TreePath, R, W> Drop for MachineLockFuture<P, R, W> {
 /// Shows how far it has come.
 impl<P: ?Sized + TreePath, R, W> fmt::Debug for MachineLockFuture<P, R, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stage = match self.stage {
-            Stage::Fresh => "not polled",
-            Stage::Waits(..) => "waits",
-            Stage::Ended => "ended",
-        };
-        f.debug_struct("MachineLockFuture").field("stage", &format_args!("{stage}")).finish_non_exhaustive()
+        self.stage.show("MachineLockFuture", f)
     }
 }

@@ -13,6 +13,7 @@ use crate::thread::task::Waits;
 use crate::trace::Wait;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::Location;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -206,7 +207,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         let wait = Wait::begin();
         let entry = self.lock.acquire(reads.as_slice(), writes.as_slice(), self.owner(), patience);
         let held = entry.map(|entry| self.hold(entry));
-        wait.end(&held, reads, writes);
+        wait.end(Location::caller(), &held, reads, writes);
         held
     }
 

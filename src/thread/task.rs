@@ -5,9 +5,8 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`Call`] | what a future asks for, and how far it has come |
+//! | [`LockFuture`] | the future: what it asks for, how far it has come, and whose guard it will be |
 //! | [`Waits`] | its request, while that waits |
-//! | [`LockFuture`] | the future: both, and whose guard it will be |
 //!
 //! Invariants:
 //!
@@ -26,6 +25,7 @@ use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::roots::{NoPath, Roots};
 use crate::error::LockError;
+use crate::face::Stage;
 #[cfg(not(feature = "model"))]
 use crate::patience::{FIRST_LOOK, next_look};
 use crate::thread::acquire::{Asked, Entry, granted};
@@ -46,23 +46,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 #[cfg(not(feature = "model"))]
 use std::time::Duration;
-
-/// What a future asks for, and how far it has come.
-struct Call<R, W> {
-    reads: R,
-    writes: W,
-    location: &'static Location<'static>,
-    stage: Stage,
-}
-
-enum Stage {
-    /// It has not been polled.
-    Fresh,
-    /// Its request waits.
-    Waits(Wait),
-    /// It has returned its outcome, or has panicked.
-    Ended,
-}
 
 /// A request of a task that waits.
 pub(crate) struct Waits<P: ?Sized + TreePath> {
@@ -105,13 +88,6 @@ impl Look {
     #[cfg(feature = "model")]
     fn is_due(&mut self, waiter: &Waiter, _context: &mut Context<'_>) -> bool {
         waiter.has_struck()
-    }
-}
-
-impl<R, W> Call<R, W> {
-    #[track_caller]
-    fn new(reads: R, writes: W) -> Self {
-        Call { reads, writes, location: Location::caller(), stage: Stage::Fresh }
     }
 }
 
@@ -351,7 +327,10 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 #[must_use = "a future does nothing unless it is polled or awaited"]
 pub struct LockFuture<A: Asks, R, W> {
     asks: A,
-    call: Call<R, W>,
+    reads: R,
+    writes: W,
+    location: &'static Location<'static>,
+    stage: Stage<Wait>,
     /// `drop` takes it out, so there is nothing else to drop; to look again took longer than the rest.
     waits: ManuallyDrop<Option<Waits<A::Path>>>,
 }
@@ -437,7 +416,8 @@ impl<A: Asks, R, W> LockFuture<A, R, W> {
     #[track_caller]
     #[inline]
     fn new(asks: A, reads: R, writes: W) -> Self {
-        LockFuture { asks, call: Call::new(reads, writes), waits: ManuallyDrop::new(None) }
+        let location = Location::caller();
+        LockFuture { asks, reads, writes, location, stage: Stage::Fresh, waits: ManuallyDrop::new(None) }
     }
 }
 
@@ -445,19 +425,19 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
     /// The first poll.
     #[inline]
     fn ask(&mut self, context: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
-        let LockFuture { asks, call, waits } = self;
+        let LockFuture { asks, reads, writes, location, stage, waits } = self;
         // If anything panics it has ended.
-        call.stage = Stage::Ended;
+        *stage = Stage::Ended;
         let wait = Wait::begin();
         let owner = asks.owner();
         let (lock, waits) = asks.lock(waits);
-        let granted = match lock.ask(call.reads.as_slice(), call.writes.as_slice(), owner, call.location) {
+        let granted = match lock.ask(reads.as_slice(), writes.as_slice(), owner, location) {
             Ok(Asked::Granted(entry)) => Ok(entry),
             Ok(Asked::Entered(key, request)) => match lock.set_out_of_task(key, request) {
                 Ok(entry) => Ok(entry),
                 Err(begun) => {
                     *waits = Some(begun);
-                    call.stage = Stage::Waits(wait);
+                    *stage = Stage::Waits(wait);
                     return self.go_on(context);
                 }
             },
@@ -469,12 +449,12 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
     /// A poll while its request waits, or when it has ended.
     #[cold]
     fn go_on(&mut self, context: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
-        let LockFuture { asks, call, waits } = self;
-        let Stage::Waits(_) = call.stage else { return Poll::Pending };
+        let LockFuture { asks, stage, waits, .. } = self;
+        let Stage::Waits(_) = stage else { return Poll::Pending };
         let (lock, waits) = asks.lock(waits);
         // If this panics its request waits still, and is given up when the future is dropped.
         let (granted, _spent) = ready!(lock.go_on(waits, context));
-        match mem::replace(&mut call.stage, Stage::Ended) {
+        match mem::replace(stage, Stage::Ended) {
             Stage::Waits(wait) => Poll::Ready(self.end(wait, granted)),
             Stage::Fresh | Stage::Ended => unreachable!("it has waited until now"),
         }
@@ -484,7 +464,7 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
     #[inline]
     fn end(&mut self, wait: Wait, granted: Result<Entry, LockError>) -> <Self as Future>::Output {
         let outcome = granted.map(|entry| self.asks.guard(entry));
-        wait.end_of(self.call.location, &outcome, &self.call.reads, &self.call.writes);
+        wait.end(self.location, &outcome, &self.reads, &self.writes);
         outcome
     }
 }
@@ -495,7 +475,7 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> Future for LockFuture<A, R, 
     #[inline]
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        match this.call.stage {
+        match this.stage {
             Stage::Fresh => this.ask(context),
             Stage::Waits(_) | Stage::Ended => this.go_on(context),
         }
@@ -504,7 +484,7 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> Future for LockFuture<A, R, 
 
 impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> FusedFuture for LockFuture<A, R, W> {
     fn is_terminated(&self) -> bool {
-        matches!(self.call.stage, Stage::Ended)
+        self.stage.is_ended()
     }
 }
 
@@ -524,11 +504,6 @@ impl<A: Asks, R, W> Drop for LockFuture<A, R, W> {
 /// Shows how far it has come.
 impl<A: Asks, R, W> fmt::Debug for LockFuture<A, R, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stage = match self.call.stage {
-            Stage::Fresh => "not polled",
-            Stage::Waits(_) => "waits",
-            Stage::Ended => "ended",
-        };
-        f.debug_struct("LockFuture").field("stage", &format_args!("{stage}")).finish_non_exhaustive()
+        self.stage.show("LockFuture", f)
     }
 }

@@ -18,7 +18,7 @@ use crate::replica::ask::Asking;
 use crate::replica::{Ask, RequestId};
 use crate::sync;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker, ready};
 use std::time::Instant;
 
 /// See the header. Under the state's mutex.
@@ -71,22 +71,21 @@ pub(crate) struct Asked {
 }
 
 impl Client {
-    /// Has a request granted to a task, as [`Client::acquire`] does to a thread. `None`: the waker is called when it is to ask
-    /// again.
+    /// Has a request granted to a task, as [`Client::acquire`] does to a thread.
     pub(crate) fn poll_acquire(
         self: &Arc<Self>,
         asked: &mut Asked,
         waker: &Waker,
         mut plan: impl FnMut(&Asking) -> Result<Ask, MachineLockError>,
         odd_frame: impl Fn() -> MachineLockError,
-    ) -> Option<Result<Granted, MachineLockError>> {
+    ) -> Poll<Result<Granted, MachineLockError>> {
         loop {
             let Some((joined, id)) = asked.request.clone() else {
-                match self.poll(Wants::Session { is_try: false }, &mut asked.turn, waker)? {
+                match ready!(self.poll(Wants::Session { is_try: false }, &mut asked.turn, waker)) {
                     Ok(Got::Session(joined)) => {
                         let ask = match plan(&joined.asking) {
                             Ok(ask) => ask,
-                            Err(error) => return Some(Err(error)),
+                            Err(error) => return Poll::Ready(Err(error)),
                         };
                         let mut state = self.state.lock();
                         if let Some(session) = state.session_of(joined.generation) {
@@ -94,17 +93,17 @@ impl Client {
                         }
                     }
                     Ok(Got::Outcome(_) | Got::Done) => unreachable!("it wants a session"),
-                    Err(stop) => return Some(Err(stop.of_request(false))),
+                    Err(stop) => return Poll::Ready(Err(stop.of_request(false))),
                 }
                 continue;
             };
             let generation = joined.generation;
             let wants = Wants::Settled { generation, id, is_try: false, look: None };
-            let settled = self.poll(wants, &mut asked.turn, waker)?;
+            let settled = ready!(self.poll(wants, &mut asked.turn, waker));
             asked.request = None;
             match settled {
                 Ok(Got::Outcome(Outcome::Granted(fence))) => {
-                    return Some(Ok(Granted { joined, id, fence, by_task: true }));
+                    return Poll::Ready(Ok(Granted { joined, id, fence, by_task: true }));
                 }
                 Ok(got) => {
                     if let Some(session) = self.state.lock().session_of(generation) {
@@ -112,14 +111,14 @@ impl Client {
                     }
                     self.keeper.notify_one();
                     if matches!(got, Got::Outcome(Outcome::OddFrame)) {
-                        return Some(Err(odd_frame()));
+                        return Poll::Ready(Err(odd_frame()));
                     }
                     // As in `acquire`: it asks again.
                 }
                 Err(Stop::Over | Stop::Deadline) => {}
                 Err(Stop::Failed(error)) => {
                     self.withdraw(&joined, id);
-                    return Some(Err(error.into()));
+                    return Poll::Ready(Err(error.into()));
                 }
             }
         }
@@ -137,7 +136,7 @@ impl Client {
     }
 
     /// What a task wants, if it is there; otherwise the waker is called when the task is to ask again.
-    fn poll(self: &Arc<Self>, wants: Wants, turn: &mut Turn, waker: &Waker) -> Option<Result<Got, Stop>> {
+    fn poll(self: &Arc<Self>, wants: Wants, turn: &mut Turn, waker: &Waker) -> Poll<Result<Got, Stop>> {
         let waker = waker.clone();
         let mut state = self.state.lock();
         let former = state.tasks.leave(turn);
@@ -165,7 +164,7 @@ impl Client {
         }
         drop(state);
         drop(former);
-        outcome
+        outcome.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Starts the thread that wakes tasks, unless there is one.
