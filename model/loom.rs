@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
-use treelock::{LockError, LockOwner, PathError, Segments, TreeLock, TreePath};
+use treelock::{HeldLock, LockError, LockOwner, PathError, Segments, TreeLock, TreePath};
 
 type Lock = TreeLock<str>;
 
@@ -1012,14 +1012,17 @@ fn part_released_that_covered_a_read_against_publication() {
 /// G2: of two owners in a deadlock, one gets the report and the other goes on.
 #[test]
 fn deadlock_of_owners_is_reported_to_one() {
-    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
-        fn reports(owner: &mut LockOwner<str>, wanted: &'static str) -> usize {
-            match owner.lock(&[], &[wanted]) {
-                Ok(_wanted) => 0,
-                Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
-                Err(error) => panic!("{error}"),
-            }
-        }
+    one_of_two_owners_is_told(|owner, wanted| owner.lock(&[], &[wanted]));
+}
+
+/// Two owners that each have what the other asks for.
+fn one_of_two_owners_is_told(ask: fn(&mut LockOwner<str>, &'static str) -> Result<HeldLock, LockError>) {
+    model(Bounds { quick: 2, slow: Some(3) }, move |lock| {
+        let reports = move |owner: &mut LockOwner<str>, wanted| match ask(owner, wanted) {
+            Ok(_wanted) => 0,
+            Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
+            Err(error) => panic!("{error}"),
+        };
         let mut owner = lock.owner();
         let _held = owner.lock(&[], &["a"]).unwrap();
         let other = spawn(lock, move |lock| {
@@ -1640,31 +1643,7 @@ fn a_waker_locks_while_others_do() {
 /// G2: of two owners that nest in tasks and are in a deadlock, one gets the report and the other goes on.
 #[test]
 fn deadlock_of_tasks_is_reported_to_one() {
-    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
-        fn reports(owner: &mut LockOwner<str>, wanted: &'static str) -> usize {
-            match block_on(owner.lock_async(&[], &[wanted])) {
-                Ok(_wanted) => 0,
-                Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
-                Err(error) => panic!("{error}"),
-            }
-        }
-        let mut owner = lock.owner();
-        let _held = owner.lock(&[], &["a"]).unwrap();
-        let other = spawn(lock, move |lock| {
-            let mut owner = lock.owner();
-            let _held = owner.lock(&[], &["b"]).unwrap();
-            reports(&mut owner, "a")
-        });
-        until_waiting(lock, 1);
-        let clock = spawn(lock, |lock| {
-            until_waiting(lock, 2);
-            lock.strike(false);
-        });
-        let reports = reports(&mut owner, "b");
-        drop(owner);
-        clock.join().unwrap();
-        assert_eq!(reports + other.join().unwrap(), 1, "one report resolves it");
-    });
+    one_of_two_owners_is_told(|owner, wanted| block_on(owner.lock_async(&[], &[wanted])));
 }
 
 /// G2: a look for deadlocks reports nothing to a task while the release that ends its wait is on its way; and the thread
