@@ -5,6 +5,8 @@
 //! whom, so that a hang in the lock itself fails the tests too.
 #![allow(dead_code)] // each test binary uses a part of this
 
+pub(crate) mod wakers;
+
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};

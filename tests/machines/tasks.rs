@@ -2,12 +2,12 @@
 
 use super::conformance::{Place, admits, is_free, lock, of_each_engine, wait_for_waiters};
 use super::server::Server;
+use crate::common::wakers::{Calls, poll};
 use crate::common::{LIMIT, wait_until};
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Builder;
@@ -23,25 +23,10 @@ of_each_engine! {
     ]
 }
 
-/// A waker that counts how often it was called.
-#[derive(Default)]
-struct Calls(AtomicUsize);
-
-impl Wake for Calls {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
-    Pin::new(future).poll(&mut Context::from_waker(waker))
-}
-
 /// Each poll returns at once; so the future is polled when it is woken, until the request waits in the order.
-fn poll_until_waiting<F: Future + Unpin>(future: &mut F, calls: &Arc<Calls>, waits: impl Fn() -> bool) {
-    let waker = Waker::from(Arc::clone(calls));
+fn poll_until_waiting<F: Future + Unpin>(future: &mut F, waker: &Waker, waits: impl Fn() -> bool) {
     wait_until("it waits in the order", || {
-        assert!(poll(future, &waker).is_pending(), "it need not wait");
+        assert!(poll(future, waker).is_pending(), "it need not wait");
         waits()
     });
 }
@@ -49,15 +34,15 @@ fn poll_until_waiting<F: Future + Unpin>(future: &mut F, calls: &Arc<Calls>, wai
 fn a_task_waits_for_another_client_and_is_served_in_its_order(place: &impl Place) {
     let (one, other) = (place.open(), place.open());
     let held = lock(&one, "w:a");
-    let calls = Arc::new(Calls::default());
+    let (calls, waker) = Calls::new();
     let mut task = other.lock_async([], ["a/b"]);
-    poll_until_waiting(&mut task, &calls, || one.snapshot().unwrap().waiters.len() == 1);
+    poll_until_waiting(&mut task, &waker, || one.snapshot().unwrap().waiters.len() == 1);
     thread::scope(|scope| {
         let behind = scope.spawn(|| drop(lock(&one, "r:a")));
         wait_for_waiters(&one, 2);
-        let before = calls.0.load(Ordering::SeqCst);
+        let before = calls.count();
         held.release().unwrap();
-        wait_until("it is woken", || calls.0.load(Ordering::SeqCst) > before);
+        wait_until("it is woken", || calls.count() > before);
         let guard = pollster::block_on(&mut task).unwrap();
         assert!(!behind.is_finished() && guard.is_valid(), "the thread is behind it");
         drop(guard);
@@ -72,7 +57,7 @@ fn a_dropped_future_leaves_its_queue(place: &impl Place) {
     let (one, other) = (place.open(), place.open());
     let held = lock(&one, "r:a");
     let mut task = other.write_async("a");
-    poll_until_waiting(&mut task, &Arc::default(), || one.snapshot().unwrap().waiters.len() == 1);
+    poll_until_waiting(&mut task, Waker::noop(), || one.snapshot().unwrap().waiters.len() == 1);
     assert!(!admits(&one, "r:a"));
     drop(task);
     wait_until("readers are let in again", || admits(&one, "r:a"));
@@ -85,7 +70,7 @@ fn a_future_that_is_dropped_after_its_grant_hands_it_on(place: &impl Place) {
     let (one, other) = (place.open(), place.open());
     let held = lock(&one, "w:a");
     let mut task = other.write_async("a");
-    poll_until_waiting(&mut task, &Arc::default(), || one.snapshot().unwrap().waiters.len() == 1);
+    poll_until_waiting(&mut task, Waker::noop(), || one.snapshot().unwrap().waiters.len() == 1);
     held.release().unwrap();
     wait_until("it is granted", || one.snapshot().unwrap().waiters.is_empty());
     assert!(!admits(&one, "r:a"));

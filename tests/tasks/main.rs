@@ -14,37 +14,9 @@ mod polls;
 mod runtimes;
 mod wakers;
 
+use common::wakers::{Calls, poll};
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-
-/// A waker that counts how often it was called.
-#[derive(Default)]
-struct Calls(AtomicUsize);
-
-impl Wake for Calls {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-impl Calls {
-    fn new() -> (Arc<Calls>, Waker) {
-        let calls = Arc::new(Calls::default());
-        (Arc::clone(&calls), Waker::from(calls))
-    }
-
-    fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
-    }
-}
-
-/// Polls a future once.
-fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
-    Pin::new(future).poll(&mut Context::from_waker(waker))
-}
+use std::task::{Poll, Waker};
 
 /// Polls a future that is ready.
 #[track_caller]
