@@ -8,9 +8,8 @@
 
 use crate::server::Files;
 use comfy_table::Table;
-use rand::Rng;
 use rand::rngs::SmallRng;
-use rand::{SeedableRng, seq::IndexedRandom};
+use rand::{Rng, SeedableRng};
 use reqwest::{Client, Method, StatusCode};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,6 +19,9 @@ use tokio::net::TcpListener;
 
 const FOLDERS: usize = 3;
 const FILES: usize = 12;
+
+/// The lines of a file.
+const LINES: usize = 200;
 
 /// What `--load` does.
 #[derive(Clone, Copy, Debug)]
@@ -76,13 +78,11 @@ pub async fn clients(load: Load) -> Result<Arc<Seen>, Failed> {
 
     let seen = Arc::new(Seen::default());
     let user = User { http: Client::new(), base, seen: Arc::clone(&seen), random: SmallRng::seed_from_u64(1) };
-    for folder in ["", "/aside", "/box"] {
-        if !folder.is_empty() {
-            user.ask("MKCOL", folder, None).await?;
-        }
+    for folder in ["/aside", "/box"] {
+        user.ask("MKCOL", folder, None).await?;
     }
     for folder in 0..FOLDERS {
-        user.replace(&format!("/box/{folder}")).await?;
+        user.replace(&boxed(folder)).await?;
     }
     let end = Instant::now() + load.seconds;
     let clients: Vec<_> = (0..load.clients)
@@ -101,6 +101,10 @@ pub async fn clients(load: Load) -> Result<Arc<Seen>, Failed> {
     }
     server.abort();
     Ok(seen)
+}
+
+fn boxed(number: usize) -> String {
+    format!("/box/{number}")
 }
 
 #[derive(Clone)]
@@ -137,16 +141,13 @@ impl User {
     }
 
     async fn act(&mut self, number: usize) -> Result<(), Failed> {
-        let folders: Vec<String> = (0..FOLDERS).map(|folder| format!("/box/{folder}")).collect();
-        let folder = folders.choose(&mut self.random).expect("there are some").clone();
+        let number_of_folder = self.random.random_range(0..FOLDERS);
+        let folder = boxed(number_of_folder);
         match number % 3 {
             0 => self.replace(&folder).await,
             1 => {
-                let other = (1
-                    + self.random.random_range(0..FOLDERS - 1)
-                    + folders.iter().position(|of| *of == folder).unwrap_or(0))
-                    % FOLDERS;
-                if self.ask("COPY", &folder, Some(&folders[other])).await?.0.is_success() {
+                let other = (number_of_folder + self.random.random_range(1..FOLDERS)) % FOLDERS;
+                if self.ask("COPY", &folder, Some(&boxed(other))).await?.0.is_success() {
                     self.seen.copied.fetch_add(1, Relaxed);
                 }
                 Ok(())
@@ -161,7 +162,7 @@ impl User {
         let aside = format!("/aside/{number}");
         self.ask("MKCOL", &aside, None).await?;
         for file in 0..FILES {
-            self.send("PUT", &format!("{aside}/{file}"), None, format!("{number}\n").repeat(200)).await?;
+            self.send("PUT", &format!("{aside}/{file}"), None, format!("{number}\n").repeat(LINES)).await?;
         }
         if self.ask("MOVE", &aside, Some(folder)).await?.0.is_success() {
             self.seen.replaced.fetch_add(1, Relaxed);
@@ -182,7 +183,7 @@ impl User {
             texts.push(status.is_success().then_some(text));
         }
         self.ask("DELETE", &aside, None).await?;
-        let is_whole = |text: &String| text.lines().count() == 200;
+        let is_whole = |text: &String| text.lines().count() == LINES;
         let is_one = texts[0].as_ref().is_some_and(is_whole) && texts.iter().all(|text| *text == texts[0]);
         self.seen.read.fetch_add(1, Relaxed);
         if !is_one {
