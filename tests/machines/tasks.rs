@@ -4,9 +4,11 @@ use super::conformance::{Place, admits, is_free, lock, of_each_engine, wait_for_
 use super::server::Server;
 use crate::common::wakers::{Calls, poll};
 use crate::common::{LIMIT, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::task::Waker;
 use std::thread;
 use std::time::Duration;
@@ -19,6 +21,7 @@ of_each_engine! {
         a_task_waits_for_another_client_and_is_served_in_its_order,
         a_dropped_future_leaves_its_queue,
         a_future_that_is_dropped_after_its_grant_hands_it_on,
+        a_thread_that_polled_a_task_is_not_blocked,
         tasks_of_two_clients_count_exactly_though_some_are_cut_off,
     ]
 }
@@ -76,6 +79,33 @@ fn a_future_that_is_dropped_after_its_grant_hands_it_on(place: &impl Place) {
     assert!(!admits(&one, "r:a"));
     drop(task);
     drop(lock(&one, "w:a"));
+    is_free(&one);
+}
+
+/// G2, no false report: the thread that polled a future goes on, and may release what it holds.
+fn a_thread_that_polled_a_task_is_not_blocked(place: &impl Place) {
+    let (one, other) = (place.open(), place.open());
+    let plain = lock(&one, "w:a");
+    let (holds, holds_b) = channel();
+    let (asks, may_ask) = channel();
+    thread::scope(|scope| {
+        let other = &other;
+        let nests = scope.spawn(move || {
+            let _b = lock(&other, "w:b");
+            holds.send(()).unwrap();
+            may_ask.recv().unwrap();
+            other.try_lock_for(&[], &["a"], Duration::from_millis(500)).map(drop)
+        });
+        holds_b.recv().unwrap();
+        let mut task = one.write_async("b");
+        poll_until_waiting(&mut task, Waker::noop(), || one.snapshot().unwrap().waiters.len() == 1);
+        asks.send(()).unwrap();
+        let refused = nests.join().unwrap();
+        assert!(matches!(refused, Err(MachineLockError::TimedOut)), "{refused:?}");
+        drop(pollster::block_on(task).unwrap());
+    });
+    plain.release().unwrap();
+    wait_until("all is released", || one.snapshot().unwrap().holders.is_empty());
     is_free(&one);
 }
 
@@ -140,6 +170,27 @@ fn a_task_whose_lock_is_closed_is_told() {
     let refused = waits.join().unwrap();
     assert!(matches!(refused, Err(MachineLockError::Engine(EngineError::Lost))), "{refused:?}");
     assert!(!guard.is_valid());
+}
+
+/// As a task drops any guard. Nobody answers, so what waited for an answer would still wait when the server goes on.
+#[test]
+fn a_task_that_drops_the_last_of_a_lock_does_not_wait_for_the_engine() {
+    let Some(server) = Server::begin() else { return };
+    let time_to_live = LIMIT * 10;
+    let other = server.open_with(Options::new().time_to_live(time_to_live));
+    let patient = Options::new().time_to_live(time_to_live).response_timeout(time_to_live).patience(time_to_live);
+    let lock = server.open_with(patient);
+    let guard = pollster::block_on(lock.write_async("a")).unwrap();
+    let mut task = lock.write_async("a");
+    poll_until_waiting(&mut task, Waker::noop(), || other.snapshot().unwrap().waiters.len() == 1);
+    drop(lock);
+    let server_is = |signal| kill_process(Pid::from_child(server.child()), signal).unwrap();
+    server_is(Signal::STOP);
+    let drops = thread::spawn(move || drop((guard, task)));
+    wait_until("the last of a lock is dropped", || drops.is_finished());
+    server_is(Signal::CONT);
+    drops.join().unwrap();
+    wait_until("the server is told", || admits(&other, "w:a"));
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Explicit owners in tasks: what they nest, and the deadlocks that are reported.
 
 use super::{Calls, now, poll, waits};
-use crate::common::{Other, admits, assert_free, join, new, spawn, wait_until, wait_until_thread_waits};
+use crate::common::{
+    Other, admits, assert_free, join, new, panic_message, spawn, wait_until, wait_until_thread_waits,
+};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -87,6 +89,26 @@ fn a_cycle_of_a_task_and_a_thread_is_reported_to_the_task() {
     assert_eq!(deadlock.parties.len(), 2);
     drop(owner);
     join(thread);
+    assert_free(&lock, Path::new(""));
+}
+
+/// The task would be told, but nobody polls it: the one that would is blocked itself. So the thread is told at last.
+#[test]
+fn a_cycle_of_a_thread_and_a_task_that_nobody_polls_is_reported_to_the_thread() {
+    let lock = new();
+    let mut owner = lock.owner();
+    let _b = now(owner.lock_async(&[], &["b"])).unwrap();
+    let executor = {
+        let lock = Arc::clone(&lock);
+        spawn("executor", move || {
+            let _a = lock.write("a");
+            let mut task = owner.lock_async(&[], &["a"]);
+            waits(&mut task, Waker::noop());
+            panic_message(|| drop(lock.write("b")))
+        })
+    };
+    let message = join(executor);
+    assert!(message.contains("deadlock"), "{message}");
     assert_free(&lock, Path::new(""));
 }
 

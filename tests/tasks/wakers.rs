@@ -1,12 +1,13 @@
 //! Wakers are code of the user: they change, panic, lock again, and are dropped.
 
 use super::{Calls, now, poll, waits};
-use crate::common::{Other, admits, assert_free, new};
+use crate::common::{Other, admits, assert_free, join, new, spawn, wait_until, wait_until_thread_waits};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Wake, Waker};
-use treelock::{ArcTreeLockGuard, TreeLock};
+use std::time::Duration;
+use treelock::{ArcTreeLockGuard, LockError, TreeLock};
 
 #[test]
 fn the_latest_waker_is_woken() {
@@ -41,7 +42,7 @@ fn no_waker_is_kept_longer_than_its_future() {
 }
 
 /// A waker that does something when it is woken, and when it is dropped.
-struct Does<F: Fn(&'static str) + Send + Sync>(F);
+pub(super) struct Does<F: Fn(&'static str) + Send + Sync>(pub(super) F);
 
 impl<F: Fn(&'static str) + Send + Sync + 'static> Wake for Does<F> {
     fn wake(self: Arc<Self>) {
@@ -101,6 +102,43 @@ fn a_waker_may_lock_again() {
     assert_free(&lock, Path::new(""));
 }
 
+/// What gives up has given back all before it wakes anybody: a waker that locks may ask for a part of that.
+#[test]
+fn a_waker_may_lock_what_the_one_that_gives_up_had() {
+    let lock = new();
+    let reading = now(lock.read_async("b/b")).unwrap();
+    let got = Arc::new(Mutex::new(Vec::new()));
+    let locks = {
+        let (lock, got) = (Arc::clone(&lock), Arc::clone(&got));
+        Waker::from(Arc::new(Does(move |when| {
+            if when == "wake" {
+                got.lock().unwrap().push(lock.try_write_arc("a").is_ok());
+            }
+        })))
+    };
+    // It holds `a`, and waits for `b/b`.
+    let mut both = lock.lock_async(&[], &["a", "b/b"]);
+    waits(&mut both, Waker::noop());
+    let mut behind = lock.read_async("b/b");
+    waits(&mut behind, &locks);
+    drop(both);
+    assert_eq!(*got.lock().unwrap(), [true], "a future that is dropped");
+    assert!(poll(&mut behind, Waker::noop()).is_ready());
+
+    let late = {
+        let lock = Arc::clone(&lock);
+        spawn("late", move || lock.try_lock_for(&[], &["a", "b/b"], Duration::from_millis(100)).map(drop))
+    };
+    wait_until_thread_waits(&lock, "late");
+    let mut behind_it = lock.read_async("b/b");
+    waits(&mut behind_it, &locks);
+    assert!(matches!(join(late), Err(LockError::TimedOut)));
+    assert_eq!(*got.lock().unwrap(), [true, true], "a thread whose deadline passes");
+    assert!(poll(&mut behind_it, Waker::noop()).is_ready());
+    drop((reading, behind, behind_it));
+    assert_free(&lock, Path::new(""));
+}
+
 /// An executor that polls in `wake`: the guards go down the whole queue within one release.
 #[test]
 fn a_waker_may_poll_its_future_and_release() {
@@ -141,5 +179,50 @@ fn a_waker_whose_drop_panics_leaves_nothing() {
     assert!(dropped.is_err());
     assert!(lock.snapshot().waiters.is_empty());
     drop(held);
+    assert_free(&lock, Path::new(""));
+}
+
+/// The owner has it, so it is the owner that drops it when its future was forgotten.
+#[test]
+fn an_owner_releases_all_though_a_waker_panics_when_it_is_dropped() {
+    let lock = new();
+    let held = now(lock.write_async("a")).unwrap();
+    let panics = Waker::from(Arc::new(Does(|when| assert!(when == "wake", "a waker of the test"))));
+    let mut owner = lock.owner();
+    let _b = now(owner.lock_async(&[], &["b"])).unwrap();
+    let mut write = owner.lock_async(&[], &["a"]);
+    waits(&mut write, &panics);
+    drop(panics);
+    std::mem::forget(write);
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(owner)));
+    assert!(dropped.is_err());
+    drop(held);
+    assert_free(&lock, Path::new(""));
+}
+
+/// A waker that panics when it is time to look takes the looks from nobody else.
+#[test]
+fn a_waker_that_panics_stops_no_clock() {
+    let lock = new();
+    let held = now(lock.write_async("a")).unwrap();
+    let woken = Arc::new(AtomicUsize::new(0));
+    let panics = {
+        let woken = Arc::clone(&woken);
+        Waker::from(Arc::new(Does(move |when| {
+            if when == "wake" {
+                woken.fetch_add(1, Ordering::SeqCst);
+                panic!("a waker of the test");
+            }
+        })))
+    };
+    let mut owner = lock.owner();
+    let _b = now(owner.lock_async(&[], &["b"])).unwrap();
+    let mut write = owner.lock_async(&[], &["a"]);
+    waits(&mut write, &panics);
+    wait_until("it is woken to look", || woken.load(Ordering::SeqCst) == 1);
+    waits(&mut write, &panics);
+    wait_until("it is woken to look again", || woken.load(Ordering::SeqCst) == 2);
+    drop(write);
+    drop((owner, held));
     assert_free(&lock, Path::new(""));
 }
