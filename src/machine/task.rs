@@ -145,6 +145,7 @@ impl<P: ?Sized + TreePath, R, W> Drop for MachineLockFuture<P, R, W> {
         if let Stage::Waits(waits) = &mut self.stage {
             self.client.0.abandon(&mut waits.asked);
         }
+        Open::is_left_by_a_task(&self.client);
     }
 }
 

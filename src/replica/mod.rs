@@ -68,10 +68,15 @@ impl About {
     }
 }
 
+/// That of requests of tasks. Threads are numbered from 1.
+#[cfg(all(feature = "machine", feature = "async"))]
+pub(crate) const NO_THREAD: u64 = 0;
+
 /// A request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Ask {
     pub(crate) id: RequestId,
+    /// The thread that is blocked while it waits, or [`NO_THREAD`].
     pub(crate) thread: u64,
     pub(crate) owner: Owner,
     /// Milliseconds since 1970.

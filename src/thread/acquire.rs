@@ -53,6 +53,10 @@ pub(crate) struct Looks(Mutex<Option<Instant>>);
 
 const REST: u32 = 8;
 
+/// A thread that can only panic leaves the report to those that take a refusal, for this many looks: some two seconds. Then it
+/// takes it. One of the others may be a task that nobody polls; its executor may be this thread.
+const LEFT_TO_OTHERS: u32 = 15;
+
 /// The right to look now; the rest begins when it is dropped.
 struct Turn<'a> {
     began: Instant,
@@ -283,10 +287,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         temper: Temper,
     ) -> Result<Entry, LockError> {
         if let Some(waiter) = self.set_out(key, request, temper, Sleeper::Thread) {
-            if let Err((refusal, taken)) = self.wait(request, &waiter, deadline) {
-                self.retreat(key, taken);
-                return Err(self.explain(refusal));
-            }
+            self.wait(request, &waiter, deadline).map_err(|refusal| self.explain(refusal))?;
         }
         Ok(granted(key, request))
     }
@@ -314,7 +315,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 Grant::Behind(number) => {
                     drop(shard);
                     if index + 1 < steps.len() {
-                        self.move_on(&mut Due::of_move(step.node, number));
+                        due.moves.push((step.node, number));
+                        self.move_on(&mut due);
                     }
                     Taken::Steps(1)
                 }
@@ -334,28 +336,23 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         waiter
     }
 
-    /// Parks until the request holds everything; or gives up, and returns the number of steps that it has taken.
+    /// Parks until the request holds everything, or gives up.
     #[cold]
-    fn wait(
-        &self,
-        request: &Request<P>,
-        waiter: &Waiter,
-        deadline: Option<Instant>,
-    ) -> Result<(), (Refusal<P>, usize)> {
+    fn wait(&self, request: &Request<P>, waiter: &Waiter, deadline: Option<Instant>) -> Result<(), Refusal<P>> {
         // Every cycle has a nested request in it, and only a nested one gets the report.
         let mut look = self.ledger.is_nested(request, waiter.sleeper).then_some(FIRST_LOOK);
+        let mut looks = 0;
         loop {
             match waiter.wait(look, deadline) {
                 Woken::Granted => return Ok(()),
                 Woken::At(Time::Deadline) => {
-                    return match self.give_up(waiter.key) {
-                        Some(taken) => Err((Refusal::TimedOut, taken)),
-                        None => Ok(()),
-                    };
+                    return if self.gives_up(waiter.key) { Err(Refusal::TimedOut) } else { Ok(()) };
                 }
                 Woken::At(Time::Look) => {
-                    if let Some(found) = self.look(waiter.key) {
-                        return Err(found);
+                    looks += 1;
+                    let temper = if looks > LEFT_TO_OTHERS { Temper::Refusable } else { waiter.temper };
+                    if let Some(refusal) = self.look(waiter.key, temper) {
+                        return Err(refusal);
                     }
                     look = look.map(next_look);
                 }
@@ -363,36 +360,45 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Takes a request out of the queue that it waits in, and returns the number of steps that it has taken; `None` if
-    /// it is granted.
-    pub(crate) fn give_up(&self, key: Key) -> Option<usize> {
+    /// Takes a request out of the queue that it waits in, and gives back what it has taken. Not if it is granted.
+    pub(crate) fn gives_up(&self, key: Key) -> bool {
+        let mut due = Due::default();
         loop {
-            match self.cancel(key, |_| true) {
-                Cancelled::Out(taken) => return Some(taken),
-                Cancelled::Granted => return None,
+            match self.cancel(key, |_| true, &mut due) {
+                Cancelled::Out(taken) => {
+                    self.retreat(key, taken, due);
+                    return true;
+                }
+                Cancelled::Granted => return false,
                 // Each time round it has come further; in the end it waits in a queue, or holds everything.
-                Cancelled::LetOn(node, number) => self.move_on(&mut Due::of_move(node, number)),
+                Cancelled::LetOn(node, number) => {
+                    due.moves.push((node, number));
+                    self.move_on(&mut due);
+                }
                 Cancelled::Not => unreachable!("it gives up wherever it waits"),
             }
         }
     }
 
-    /// Looks whether a request waits in a deadlock. If it has to report one, it is taken out of its queue, and the
-    /// number of steps that it has taken is returned too.
-    pub(crate) fn look(&self, key: Key) -> Option<(Refusal<P>, usize)> {
+    /// Looks whether a request waits in a deadlock, as one of that temper. If it has to report one, it gives up.
+    pub(crate) fn look(&self, key: Key, temper: Temper) -> Option<Refusal<P>> {
         let turn = self.looks.turn();
-        let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key));
+        let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key, temper));
         drop(turn);
         let cycle = cycle?;
+        let mut due = Due::default();
         // Only where the look found it: if it has come further, another one of the cycle has given up.
-        match self.cancel(key, Waiting::is_reported) {
-            Cancelled::Out(taken) => Some((Refusal::Deadlock(cycle), taken)),
+        match self.cancel(key, Waiting::is_reported, &mut due) {
+            Cancelled::Out(taken) => {
+                self.retreat(key, taken, due);
+                Some(Refusal::Deadlock(cycle))
+            }
             _ => None,
         }
     }
 
     /// Takes a request out of the queue that it waits in, if it is to give up there.
-    fn cancel(&self, key: Key, gives_up: impl Fn(&Waiting) -> bool) -> Cancelled {
+    fn cancel(&self, key: Key, gives_up: impl Fn(&Waiting) -> bool, due: &mut Due) -> Cancelled {
         loop {
             let Some((request, waiting)) = self.ledger.waiting(key) else { return Cancelled::Granted };
             let step = waiting.step;
@@ -402,11 +408,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 Standing::Queued(_) => return Cancelled::Not,
                 Standing::LetOn(number) => return Cancelled::LetOn(node, number),
             };
-            let mut due = Due::default();
             let mut shard = self.table.lock(Place::of(node));
-            let is_out = shard.cancel(key, node, ticket, &self.ledger, &mut due);
+            let is_out = shard.cancel(key, node, ticket, &self.ledger, due);
             drop(shard);
-            self.move_on(&mut due);
+            self.move_on(due);
             if is_out {
                 return Cancelled::Out(step);
             }
@@ -515,7 +520,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             Err(leaving) => {
                 drop(shard);
                 let taken = leaving.request.plan.steps().len();
-                self.give_back(key, leaving, taken);
+                self.give_back(key, leaving, taken, Due::default());
             }
         }
     }
@@ -529,8 +534,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     }
 
     /// Releases the first steps of a request, the last of them first, and removes its entry.
-    fn give_back(&self, key: Key, leaving: Leaving<P>, taken: usize) {
-        let mut due = Due::default();
+    fn give_back(&self, key: Key, leaving: Leaving<P>, taken: usize, mut due: Due) {
         let mut left = taken;
         while left > 0 {
             if leaving.may_have_published(left) {
@@ -637,9 +641,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         Ok(())
     }
 
-    /// Removes a request that has given up, and gives back the steps that it has taken.
-    pub(crate) fn retreat(&self, key: Key, taken: usize) {
-        self.give_back(key, self.ledger.refuse(key), taken);
+    /// Removes a request that has given up, and gives back the steps that it has taken. Those that it has let in by giving up
+    /// are woken then: what wakes them may ask for what it had.
+    fn retreat(&self, key: Key, taken: usize, due: Due) {
+        self.give_back(key, self.ledger.refuse(key), taken, due);
     }
 
     pub(crate) fn explain(&self, refusal: Refusal<P>) -> LockError {

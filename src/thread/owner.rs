@@ -174,11 +174,11 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// # Ok::<(), treelock::LockError>(())
     /// ```
     pub fn release_all(&mut self) {
+        // If a path or a waker panics when it is dropped, unwinding releases the rest.
+        let lock = Arc::clone(&self.lock);
+        let held = std::mem::take(&mut self.held).into_values().rev();
+        let held: Vec<_> = held.map(|entry| Released { lock: &lock, entry }).collect();
         self.settle();
-        // If a path panics when it is dropped, unwinding releases the rest.
-        let lock = &*self.lock;
-        let held: Vec<_> =
-            std::mem::take(&mut self.held).into_values().rev().map(|entry| Released { lock, entry }).collect();
         drop(held);
     }
 

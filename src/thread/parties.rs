@@ -1,6 +1,6 @@
 //! The parties of a search for deadlocks, gathered from a locked ledger. The search itself is in `core/deadlock.rs`.
 
-use crate::core::deadlock::{Party, cycle_through};
+use crate::core::deadlock::{Party, Temper, cycle_through};
 use crate::core::mode::Mode;
 use crate::core::node_id::NodeId;
 use crate::core::owner::OwnerId;
@@ -17,8 +17,13 @@ pub(crate) struct Member<P: TreePath + ?Sized> {
     pub(crate) taken: Option<Mode>,
 }
 
-/// Finds the cycle that the entry waits in, and marks the entry, so that no other request reports the same cycle.
-pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Key) -> Option<Vec<Member<P>>> {
+/// Finds the cycle that the entry waits in, if one of that temper is to report it, and marks the entry, so that no other request
+/// reports the same cycle.
+pub(crate) fn find<P: TreePath + ?Sized>(
+    mut ledger: LockedLedger<'_, P>,
+    me: Key,
+    temper: Temper,
+) -> Option<Vec<Member<P>>> {
     let mut parties = Vec::new();
     let mut keys = Vec::new();
     let mut owners = Vec::new();
@@ -35,7 +40,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(mut ledger: LockedLedger<'_, P>, me: Ke
         pinned_by.extend(entry.owner().map(|owner| (owner, parties.len())));
         keys.push(key);
         let node = entry.request.plan.steps()[waiting.step].node;
-        parties.push(Party::new(node, ticket, waiting.waiter.temper));
+        parties.push(Party::new(node, ticket, if key == me { temper } else { waiting.waiter.temper }));
     }
     let awaited: HashSet<NodeId> = parties.iter().map(Party::node).collect();
     let pins = |entry: &Entry<P>| pinned_by.get(&entry.owner().filter(|_| entry.is_granted())?).copied();

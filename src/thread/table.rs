@@ -80,11 +80,6 @@ pub(crate) struct Due {
 }
 
 impl Due {
-    /// The movers of a node up to that number.
-    pub(crate) fn of_move(node: NodeId, number: u64) -> Self {
-        Due { granted: Vec::new(), moves: vec![(node, number)] }
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.granted.is_empty() && self.moves.is_empty()
     }

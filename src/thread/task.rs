@@ -43,6 +43,8 @@ use std::mem::{self, ManuallyDrop};
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(not(feature = "model"))]
+use std::task::Waker;
 use std::task::{Context, Poll, ready};
 #[cfg(not(feature = "model"))]
 use std::time::Duration;
@@ -73,10 +75,11 @@ impl Look {
         }
     }
 
-    /// Whether it is time to look. If not, the task is woken when it is.
+    /// Whether it is time to look. If not, the waiter wakes its task when it is.
     #[cfg(not(feature = "model"))]
-    fn is_due(&mut self, _waiter: &Waiter, context: &mut Context<'_>) -> bool {
-        let is_due = Pin::new(&mut self.delay).poll(context).is_ready();
+    fn is_due(&mut self, waiter: &Arc<Waiter>) -> bool {
+        let wakes = Waker::from(Arc::clone(waiter));
+        let is_due = Pin::new(&mut self.delay).poll(&mut Context::from_waker(&wakes)).is_ready();
         if is_due {
             self.rest = next_look(self.rest);
             self.delay.reset(self.rest);
@@ -86,7 +89,7 @@ impl Look {
 
     /// A model's clock strikes.
     #[cfg(feature = "model")]
-    fn is_due(&mut self, waiter: &Waiter, _context: &mut Context<'_>) -> bool {
+    fn is_due(&mut self, waiter: &Arc<Waiter>) -> bool {
         waiter.has_struck()
     }
 }
@@ -115,12 +118,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             return Poll::Ready((Ok(granted(waiter.key, request)), place.take()));
         }
         let key = waiter.key;
-        while look.as_mut().is_some_and(|look| look.is_due(waiter, context)) {
-            if let Some((refusal, taken)) = self.look(key) {
-                let waker = waiter.take_waker();
+        while look.as_mut().is_some_and(|look| look.is_due(waiter)) {
+            if let Some(refusal) = self.look(key, Temper::Refusable) {
+                let _waker = waiter.take_waker();
                 let waits = place.take();
-                self.retreat(key, taken);
-                drop(waker);
                 return Poll::Ready((Err(self.explain(refusal)), waits));
             }
         }
@@ -133,9 +134,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         // The waker and the timer are dropped after the rest, even by unwinding: they run code of the user.
         let Some(Waits { request, waiter, look: _look }) = place.take() else { return };
         let _waker = waiter.take_waker();
-        match self.give_up(waiter.key) {
-            Some(taken) => self.retreat(waiter.key, taken),
-            None => self.release(granted(waiter.key, &request)),
+        if !self.gives_up(waiter.key) {
+            self.release(granted(waiter.key, &request));
         }
     }
 
@@ -279,12 +279,16 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// # }).unwrap();
     /// ```
     ///
-    /// The first time that a nested request waits for 20 ms, a thread is started that tells such requests when to look for
+    /// With the first nested request that has to wait, a thread begins that tells such requests when to look for
     /// a deadlock; there is one in a process.
     ///
     /// # Errors
     ///
     /// [`LockError::Deadlock`], [`LockError::Path`].
+    ///
+    /// # Panics
+    ///
+    /// When it is polled, if that thread cannot be started.
     #[track_caller]
     pub fn lock_async<R: Roots<P>, W: Roots<P>>(&mut self, reads: R, writes: W) -> LockFuture<&mut Self, R, W> {
         self.settle();

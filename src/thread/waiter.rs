@@ -25,6 +25,12 @@ use crate::sync::spin;
 use crate::sync::{Condvar, Mutex};
 use crate::thread::ledger::Key;
 #[cfg(feature = "async")]
+use std::mem;
+#[cfg(all(feature = "async", not(feature = "model")))]
+use std::sync::Arc;
+#[cfg(all(feature = "async", not(feature = "model")))]
+use std::task::Wake;
+#[cfg(feature = "async")]
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -109,25 +115,22 @@ impl Waiter {
     /// Whether the task holds everything; if not, it is woken by this waker when it does.
     #[cfg(feature = "async")]
     pub(crate) fn poll(&self, waker: &Waker) -> bool {
+        let mut new = None;
         let mut state = self.state.lock();
-        if !state.granted {
-            if state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                return false;
-            }
+        if !state.granted && !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             drop(state);
-            let new = waker.clone();
+            new = Some(waker.clone());
             state = self.state.lock();
-            if !state.granted {
-                let old = state.waker.replace(new);
-                drop(state);
-                drop(old);
-                return false;
-            }
         }
-        let old = state.waker.take();
+        let granted = state.granted;
+        let old = match new.is_some() && !granted {
+            true => mem::replace(&mut state.waker, new.take()),
+            false => state.waker.take_if(|_| granted),
+        };
+        // Whichever of them is not kept is dropped after that.
         drop(state);
-        drop(old);
-        true
+        drop((old, new));
+        granted
     }
 
     /// Takes the waker out: nobody wakes the task any more.
@@ -139,7 +142,7 @@ impl Waiter {
     /// Whether a model's clock has struck for a look since this was last asked.
     #[cfg(all(feature = "async", feature = "model"))]
     pub(crate) fn has_struck(&self) -> bool {
-        std::mem::take(&mut self.state.lock().struck).contains(&Time::Look)
+        mem::take(&mut self.state.lock().struck).contains(&Time::Look)
     }
 
     #[cfg(not(feature = "model"))]
@@ -200,6 +203,15 @@ impl Waiter {
         // Under the mutex; otherwise the waiter might see what has struck before this wakes it, and the wake-up would
         // be in vain.
         self.wake.notify_one();
+    }
+}
+
+/// Wakes a task that is to look for a deadlock, by the thread of a clock. That thread is one for all, so no panic of a waker ends
+/// it, and it drops no waker of anybody else.
+#[cfg(all(feature = "async", not(feature = "model")))]
+impl Wake for Waiter {
+    fn wake(self: Arc<Self>) {
+        self.wake_task();
     }
 }
 

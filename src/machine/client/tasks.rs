@@ -7,16 +7,18 @@
 //!
 //! Invariants:
 //!
-//! 1. A task is in the list from a poll that leaves it waiting until its next poll, or until its future is dropped.
-//! 2. It has its waker there until it is to be polled again: what it wants is there or will never be, its patience is over, or
-//!    the client has ended.
+//! A task waits here from a poll that leaves it waiting until it is to be polled again: what it wants is there or will never be, its
+//! patience is over, a call has failed, or the client has ended. Then its waker is due. It leaves earlier if it is polled for another
+//! reason, or its future is dropped. So for a task that was woken and that nobody polls, nothing is sent.
 
 use super::{Client, Got, Granted, Joined, Locked, Stop, Wants};
 use crate::machine::error::MachineLockError;
 use crate::machine::session::Outcome;
 use crate::replica::ask::Asking;
-use crate::replica::{Ask, RequestId};
+use crate::replica::{Ask, NO_THREAD, RequestId};
 use crate::sync;
+use std::collections::BTreeMap;
+use std::mem;
 use std::sync::Arc;
 use std::task::{Poll, Waker, ready};
 use std::time::Instant;
@@ -24,33 +26,38 @@ use std::time::Instant;
 /// See the header. Under the state's mutex.
 #[derive(Default)]
 pub(super) struct Tasks {
-    list: Vec<Task>,
+    /// Those that wait, by number.
+    waiting: BTreeMap<u64, Task>,
     /// The number of tasks so far.
     numbers: u64,
+    /// The wakers that are to be called.
     due: Vec<Waker>,
     /// Whether there is a thread that wakes them.
     has_thread: bool,
 }
 
 struct Task {
-    number: u64,
     wants: Wants,
     /// When its patience ends.
     until: Option<Instant>,
-    waker: Option<Waker>,
+    waker: Waker,
 }
 
 impl Tasks {
-    /// Takes a task out of the list.
+    /// Has a task wait no longer.
     fn leave(&mut self, turn: &mut Turn) -> Option<Waker> {
-        let number = turn.number.take()?;
-        let place = self.list.iter().position(|task| task.number == number)?;
-        self.list.swap_remove(place).waker
+        Some(self.waiting.remove(&turn.number.take()?)?.waker)
     }
 
-    /// What they want.
+    /// Has those woken that are to be polled again.
+    fn wake(&mut self, is_due: impl Fn(&Task) -> bool) {
+        let due: Vec<u64> = self.waiting.iter().filter(|(_, task)| is_due(task)).map(|(&number, _)| number).collect();
+        self.due.extend(due.iter().filter_map(|number| self.waiting.remove(number)).map(|task| task.waker));
+    }
+
+    /// What those want that wait.
     pub(super) fn waiting(&self) -> impl Iterator<Item = Wants> {
-        self.list.iter().map(|task| task.wants)
+        self.waiting.values().map(|task| task.wants)
     }
 }
 
@@ -84,7 +91,8 @@ impl Client {
                 match ready!(self.poll(Wants::Session { is_try: false }, &mut asked.turn, waker)) {
                     Ok(Got::Session(joined)) => {
                         let ask = match plan(&joined.asking) {
-                            Ok(ask) => ask,
+                            // The thread that polls is not blocked, so nothing that it holds is pinned by this request.
+                            Ok(ask) => Ask { thread: NO_THREAD, ..ask },
                             Err(error) => return Poll::Ready(Err(error)),
                         };
                         let mut state = self.state.lock();
@@ -178,12 +186,12 @@ impl Client {
         Ok(())
     }
 
-    /// Puts a task into the list.
+    /// Has a task wait.
     fn park(&self, state: &mut Locked<'_>, wants: Wants, turn: &mut Turn, waker: Waker, until: Option<Instant>) {
         state.tasks.numbers += 1;
         let number = state.tasks.numbers;
         turn.number = Some(number);
-        state.tasks.list.push(Task { number, wants, until, waker: Some(waker) });
+        state.tasks.waiting.insert(number, Task { wants, until, waker });
         if until.is_some() {
             self.waking.notify_one();
         }
@@ -191,13 +199,9 @@ impl Client {
 
     /// Has those tasks woken that have got what they want, or may give up; after an answer, or a failure.
     pub(super) fn wake_settled_tasks(&self, state: &mut Locked<'_>) {
-        let mut tasks = std::mem::take(&mut state.tasks.list);
-        for task in &mut tasks {
-            if state.failing.is_some() || state.has_ended || state.gets(task.wants).is_some() {
-                state.tasks.due.extend(task.waker.take());
-            }
-        }
-        state.tasks.list = tasks;
+        let mut tasks = mem::take(&mut state.tasks);
+        tasks.wake(|task| state.failing.is_some() || state.has_ended || state.gets(task.wants).is_some());
+        state.tasks = tasks;
         if !state.tasks.due.is_empty() {
             self.waking.notify_one();
         }
@@ -209,12 +213,8 @@ impl Client {
         loop {
             let (now, has_ended) = (Instant::now(), state.has_ended);
             let tasks = &mut state.tasks;
-            for task in &mut tasks.list {
-                if has_ended || task.until.is_some_and(|until| now >= until) {
-                    tasks.due.extend(task.waker.take());
-                }
-            }
-            let due = std::mem::take(&mut tasks.due);
+            tasks.wake(|task| has_ended || task.until.is_some_and(|until| now >= until));
+            let due = mem::take(&mut tasks.due);
             if !due.is_empty() {
                 drop(state);
                 due.into_iter().for_each(sync::wake);
@@ -222,7 +222,7 @@ impl Client {
             } else if has_ended {
                 return;
             } else {
-                let until = tasks.list.iter().filter(|task| task.waker.is_some()).filter_map(|task| task.until).min();
+                let until = tasks.waiting.values().filter_map(|task| task.until).min();
                 state = self.waking.wait_until(state, until).0;
             }
         }
