@@ -97,16 +97,28 @@ impl Display for Process {
     }
 }
 
+/// Who holds or waits, within a process.
+fn thread_or_owner(owner: &Option<String>, thread: &str) -> String {
+    match owner {
+        Some(owner) => format!("owner {}", Plain(owner).quoted()),
+        None => Plain(thread).quoted(),
+    }
+}
+
 impl Display for Deadlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.parties.iter().any(|party| party.waits.owner.is_some()) { "owner" } else { "thread" };
         match self.parties.len() {
+            // An owner that asks in a thread which has a guard of its own.
             1 => f.write_str("deadlock of a thread with itself:")?,
-            length => write!(f, "deadlock of {length} threads:")?,
+            length => write!(f, "deadlock of {length} {kind}s:")?,
         }
         let who = |place: usize| {
-            let Waiter { process, thread, .. } = &self.parties[place].waits;
-            let thread = Plain(thread).quoted();
-            process.as_ref().map_or(thread.clone(), |process| format!("{process}, thread {thread}"))
+            let Waiter { process, owner, thread, .. } = &self.parties[place].waits;
+            match process {
+                Some(process) => format!("{process}, thread {}", Plain(thread).quoted()),
+                None => thread_or_owner(owner, thread),
+            }
         };
         for (place, Party { waits, holds }) in self.parties.iter().enumerate() {
             let (asked, location) = (FirstOf(&waits.roots), Plain(&waits.location));
@@ -126,15 +138,15 @@ impl Display for Deadlock {
 impl Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut drawing = Drawing::default();
-        let who = |process: &Option<Process>, thread: &str| match process {
+        let who = |process: &Option<Process>, owner: &Option<String>, thread: &str| match process {
             Some(process) => process.to_string(),
-            None => Plain(thread).quoted(),
+            None => thread_or_owner(owner, thread),
         };
-        for holder in &self.holders {
-            drawing.add_holder(&who(&holder.process, &holder.thread), holder, Since(self.age(holder.since)));
+        for holder @ Holder { process, owner, thread, since, .. } in &self.holders {
+            drawing.add_holder(&who(process, owner, thread), holder, Since(self.age(*since)));
         }
-        for waiter in &self.waiters {
-            drawing.add_waiter(&who(&waiter.process, &waiter.thread), waiter, Since(self.age(waiter.since)));
+        for waiter @ Waiter { process, owner, thread, since, .. } in &self.waiters {
+            drawing.add_waiter(&who(process, owner, thread), waiter, Since(self.age(*since)));
         }
         write!(f, "treelock: {} held, {} waiting", self.holders.len(), self.waiters.len())?;
         drawing.draw(f)
@@ -267,17 +279,21 @@ mod tests {
         let (time, evil) = (SystemTime::now(), || String::from("e\x1b[2J\n"));
         let holder = Holder {
             process: Some(Process { member: 1, id: 7, command: evil(), user: evil() }),
+            owner: None,
             thread: evil(),
             location: evil(),
             since: time,
             roots: vec![Root { segments: vec![evil()], mode: Mode::Exclusive }],
         };
-        let Holder { process, thread, location, since, roots } = holder.clone();
+        let Holder { process, owner, thread, location, since, roots } = holder.clone();
         let (at, taken) = (roots[0].clone(), Vec::new());
-        let waiter = Waiter { process, thread, location, since, roots, at, taken };
+        let waiter = Waiter { process, owner, thread, location, since, roots, at, taken };
         let cycle = vec![(waiter.clone(), vec![holder.clone()], Some(Mode::Shared))];
-        let lines =
-            [(Snapshot::new(time, vec![holder], vec![waiter]).to_string(), 5), (Deadlock::new(cycle).to_string(), 4)];
+        let of_owner = Holder { process: None, owner: Some(evil()), ..holder.clone() };
+        let lines = [
+            (Snapshot::new(time, vec![holder, of_owner], vec![waiter]).to_string(), 6),
+            (Deadlock::new(cycle).to_string(), 4),
+        ];
         for (told, count) in lines {
             assert!(!told.chars().any(|char| char.is_control() && char != '\n'), "{told:?}");
             assert_eq!(told.lines().count(), count, "{told}");

@@ -44,7 +44,8 @@ use std::time::{Duration, SystemTime};
 /// ```
 ///
 /// Times are seconds since 1970, with a fraction. Between processes and machines each holder and waiter also has a `process`,
-/// such as `{"member": 3, "id": 4711, "command": "./migrate.sh", "user": "ada"}`. More fields may be added.
+/// such as `{"member": 3, "id": 4711, "command": "./migrate.sh", "user": "ada"}`. What an explicit owner asked for also has an
+/// `owner`, its name. More fields may be added.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -66,6 +67,9 @@ pub struct Holder {
     /// The process that asked, where processes share the lock; a child of it may have inherited the guard.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub process: Option<Process>,
+    /// The explicit owner that asked, if one did: its [name](crate::LockOwner::set_name), or `unnamed-` and a number.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub owner: Option<String>,
     /// The name of the thread that asked, or `unnamed-` and a number.
     pub thread: String,
     /// Where it asked: a place in the source, as `src/job.rs:41:22`, or the text that its program gives instead.
@@ -85,7 +89,10 @@ pub struct Waiter {
     /// The process that waits, where processes share the lock.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub process: Option<Process>,
-    /// The name of the thread that waits, or `unnamed-` and a number.
+    /// The explicit owner that waits, if one does: its [name](crate::LockOwner::set_name), or `unnamed-` and a number.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub owner: Option<String>,
+    /// The name of the thread that asked, or `unnamed-` and a number. It waits, unless a task does.
     pub thread: String,
     /// Where it asked: a place in the source, as `src/job.rs:41:22`, or the text that its program gives instead.
     pub location: String,
@@ -127,7 +134,7 @@ pub struct Root {
     pub mode: Mode,
 }
 
-/// A cycle of threads, in one or several processes: each waits for the next, and the last for the first.
+/// A cycle of threads and explicit owners, in one or several processes: each waits for the next, and the last for the first.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -136,14 +143,14 @@ pub struct Deadlock {
     pub parties: Vec<Party>,
 }
 
-/// A thread in a cycle.
+/// A thread or an explicit owner in a cycle.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Party {
     /// The request that it waits with. It may hold some of its roots already.
     pub waits: Waiter,
-    /// What the party before it in the cycle waits for: guards of this thread, and what its request has taken so far.
+    /// What the party before it in the cycle waits for: guards of this one, and what its request has taken so far.
     pub holds: Vec<Holder>,
 }
 
@@ -171,6 +178,7 @@ impl Deadlock {
             let before = &awaited[place.checked_sub(1).unwrap_or(last)];
             holds.extend(taken.map(|mode| Holder {
                 process: waits.process.clone(),
+                owner: waits.owner.clone(),
                 thread: waits.thread.clone(),
                 location: waits.location.clone(),
                 since: waits.since,

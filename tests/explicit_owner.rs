@@ -24,6 +24,20 @@ fn an_owner_does_not_wait_for_itself_and_excludes_its_thread() {
 }
 
 #[test]
+fn an_owner_asks_for_one_path_without_a_list() {
+    let lock = common::new();
+    let other = Other::holds(&lock, &["c"], &[]);
+    let mut owner = lock.owner();
+    let held = [owner.read("a"), owner.write("a/b"), owner.try_read("c"), owner.try_write("d")].map(Result::unwrap);
+    assert!(admits(&lock, &["a/c", "c"], &[]) && !admits(&lock, &[], &["a/c"]) && !admits(&lock, &["a/b"], &[]));
+    assert!(!admits(&lock, &["d"], &[]));
+    assert!(matches!(owner.try_write("c"), Err(LockError::WouldBlock)));
+    held.into_iter().for_each(|held| owner.release(held));
+    other.releases();
+    assert!(admits(&lock, &[], &[""]));
+}
+
+#[test]
 fn what_an_owner_holds_goes_where_it_goes() {
     let lock = common::new();
     let mut owner = lock.owner();

@@ -92,6 +92,47 @@ fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
     assert_eq!(text, format!("deadlock of 2 threads:\n  {first}\n  {second}"));
 }
 
+/// G2: an owner is known by its name, since any thread may ask for it.
+#[test]
+fn a_report_and_a_snapshot_name_owners() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(2));
+    let parties = [("ada", "a", "b"), ("", "b", "a")].map(|(name, first, second)| {
+        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+        spawn("worker", move || {
+            let mut owner = lock.owner();
+            if !name.is_empty() {
+                owner.set_name("nobody");
+                owner.set_name(name);
+            }
+            let _first = owner.lock(&[], &[first]).unwrap();
+            together.wait();
+            match owner.write(second) {
+                Ok(_second) => None,
+                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
+                Err(error) => panic!("{error}"),
+            }
+        })
+    });
+    let report = only_report(parties);
+    let text = report.to_string();
+    assert!(text.starts_with("deadlock of 2 owners:\n"), "{text}");
+    assert!(text.contains("owner \"ada\" waits for X b") && text.contains("behind owner \"unnamed-"), "{text}");
+    let is_ada = |party: &&treelock::Party| party.waits.owner.as_deref() == Some("ada");
+    let ada = report.parties.iter().find(is_ada).unwrap();
+    assert_eq!((ada.holds[0].owner.as_deref(), &*ada.holds[0].thread), (Some("ada"), "worker"));
+
+    let mut owner = lock.owner();
+    let _held = owner.read("c").unwrap();
+    let of_thread = lock.read("c");
+    let [named, plain] = [0, 1].map(|index| lock.snapshot().holders[index].owner.clone());
+    assert!(named.is_some_and(|name| name.starts_with("unnamed-")) && plain.is_none());
+    owner.set_name("bob");
+    assert!(lock.snapshot().to_string().contains("S    held by owner \"bob\" since"));
+    drop((owner, of_thread));
+    common::assert_free(&lock, "".as_ref());
+}
+
 /// G2: for each party of a longer cycle, the guards that hold up the party before it; no guard elsewhere, and no
 /// `Arc` guard.
 #[test]

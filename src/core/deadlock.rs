@@ -19,7 +19,8 @@
 //!
 //! Steps and places alone make no cycle, since both follow an order. So each cycle has a party whose guard holds up
 //! the party before it. One of those gets the report, never a party that merely stands in between. A party that takes
-//! a refusal (`try_lock_for`) is preferred to one that can only panic (`lock`).
+//! a refusal (`try_lock_for`) is preferred to one that can only panic (`lock`), for some two seconds: it may be a task that nobody
+//! polls, since its executor is the thread that called `lock`.
 //!
 //! So only nested requests look for cycles, when they have waited for a little while, and again later. The last party
 //! to enter a cycle finds it complete. The time of a look grows with the number of all granted and waiting requests.
@@ -32,6 +33,7 @@ use crate::core::node::{Firsts, Stamp, Ticket};
 use crate::core::node_id::NodeId;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::mem;
 
 /// How a wait may end other than by the grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,10 +125,25 @@ fn settle_queues(parties: &mut [Party]) {
     }
 }
 
-/// The shortest cycle of waiting parties through `start`, which comes first, that `start` has to report.
-pub(crate) fn cycle_through(parties: &mut [Party], start: usize) -> Option<Vec<usize>> {
+/// For how many looks in a row a party that can only panic leaves the report of a cycle to others: some two seconds.
+const LEFT_TO_OTHERS: u32 = 15;
+
+/// The shortest cycle of waiting parties through `start`, which comes first, that `start` has to report. `left` counts the looks
+/// at which it has left a cycle to others.
+pub(crate) fn cycle_through(parties: &mut [Party], start: usize, left: &mut u32) -> Option<Vec<usize>> {
     settle_queues(parties);
-    cycle(parties, start)
+    let temper = mem::replace(&mut parties[start].temper, Temper::Refusable);
+    let Some(any) = cycle(parties, start) else {
+        *left = 0;
+        return None;
+    };
+    if temper == Temper::Refusable {
+        return Some(any);
+    }
+    parties[start].temper = temper;
+    let own = cycle(parties, start);
+    *left += 1;
+    own.or_else(|| Some(any).filter(|_| *left > LEFT_TO_OTHERS))
 }
 
 /// The same, where it is settled which party is ahead of which.
@@ -237,6 +254,20 @@ mod tests {
         parties[1].temper = Temper::Refusable;
         assert_eq!(cycle(&parties, 0), None);
         assert_eq!(cycle(&parties, 1), Some(vec![1, 0]));
+    }
+
+    /// The other one may never look. A wait that was merely long before has left nothing to others.
+    #[test]
+    fn what_is_left_to_others_for_long_is_reported() {
+        let mut parties = [party("b", X, &[("a", X)]), party("a", X, &[("b", X)])];
+        parties[1].temper = Temper::Refusable;
+        let mut left = 0;
+        let mut apart = [party("b", X, &[("a", X)]), party("c", X, &[("b", X)])];
+        assert!((0..100).all(|_| cycle_through(&mut apart, 0, &mut left).is_none()));
+        assert!((0..LEFT_TO_OTHERS).all(|_| cycle_through(&mut parties, 0, &mut left).is_none()));
+        assert!(cycle_through(&mut apart, 0, &mut left).is_none());
+        assert!((0..LEFT_TO_OTHERS).all(|_| cycle_through(&mut parties, 0, &mut left).is_none()));
+        assert_eq!(cycle_through(&mut parties, 0, &mut left), Some(vec![0, 1]));
     }
 
     /// The first one nests; the second one, which takes refusals, has no guard, only the steps of its one request.

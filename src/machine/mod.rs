@@ -170,6 +170,7 @@ pub(crate) struct Open(Arc<Client>);
 
 impl Open {
     /// A task is about to drop this. If nobody else has the client, it ends, and the task does not wait until the engine is told.
+    /// (Where the last two are dropped at one moment, one of them may wait for that.)
     fn is_left_by_a_task(this: &Arc<Self>) {
         if Arc::strong_count(this) == 1 {
             this.0.end(false);

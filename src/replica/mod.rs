@@ -452,7 +452,7 @@ impl Replica {
         };
         let mut parties: Vec<Party> = waiting.iter().filter_map(party).collect();
         let start = waiting.iter().position(|request| request.ask.id == me)?;
-        let cycle = cycle_through(&mut parties, start)?;
+        let cycle = cycle_through(&mut parties, start, &mut 0)?;
         let member = |place: usize| {
             let (request, before) = (waiting[cycle[place]], waiting[cycle[(place + cycle.len() - 1) % cycle.len()]]);
             let holds_up = |step: &&Step| {

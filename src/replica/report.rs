@@ -160,6 +160,7 @@ fn holder(replica: &Replica, request: &Request) -> Holder {
     Holder {
         process: Some(process(replica, request)),
         roots: told.roots(request, |_| true),
+        owner: None,
         thread: told.thread.to_owned(),
         location: told.place.to_string(),
         since: since(request),
@@ -173,6 +174,7 @@ fn waiter(replica: &Replica, request: &Request) -> Waiter {
         roots: told.roots(request, |_| true),
         taken: told.roots(request, |last| last < request.progress.taken),
         at: told.at(request),
+        owner: None,
         thread: told.thread.to_owned(),
         location: told.place.to_string(),
         since: since(request),

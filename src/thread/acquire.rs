@@ -53,10 +53,6 @@ pub(crate) struct Looks(Mutex<Option<Instant>>);
 
 const REST: u32 = 8;
 
-/// A thread that can only panic leaves the report to those that take a refusal, for this many looks: some two seconds. Then it
-/// takes it. One of the others may be a task that nobody polls; its executor may be this thread.
-const LEFT_TO_OTHERS: u32 = 15;
-
 /// The right to look now; the rest begins when it is dropped.
 struct Turn<'a> {
     began: Instant,
@@ -341,7 +337,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     fn wait(&self, request: &Request<P>, waiter: &Waiter, deadline: Option<Instant>) -> Result<(), Refusal<P>> {
         // Every cycle has a nested request in it, and only a nested one gets the report.
         let mut look = self.ledger.is_nested(request, waiter.sleeper).then_some(FIRST_LOOK);
-        let mut looks = 0;
+        let mut left = 0;
         loop {
             match waiter.wait(look, deadline) {
                 Woken::Granted => return Ok(()),
@@ -349,9 +345,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                     return if self.gives_up(waiter.key) { Err(Refusal::TimedOut) } else { Ok(()) };
                 }
                 Woken::At(Time::Look) => {
-                    looks += 1;
-                    let temper = if looks > LEFT_TO_OTHERS { Temper::Refusable } else { waiter.temper };
-                    if let Some(refusal) = self.look(waiter.key, temper) {
+                    if let Some(refusal) = self.look(waiter.key, &mut left) {
                         return Err(refusal);
                     }
                     look = look.map(next_look);
@@ -380,10 +374,11 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Looks whether a request waits in a deadlock, as one of that temper. If it has to report one, it gives up.
-    pub(crate) fn look(&self, key: Key, temper: Temper) -> Option<Refusal<P>> {
+    /// Looks whether a request waits in a deadlock. If it has to report one, it gives up. `left` counts the looks at which it has
+    /// left one to others.
+    pub(crate) fn look(&self, key: Key, left: &mut u32) -> Option<Refusal<P>> {
         let turn = self.looks.turn();
-        let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key, temper));
+        let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key, left));
         drop(turn);
         let cycle = cycle?;
         let mut due = Due::default();
@@ -650,7 +645,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     pub(crate) fn explain(&self, refusal: Refusal<P>) -> LockError {
         match refusal {
             Refusal::TimedOut => LockError::TimedOut,
-            Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, &self.seeds))),
+            Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, self))),
         }
     }
 

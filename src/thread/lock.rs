@@ -12,6 +12,7 @@ use crate::sync::random_seed;
 use crate::thread::acquire::{Looks, Stamps};
 use crate::thread::guard::{ArcTreeLockGuard, TreeLockGuard};
 use crate::thread::ledger::{Ledger, State};
+use crate::thread::owner::OwnerNames;
 use crate::thread::table::Table;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -91,8 +92,8 @@ use std::time::{Duration, Instant};
 ///
 /// Threads that hold one guard at a time cannot deadlock: take everything in one request. Threads that ask for more
 /// while they hold a guard can. A cycle is usually found after some 20 ms and reported to one of the nested requests
-/// in it: as an error if one of them returns a `Result`, otherwise as a panic of `lock`. A wait that is merely long
-/// is not reported. A request whose deadline passes before the cycle is found fails with
+/// in it: as an error if one of them returns a `Result`, otherwise as a panic of `lock`. (It panics too if that one has not
+/// taken the report after two seconds: a task may never be polled.) A wait that is merely long is not reported. A request whose deadline passes before the cycle is found fails with
 /// [`TimedOut`](LockError::TimedOut).
 ///
 /// Cycles that involve something else, such as another lock, a channel or the join of a thread, are not found. Nor
@@ -149,6 +150,7 @@ pub struct TreeLock<P: ?Sized + TreePath = Path> {
     pub(crate) ledger: Ledger<P>,
     pub(crate) looks: Looks,
     pub(crate) stamps: Stamps,
+    pub(crate) owners: OwnerNames,
 }
 
 impl TreeLock<Path> {
@@ -181,6 +183,7 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
             ledger: Ledger::new(),
             looks: Looks::default(),
             stamps: Stamps::default(),
+            owners: OwnerNames::default(),
         }
     }
 }
@@ -335,7 +338,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// paths takes O(their segments), and nobody waits for that.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(self.ledger.lock(), &self.seeds)
+        Snapshot::of(self)
     }
 }
 

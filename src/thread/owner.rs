@@ -5,7 +5,7 @@ use crate::core::path::TreePath;
 use crate::core::roots::Roots;
 use crate::error::LockError;
 use crate::patience::Patience;
-use crate::sync::new_owner_id;
+use crate::sync::{Mutex, new_owner_id};
 use crate::thread::acquire::Entry;
 use crate::thread::lock::TreeLock;
 #[cfg(feature = "async")]
@@ -56,12 +56,24 @@ use std::time::{Duration, Instant};
 pub struct LockOwner<P: ?Sized + TreePath = Path> {
     lock: Arc<TreeLock<P>>,
     id: OwnerId,
+    has_name: bool,
     /// By number, in the order in which they were granted.
     held: BTreeMap<u64, Entry>,
     granted: u64,
     /// The request of a task, while it waits.
     #[cfg(feature = "async")]
     waits: Option<Waits<P>>,
+}
+
+/// The names of the owners that have one.
+#[derive(Debug, Default)]
+pub(crate) struct OwnerNames(Mutex<BTreeMap<OwnerId, String>>);
+
+impl OwnerNames {
+    /// What reports call an owner.
+    pub(crate) fn name(&self, owner: OwnerId) -> String {
+        self.0.lock().get(&owner).map_or_else(|| format!("unnamed-{owner}"), String::clone)
+    }
 }
 
 /// Names what an owner has locked by one request, for [`LockOwner::release`]. To drop it releases nothing.
@@ -78,6 +90,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         LockOwner {
             lock: Arc::clone(self),
             id: new_owner_id(),
+            has_name: false,
             held: BTreeMap::new(),
             granted: 0,
             #[cfg(feature = "async")]
@@ -99,6 +112,46 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         writes: &(impl Roots<P> + ?Sized),
     ) -> Result<HeldLock, LockError> {
         self.acquire(reads, writes, Patience::Until(None))
+    }
+
+    /// Locks the sub-tree below `path` shared: `lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](LockOwner::lock).
+    #[track_caller]
+    pub fn read(&mut self, path: impl AsRef<P>) -> Result<HeldLock, LockError> {
+        self.lock(&[&path], &[])
+    }
+
+    /// Locks the sub-tree below `path` exclusively: `lock(&[], &[path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock`](LockOwner::lock).
+    #[track_caller]
+    pub fn write(&mut self, path: impl AsRef<P>) -> Result<HeldLock, LockError> {
+        self.lock(&[], &[&path])
+    }
+
+    /// Locks the sub-tree below `path` shared if that needs no waiting: `try_lock(&[path], &[])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLock::try_lock`].
+    #[track_caller]
+    pub fn try_read(&mut self, path: impl AsRef<P>) -> Result<HeldLock, LockError> {
+        self.try_lock(&[&path], &[])
+    }
+
+    /// Locks the sub-tree below `path` exclusively if that needs no waiting: `try_lock(&[], &[path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLock::try_lock`].
+    #[track_caller]
+    pub fn try_write(&mut self, path: impl AsRef<P>) -> Result<HeldLock, LockError> {
+        self.try_lock(&[], &[&path])
     }
 
     /// Locks as [`TreeLock::try_lock`] does.
@@ -211,6 +264,22 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         held
     }
 
+    /// Says what snapshots and reports of deadlocks call this owner: a session, a client, a job.
+    ///
+    /// ```
+    /// # let lock = std::sync::Arc::new(treelock::TreeLock::new());
+    /// let mut session = lock.owner();
+    /// session.set_name("session of ada");
+    /// let _editing = session.lock(&[], &["docs"])?;
+    /// assert!(lock.snapshot().to_string().contains("held by owner \"session of ada\""));
+    /// # Ok::<(), treelock::LockError>(())
+    /// ```
+    pub fn set_name(&mut self, name: impl Into<String>) {
+        let name = name.into();
+        self.lock.owners.0.lock().insert(self.id, name);
+        self.has_name = true;
+    }
+
     pub(crate) fn owner(&self) -> Owner {
         Owner::Handed(self.id)
     }
@@ -245,6 +314,9 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
+        if self.has_name {
+            self.lock.owners.0.lock().remove(&self.id);
+        }
         self.release_all();
     }
 }

@@ -1,6 +1,6 @@
 //! The parties of a search for deadlocks, gathered from a locked ledger. The search itself is in `core/deadlock.rs`.
 
-use crate::core::deadlock::{Party, Temper, cycle_through};
+use crate::core::deadlock::{Party, cycle_through};
 use crate::core::mode::Mode;
 use crate::core::node_id::NodeId;
 use crate::core::owner::OwnerId;
@@ -17,12 +17,12 @@ pub(crate) struct Member<P: TreePath + ?Sized> {
     pub(crate) taken: Option<Mode>,
 }
 
-/// Finds the cycle that the entry waits in, if one of that temper is to report it, and marks the entry, so that no other request
-/// reports the same cycle.
+/// Finds the cycle that the entry waits in and has to report, and marks the entry, so that no other request reports the same cycle.
+/// `left` counts the looks at which it has left one to others.
 pub(crate) fn find<P: TreePath + ?Sized>(
     mut ledger: LockedLedger<'_, P>,
     me: Key,
-    temper: Temper,
+    left: &mut u32,
 ) -> Option<Vec<Member<P>>> {
     let mut parties = Vec::new();
     let mut keys = Vec::new();
@@ -40,7 +40,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(
         pinned_by.extend(entry.owner().map(|owner| (owner, parties.len())));
         keys.push(key);
         let node = entry.request.plan.steps()[waiting.step].node;
-        parties.push(Party::new(node, ticket, if key == me { temper } else { waiting.waiter.temper }));
+        parties.push(Party::new(node, ticket, waiting.waiter.temper));
     }
     let awaited: HashSet<NodeId> = parties.iter().map(Party::node).collect();
     let pins = |entry: &Entry<P>| pinned_by.get(&entry.owner().filter(|_| entry.is_granted())?).copied();
@@ -60,7 +60,7 @@ pub(crate) fn find<P: TreePath + ?Sized>(
         pinned.extend(entry.holds().filter(|(node, _)| awaited.contains(node)));
     }
     let start = keys.iter().position(|&key| key == me)?;
-    let cycle = cycle_through(&mut parties, start)?;
+    let cycle = cycle_through(&mut parties, start, left)?;
     let members = cycle
         .iter()
         .enumerate()

@@ -119,7 +119,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
         let key = waiter.key;
         while look.as_mut().is_some_and(|look| look.is_due(waiter)) {
-            if let Some(refusal) = self.look(key, Temper::Refusable) {
+            if let Some(refusal) = self.look(key, &mut 0) {
                 let _waker = waiter.take_waker();
                 let waits = place.take();
                 return Poll::Ready((Err(self.explain(refusal)), waits));
@@ -294,6 +294,26 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         self.settle();
         LockFuture::new(self, reads, writes)
     }
+
+    /// Locks the sub-tree below `path` shared: `lock_async([path], [])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_async`](LockOwner::lock_async).
+    #[track_caller]
+    pub fn read_async<Q: AsRef<P>>(&mut self, path: Q) -> LockFuture<&mut Self, [Q; 1], [NoPath; 0]> {
+        self.lock_async([path], [])
+    }
+
+    /// Locks the sub-tree below `path` exclusively: `lock_async([], [path])`.
+    ///
+    /// # Errors
+    ///
+    /// As [`lock_async`](LockOwner::lock_async).
+    #[track_caller]
+    pub fn write_async<Q: AsRef<P>>(&mut self, path: Q) -> LockFuture<&mut Self, [NoPath; 0], [Q; 1]> {
+        self.lock_async([], [path])
+    }
 }
 
 /// The future of [`TreeLock::lock_async`] and its like: it ends when it holds everything.
@@ -302,7 +322,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 /// |---|---|---|
 /// | `&TreeLock<P>` | [`lock_async`](TreeLock::lock_async), `read_async`, `write_async` | [`AsyncTreeLockGuard`] |
 /// | `Arc<TreeLock<P>>` | [`lock_arc_async`](TreeLock::lock_arc_async), `read_arc_async`, `write_arc_async` | [`ArcTreeLockGuard`] |
-/// | `&mut LockOwner<P>` | [`LockOwner::lock_async`] | [`HeldLock`] |
+/// | `&mut LockOwner<P>` | [`LockOwner::lock_async`], `read_async`, `write_async` | [`HeldLock`] |
 ///
 /// `R` and `W` are the lists of reads and writes, `[NoPath; 0]` where there are none. One that is stored by its type is best asked
 /// for with two lists of one type:

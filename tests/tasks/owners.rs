@@ -19,9 +19,9 @@ fn an_owner_nests_and_upgrades_in_a_task() {
     let mut owner = lock.owner();
     let reading = now(owner.lock_async(&["a"], &[])).unwrap();
     let writer = Other::waits(&lock, &[], &["a"]);
-    let again = now(owner.lock_async(&["a/b"], &[])).unwrap();
+    let again = now(owner.read_async("a/b")).unwrap();
     let (calls, waker) = Calls::new();
-    let mut upgrade = owner.lock_async(&[], &["a"]);
+    let mut upgrade = owner.write_async("a");
     waits(&mut upgrade, &waker);
     other.releases();
     wait_until("it is woken, ahead of the writer", || calls.count() == 1);
