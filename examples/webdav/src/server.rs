@@ -68,16 +68,19 @@ async fn file(State(files): State<Files>, request: Request) -> Response {
         return files.dav.handle(request).await.into_response();
     }
     // If the client hangs up meanwhile, this future is dropped, and the request leaves its queue.
-    let guard = match timeout(files.patience, files.lock.lock_arc_async(reads, writes)).await {
-        Ok(Ok(guard)) => guard,
+    let mut owner = files.lock.owner();
+    owner.set_name(format!("{} {}", request.method(), request.uri().path()));
+    match timeout(files.patience, owner.lock_async(reads, writes)).await {
+        // The owner has it until it is dropped.
+        Ok(Ok(_held)) => {}
         Ok(Err(LockError::Path(error))) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
         Ok(Err(error)) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
         Err(_) => {
             let busy = format!("{} is in use by other requests\n", request.uri().path());
             return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], busy).into_response();
         }
-    };
+    }
     let answer = files.dav.handle(request).await;
     // A file is read while it is sent.
-    answer.map(|body| Body::from_stream(body.inspect(move |_| _ = &guard))).into_response()
+    answer.map(|body| Body::from_stream(body.inspect(move |_| _ = &owner))).into_response()
 }

@@ -137,7 +137,14 @@ async fn the_page_shows_holders_and_waiters_in_a_browser() {
     tokio::spawn(async move { http.delete(url).send().await });
     server.wait_until(|snapshot| snapshot.waiters.len() == 1).await;
     let page = browse(browser, &server).await;
-    for text in ["1 hold, 1 wait", ">docs<", ">new<", "(the folder itself)", ">writes, ", ">waits to write, "] {
+    for text in [
+        "1 hold, 1 wait",
+        ">docs<",
+        ">new<",
+        "(the folder itself)",
+        ">PUT /files/docs/new writes, ",
+        ">DELETE /files/docs/ waits to write, ",
+    ] {
         assert!(page.contains(text), "no '{text}' in:\n{page}");
     }
     assert!(page.contains("id=\"lost\" hidden"), "{page}");
