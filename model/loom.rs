@@ -1640,6 +1640,29 @@ fn a_waker_locks_while_others_do() {
     });
 }
 
+/// G9: a thread that walks a request on before its own, which it is behind, calls the waker when its own is granted: that may ask
+/// for what it has just taken.
+#[test]
+fn a_waker_asks_for_what_the_thread_behind_takes() {
+    struct Locks(Arc<Lock>);
+    impl Wake for Locks {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.read("a/c"));
+        }
+    }
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let held = lock.write("a");
+        let waker = Waker::from(Arc::new(Locks(Arc::clone(lock))));
+        let mut ahead = lock.write_arc_async("a/b");
+        assert!(Pin::new(&mut ahead).poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(waker);
+        let behind = spawn(lock, |lock| drop(lock.write("a/c")));
+        drop(held);
+        join_all([behind]);
+        assert!(Arc::new(Sleeper::default()).poll(&mut ahead).is_ready(), "it has been granted");
+    });
+}
+
 /// G2: of two owners that nest in tasks and are in a deadlock, one gets the report and the other goes on.
 #[test]
 fn deadlock_of_tasks_is_reported_to_one() {

@@ -2,15 +2,17 @@
 
 use super::{Calls, now, poll, waits};
 use crate::common::{
-    Other, admits, assert_free, join, new, panic_message, spawn, wait_until, wait_until_thread_waits,
+    Other, admits, assert_free, join, new, panic_message, spawn, wait_until, wait_until_thread_waits, watched,
 };
+use futures::future::FusedFuture;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Barrier;
-use treelock::{LockError, TreeLock};
+use treelock::{LockError, PathError, Segments, TreeLock, TreePath};
 
 #[test]
 fn an_owner_nests_and_upgrades_in_a_task() {
@@ -110,6 +112,44 @@ fn a_cycle_of_a_thread_and_a_task_that_nobody_polls_is_reported_to_the_thread() 
     let message = join(executor);
     assert!(message.contains("deadlock"), "{message}");
     assert_free(&lock, Path::new(""));
+}
+
+/// The report calls the code of the paths.
+#[test]
+fn a_future_whose_report_panics_has_ended() {
+    static PANICS: AtomicBool = AtomicBool::new(false);
+    #[derive(Clone, Debug)]
+    struct Name(&'static str);
+    impl TreePath for Name {
+        fn segments(&self, segments: &mut Segments<'_>) -> Result<(), PathError> {
+            assert!(!PANICS.load(Ordering::SeqCst), "a path of the test");
+            segments.push(self.0);
+            Ok(())
+        }
+    }
+    impl AsRef<Name> for Name {
+        fn as_ref(&self) -> &Name {
+            self
+        }
+    }
+    let lock = watched(TreeLock::<Name>::default());
+    let (mut ada, mut bob) = (lock.owner(), lock.owner());
+    let _a = now(ada.write_async(Name("a"))).unwrap();
+    let _b = now(bob.write_async(Name("b"))).unwrap();
+    let (calls, waker) = Calls::new();
+    let mut ada_waits = ada.write_async(Name("b"));
+    let mut bob_waits = bob.write_async(Name("a"));
+    waits(&mut ada_waits, &waker);
+    waits(&mut bob_waits, Waker::noop());
+    wait_until("it is woken to look", || calls.count() == 1);
+    PANICS.store(true, Ordering::SeqCst);
+    let message = panic_message(|| drop(poll(&mut ada_waits, &waker)));
+    PANICS.store(false, Ordering::SeqCst);
+    assert!(message.contains("a path of the test"), "{message}");
+    assert!(ada_waits.is_terminated() && poll(&mut ada_waits, &waker).is_pending());
+    drop(ada_waits);
+    drop(ada);
+    assert!(matches!(poll(&mut bob_waits, &waker), Poll::Ready(Ok(_))), "it has been let in");
 }
 
 /// A request that nests in nothing closes the cycle later, when it is walked on; the task still hears of it.

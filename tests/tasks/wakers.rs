@@ -166,6 +166,33 @@ fn a_waker_may_poll_its_future_and_release() {
     assert_free(&lock, Path::new(""));
 }
 
+/// What was released is not there any more when its release wakes anybody, not even as the kind of its paths.
+#[test]
+fn a_waker_may_ask_for_paths_of_the_other_kind() {
+    type Future = treelock::LockFuture<Arc<TreeLock>, Vec<&'static str>, Vec<&'static str>>;
+    let lock = new();
+    let held = lock.lock_arc(&[], &["/a", "/b"]);
+    let waiting: Arc<Mutex<Option<Future>>> = Arc::default();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asks = {
+        let (lock, waiting, asked) = (Arc::clone(&lock), Arc::clone(&waiting), Arc::clone(&asked));
+        Waker::from(Arc::new(Does(move |when| {
+            if when == "wake" {
+                let mut future = waiting.lock().unwrap().take().expect("it waits");
+                assert!(poll(&mut future, Waker::noop()).is_ready());
+                asked.lock().unwrap().push(lock.try_lock_arc(&[], &["relative"]).map(drop));
+            }
+        })))
+    };
+    let mut root = lock.lock_arc_async(vec![], vec![""]);
+    waits(&mut root, &asks);
+    *waiting.lock().unwrap() = Some(root);
+    drop(held);
+    let asked = asked.lock().unwrap().pop().unwrap();
+    assert!(asked.is_ok(), "{asked:?}");
+    assert_free(&lock, Path::new(""));
+}
+
 /// Clones and drops of wakers happen while the future is polled and dropped; a panic there leaves no request.
 #[test]
 fn a_waker_whose_drop_panics_leaves_nothing() {
