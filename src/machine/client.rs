@@ -29,7 +29,6 @@ use crate::patience::{FIRST_LOOK, Patience, next_look};
 use crate::replica::ask::Asking;
 use crate::replica::{About, Ask, Replica, RequestId, report};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -204,29 +203,25 @@ impl Client {
             let of_thread = Arc::clone(&client);
             let started = std::thread::Builder::new().name(name.into()).spawn(move || run(&of_thread));
             if let Err(error) = started {
-                client.end(true);
+                client.end();
                 return Err(EngineError::Refused(Arc::new(error)));
             }
         }
         Ok(client)
     }
 
-    /// Ends the session, the keeper and the listener. If it `waits` the engine has been told then; otherwise the keeper tells it.
-    pub(crate) fn end(&self, waits: bool) {
+    /// Ends the session, the keeper and the listener.
+    pub(crate) fn end(&self) {
         let mut state = self.state.lock();
         state.has_ended = true;
+        let (session, time_to_live) = (state.session.take(), state.time_to_live);
         state.generation += 1;
-        let (session, joined) = state.session.take().unzip();
-        if !waits {
-            state.leaving.extend(session.as_ref().map(Session::id));
-        }
         drop(state);
-        if let Some(joined) = joined {
+        if let Some((session, joined)) = session {
             joined.lease.lose();
-        }
-        if let Some(session) = session.filter(|_| waits) {
+            let session = session.id();
             // If it is not heard, the time of the session passes.
-            let _ = self.tell_of_end(session.id());
+            let _ = self.exchange(Says::Leaves { session }, time_to_live, None);
         }
         // A thread that is told may end the process.
         self.state.lock().wake_all();
@@ -234,12 +229,6 @@ impl Client {
         self.listener.notify_one();
         #[cfg(feature = "async")]
         self.waking.notify_one();
-    }
-
-    /// Tells the engine that a session has ended, when nobody else tells it anything any more.
-    fn tell_of_end(&self, session: SessionId) -> Result<Reply, EngineError> {
-        let time_to_live = self.state.lock().time_to_live;
-        self.exchange(Says::Leaves { session }, time_to_live, None)
     }
 
     /// A session, if need be a new one.
@@ -728,10 +717,6 @@ impl Client {
                 state = self.keeper.wait_until(state, Some(until)).0;
             }
         }
-        let leaving = mem::take(&mut state.leaving);
-        drop(state);
-        // One that does not answer is not asked for the others.
-        let _ = leaving.into_iter().try_for_each(|session| self.tell_of_end(session).map(drop));
     }
 
     /// What the listener does, until the client ends.
@@ -815,7 +800,7 @@ pub(crate) struct Granted {
     pub(crate) id: RequestId,
     pub(crate) fence: Position,
     /// Whether a task has it: to drop its guard must not wait for the engine.
-    pub(crate) by_task: bool,
+    by_task: bool,
 }
 
 impl Wants {

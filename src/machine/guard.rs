@@ -123,9 +123,6 @@ guards! {
         fn let_go(&mut self) {
             if let Some(granted) = self.granted.take() {
                 let _ = self.client().release(&granted, false);
-                if granted.by_task {
-                    Open::is_left_by_a_task(&self.lock.client);
-                }
             }
         }
 

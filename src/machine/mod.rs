@@ -168,19 +168,9 @@ pub struct MachineTreeLock<P: ?Sized + TreePath = str> {
 /// A client that ends with the last that has it.
 pub(crate) struct Open(Arc<Client>);
 
-impl Open {
-    /// A task is about to drop this. If nobody else has the client, it ends, and the task does not wait until the engine is told.
-    /// (Where the last two are dropped at one moment, one of them may wait for that.)
-    fn is_left_by_a_task(this: &Arc<Self>) {
-        if Arc::strong_count(this) == 1 {
-            this.0.end(false);
-        }
-    }
-}
-
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.end(true);
+        self.0.end();
     }
 }
 
@@ -360,7 +350,7 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
     /// Ends the session, and with it all guards, which are lost. For a program that is about to exit without dropping them:
     /// others are let in at once, and not when the time to live has passed. Requests fail from then on.
     pub fn close(&self) {
-        self.client.0.end(true);
+        self.client.0.end();
     }
 
     pub(crate) fn connect(engine: Box<dyn engine::Engine>, options: Options) -> Result<Self, EngineError> {

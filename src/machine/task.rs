@@ -46,8 +46,8 @@ impl<P: ?Sized + TreePath> MachineTreeLock<P> {
     /// Locks as [`lock`](Self::lock) does, for a task: while it waits, for others or for the engine, its thread does something else.
     ///
     /// The guard is an owner of its own, as one of [`lock_arc`](Self::lock_arc) is, and may go anywhere. To drop it does not wait
-    /// for the engine, even if it is the last that has the lock; its `release` and `downgrade` do. The lists are given as they are or
-    /// borrowed; a future that owns them can leave the function that made it.
+    /// for the engine; its `release` and `downgrade` do, and so does whatever is the last to have the lock: it tells the engine that
+    /// the session has ended. The lists are given as they are or borrowed; a future that owns them can leave the function that made it.
     ///
     /// To drop the future at any time leaves nothing behind, so that the deadlines of a runtime work
     /// ([`TreeLock::lock_async`](crate::TreeLock::lock_async) has an example).
@@ -146,7 +146,6 @@ impl<P: ?Sized + TreePath, R, W> Drop for MachineLockFuture<P, R, W> {
         if let Stage::Waits(waits) = &mut self.stage {
             self.client.0.abandon(&mut waits.asked);
         }
-        Open::is_left_by_a_task(&self.client);
     }
 }
 

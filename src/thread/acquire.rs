@@ -325,10 +325,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
             }
         });
         self.move_on(&mut due);
-        drop(due);
         if stopped.is_none() {
             self.ledger.grant(key);
         }
+        // Those that were walked on are woken now: what wakes them may ask for what this has taken.
         waiter
     }
 
@@ -378,7 +378,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     /// left one to others.
     pub(crate) fn look(&self, key: Key, left: &mut u32) -> Option<Refusal<P>> {
         let turn = self.looks.turn();
-        let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key, left));
+        let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key, &self.owners, left));
         drop(turn);
         let cycle = cycle?;
         let mut due = Due::default();
@@ -544,9 +544,10 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
                 left -= 1;
             }
         }
+        let spent = self.ledger.remove(key);
         drop(due);
         drop(leaving);
-        self.recycle(key, Some(self.ledger.remove(key)));
+        self.recycle(key, Some(spent));
     }
 
     /// What a guard holds, for reports.
@@ -645,7 +646,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     pub(crate) fn explain(&self, refusal: Refusal<P>) -> LockError {
         match refusal {
             Refusal::TimedOut => LockError::TimedOut,
-            Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, self))),
+            Refusal::Deadlock(cycle) => LockError::Deadlock(Box::new(Deadlock::of(&cycle, &self.seeds))),
         }
     }
 

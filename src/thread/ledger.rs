@@ -37,12 +37,13 @@
 use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Ticket;
 use crate::core::node_id::NodeId;
-use crate::core::owner::OwnerId;
+use crate::core::owner::{Owner, OwnerId};
 use crate::core::path::{Frame, TreePath};
 use crate::core::plan::{Plan, Step};
 use crate::sync::{CachePadded, Moment, Mutex, MutexGuard, REGISTERS, SPARES};
 use crate::thread::bias;
 use crate::thread::own::Owned;
+use crate::thread::owner::OwnerNames;
 use crate::thread::places::Places;
 use crate::thread::request::{Asker, Request, SharedRequest};
 use crate::thread::waiter::{Sleeper, Waiter};
@@ -810,6 +811,8 @@ pub(crate) struct Found<P: TreePath + ?Sized> {
     pub(crate) since: Moment,
     /// The step it waits at, and the mode it waits for there.
     pub(crate) waiting: Option<(usize, Mode)>,
+    /// The name of the explicit owner that asked, if one did and [`Found::named`] has asked for it.
+    pub(crate) owner: Option<String>,
 }
 
 impl<P: TreePath + ?Sized> Found<P> {
@@ -819,7 +822,17 @@ impl<P: TreePath + ?Sized> Found<P> {
             State::Waiting(waiting) => Some((waiting.step, steps[waiting.step].mode)),
             State::Walking | State::Granted => None,
         };
-        Found { request: SharedRequest::clone(&entry.request), since: entry.since, waiting }
+        Found { request: SharedRequest::clone(&entry.request), since: entry.since, waiting, owner: None }
+    }
+
+    /// The same with the name of its owner. The ledger is locked, so that what the owner has is not released, and its name not
+    /// forgotten, meanwhile.
+    pub(crate) fn named(self, names: &OwnerNames) -> Self {
+        let owner = match self.request.owner {
+            Owner::Handed(id) => Some(names.name(id)),
+            Owner::Thread | Owner::Itself => None,
+        };
+        Found { owner, ..self }
     }
 }
 

@@ -56,16 +56,29 @@ use std::time::{Duration, Instant};
 pub struct LockOwner<P: ?Sized + TreePath = Path> {
     lock: Arc<TreeLock<P>>,
     id: OwnerId,
-    has_name: bool,
     /// By number, in the order in which they were granted.
     held: BTreeMap<u64, Entry>,
     granted: u64,
     /// The request of a task, while it waits.
     #[cfg(feature = "async")]
     waits: Option<Waits<P>>,
+    /// It is forgotten last, when the owner holds nothing more.
+    name: Option<Named<P>>,
 }
 
-/// The names of the owners that have one.
+/// An owner that has a name, as long as it has one.
+struct Named<P: ?Sized + TreePath> {
+    lock: Arc<TreeLock<P>>,
+    owner: OwnerId,
+}
+
+impl<P: ?Sized + TreePath> Drop for Named<P> {
+    fn drop(&mut self) {
+        self.lock.owners.0.lock().remove(&self.owner);
+    }
+}
+
+/// The names of the owners that have one. Its mutex is the last that is locked.
 #[derive(Debug, Default)]
 pub(crate) struct OwnerNames(Mutex<BTreeMap<OwnerId, String>>);
 
@@ -90,7 +103,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         LockOwner {
             lock: Arc::clone(self),
             id: new_owner_id(),
-            has_name: false,
+            name: None,
             held: BTreeMap::new(),
             granted: 0,
             #[cfg(feature = "async")]
@@ -275,9 +288,9 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// # Ok::<(), treelock::LockError>(())
     /// ```
     pub fn set_name(&mut self, name: impl Into<String>) {
-        let name = name.into();
-        self.lock.owners.0.lock().insert(self.id, name);
-        self.has_name = true;
+        let (name, owner) = (name.into(), self.id);
+        self.lock.owners.0.lock().insert(owner, name);
+        self.name.get_or_insert_with(|| Named { lock: Arc::clone(&self.lock), owner });
     }
 
     pub(crate) fn owner(&self) -> Owner {
@@ -314,9 +327,6 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 
 impl<P: ?Sized + TreePath> Drop for LockOwner<P> {
     fn drop(&mut self) {
-        if self.has_name {
-            self.lock.owners.0.lock().remove(&self.id);
-        }
         self.release_all();
     }
 }

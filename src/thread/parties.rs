@@ -6,6 +6,7 @@ use crate::core::node_id::NodeId;
 use crate::core::owner::OwnerId;
 use crate::core::path::TreePath;
 use crate::thread::ledger::{Entry, Found, Key, LockedLedger, State};
+use crate::thread::owner::OwnerNames;
 use crate::thread::waiter::Sleeper;
 use std::collections::{HashMap, HashSet};
 
@@ -22,6 +23,7 @@ pub(crate) struct Member<P: TreePath + ?Sized> {
 pub(crate) fn find<P: TreePath + ?Sized>(
     mut ledger: LockedLedger<'_, P>,
     me: Key,
+    names: &OwnerNames,
     left: &mut u32,
 ) -> Option<Vec<Member<P>>> {
     let mut parties = Vec::new();
@@ -72,9 +74,9 @@ pub(crate) fn find<P: TreePath + ?Sized>(
             let mut holds = Vec::new();
             for (key, entry) in ledger.entries() {
                 if key == keys[party] {
-                    waits = Some(Found::of(entry));
+                    waits = Some(Found::of(entry).named(names));
                 } else if pins(entry) == Some(party) && entry.holds().any(|held| holds_up(&held)) {
-                    holds.push(Found::of(entry));
+                    holds.push(Found::of(entry).named(names));
                 }
             }
             Member { waits: waits.expect("a party was made from its entry"), holds, taken }

@@ -5,7 +5,6 @@
 
 use crate::core::mode::Mode;
 use crate::core::node_id::{NodeId, Seeds};
-use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::segments::{Names, Segments};
 use crate::inspect::{Deadlock, Holder, Root, Snapshot, Waiter};
@@ -20,14 +19,17 @@ impl Snapshot {
         let ledger = lock.ledger.lock();
         let now = Present::now();
         let walking = |state: &State| matches!(state, State::Walking);
-        let found: Vec<Found<P>> =
-            ledger.entries().filter(|(_, entry)| !walking(&entry.state)).map(|(_, entry)| Found::of(entry)).collect();
+        let found: Vec<Found<P>> = ledger
+            .entries()
+            .filter(|(_, entry)| !walking(&entry.state))
+            .map(|(_, entry)| Found::of(entry).named(&lock.owners))
+            .collect();
         drop(ledger);
         let (mut holders, mut waiters) = (Vec::new(), Vec::new());
         for found in found {
             match found.waiting {
-                Some(_) => waiters.push(waiter(&found, lock, now)),
-                None => holders.push(holder(&found, lock, now)),
+                Some(_) => waiters.push(waiter(&found, &lock.seeds, now)),
+                None => holders.push(holder(&found, &lock.seeds, now)),
             }
         }
         Snapshot::new(now.time, holders, waiters)
@@ -35,11 +37,11 @@ impl Snapshot {
 }
 
 impl Deadlock {
-    pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[Member<P>], lock: &TreeLock<P>) -> Self {
+    pub(crate) fn of<P: TreePath + ?Sized>(cycle: &[Member<P>], seeds: &Seeds) -> Self {
         let now = Present::now();
         let told = |member: &Member<P>| {
-            let holds = member.holds.iter().map(|found| holder(found, lock, now)).collect();
-            (waiter(&member.waits, lock, now), holds, member.taken)
+            let holds = member.holds.iter().map(|found| holder(found, seeds, now)).collect();
+            (waiter(&member.waits, seeds, now), holds, member.taken)
         };
         Deadlock::new(cycle.iter().map(told).collect())
     }
@@ -50,30 +52,22 @@ pub(crate) fn roots<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds) -> Ve
     spell(found, seeds).roots
 }
 
-/// The name of the explicit owner that asked, if one did.
-fn owner<P: TreePath + ?Sized>(found: &Found<P>, lock: &TreeLock<P>) -> Option<String> {
-    match found.request.owner {
-        Owner::Handed(id) => Some(lock.owners.name(id)),
-        Owner::Thread | Owner::Itself => None,
-    }
-}
-
-fn holder<P: TreePath + ?Sized>(found: &Found<P>, lock: &TreeLock<P>, now: Present) -> Holder {
+fn holder<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Holder {
     Holder {
         process: None,
-        owner: owner(found, lock),
+        owner: found.owner.clone(),
         thread: found.request.thread.name.clone(),
         location: found.request.location.to_string(),
         since: now.time_of(found.since),
-        roots: spell(found, &lock.seeds).roots,
+        roots: spell(found, seeds).roots,
     }
 }
 
-fn waiter<P: TreePath + ?Sized>(found: &Found<P>, lock: &TreeLock<P>, now: Present) -> Waiter {
-    let Spelled { roots, at, taken } = spell(found, &lock.seeds);
+fn waiter<P: TreePath + ?Sized>(found: &Found<P>, seeds: &Seeds, now: Present) -> Waiter {
+    let Spelled { roots, at, taken } = spell(found, seeds);
     Waiter {
         process: None,
-        owner: owner(found, lock),
+        owner: found.owner.clone(),
         thread: found.request.thread.name.clone(),
         location: found.request.location.to_string(),
         since: now.time_of(found.since),

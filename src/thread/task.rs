@@ -45,7 +45,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 #[cfg(not(feature = "model"))]
 use std::task::Waker;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 #[cfg(not(feature = "model"))]
 use std::time::Duration;
 
@@ -279,6 +279,9 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// # }).unwrap();
     /// ```
     ///
+    /// To drop the future gives up this request alone. The owner keeps what it has got by others, even if what named that was dropped
+    /// too, as by a deadline around several requests: [`release_all`](LockOwner::release_all) releases it, or to drop the owner.
+    ///
     /// With the first nested request that has to wait, a thread begins that tells such requests when to look for
     /// a deadlock; there is one in a process.
     ///
@@ -474,14 +477,14 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
     #[cold]
     fn go_on(&mut self, context: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
         let LockFuture { asks, stage, waits, .. } = self;
-        let Stage::Waits(_) = stage else { return Poll::Pending };
+        // If anything panics it has ended, and a request that waits still is given up when the future is dropped.
+        let Stage::Waits(wait) = mem::replace(stage, Stage::Ended) else { return Poll::Pending };
         let (lock, waits) = asks.lock(waits);
-        // If this panics its request waits still, and is given up when the future is dropped.
-        let (granted, _spent) = ready!(lock.go_on(waits, context));
-        match mem::replace(stage, Stage::Ended) {
-            Stage::Waits(wait) => Poll::Ready(self.end(wait, granted)),
-            Stage::Fresh | Stage::Ended => unreachable!("it has waited until now"),
-        }
+        let Poll::Ready((granted, _spent)) = lock.go_on(waits, context) else {
+            *stage = Stage::Waits(wait);
+            return Poll::Pending;
+        };
+        Poll::Ready(self.end(wait, granted))
     }
 
     /// Makes the guard, and tells of the outcome; a subscriber may panic, so the grant is in its guard by then.

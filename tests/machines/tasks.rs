@@ -4,7 +4,6 @@ use super::conformance::{Place, admits, is_free, lock, of_each_engine, wait_for_
 use super::server::Server;
 use crate::common::wakers::{Calls, poll};
 use crate::common::{LIMIT, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -170,27 +169,6 @@ fn a_task_whose_lock_is_closed_is_told() {
     let refused = waits.join().unwrap();
     assert!(matches!(refused, Err(MachineLockError::Engine(EngineError::Lost))), "{refused:?}");
     assert!(!guard.is_valid());
-}
-
-/// As a task drops any guard. Nobody answers, so what waited for an answer would still wait when the server goes on.
-#[test]
-fn a_task_that_drops_the_last_of_a_lock_does_not_wait_for_the_engine() {
-    let Some(server) = Server::begin() else { return };
-    let time_to_live = LIMIT * 10;
-    let other = server.open_with(Options::new().time_to_live(time_to_live));
-    let patient = Options::new().time_to_live(time_to_live).response_timeout(time_to_live).patience(time_to_live);
-    let lock = server.open_with(patient);
-    let guard = pollster::block_on(lock.write_async("a")).unwrap();
-    let mut task = lock.write_async("a");
-    poll_until_waiting(&mut task, Waker::noop(), || other.snapshot().unwrap().waiters.len() == 1);
-    drop(lock);
-    let server_is = |signal| kill_process(Pid::from_child(server.child()), signal).unwrap();
-    server_is(Signal::STOP);
-    let drops = thread::spawn(move || drop((guard, task)));
-    wait_until("the last of a lock is dropped", || drops.is_finished());
-    server_is(Signal::CONT);
-    drops.join().unwrap();
-    wait_until("the server is told", || admits(&other, "w:a"));
 }
 
 #[test]

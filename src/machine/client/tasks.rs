@@ -9,7 +9,7 @@
 //!
 //! A task waits here from a poll that leaves it waiting until it is to be polled again: what it wants is there or will never be, its
 //! patience is over, a call has failed, or the client has ended. Then its waker is due. It leaves earlier if it is polled for another
-//! reason, or its future is dropped. So for a task that was woken and that nobody polls, nothing is sent.
+//! reason, or its future is dropped. So a task that was woken and that nobody polls has nobody ask for a session.
 
 use super::{Client, Got, Granted, Joined, Locked, Stop, Wants};
 use crate::machine::error::MachineLockError;
