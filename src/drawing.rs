@@ -78,6 +78,14 @@ impl Display for FirstOf<'_> {
     }
 }
 
+/// The roots that a waiter has asked for, those first for which it waits where it does.
+fn explaining(waiter: &Waiter) -> Vec<Root> {
+    let Waiter { roots, at, .. } = waiter;
+    let is_for = |root: &Root| root.segments.starts_with(&at.segments) && root.mode.covers(at.mode);
+    let (first, others): (Vec<&Root>, Vec<&Root>) = roots.iter().partition(|root| is_for(root));
+    first.into_iter().chain(others).cloned().collect()
+}
+
 /// A list of roots as they print, for `Debug`.
 pub(crate) struct ListOf<'a>(pub(crate) &'a [Root]);
 
@@ -107,11 +115,13 @@ fn thread_or_owner(owner: &Option<String>, thread: &str) -> String {
 
 impl Display for Deadlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.parties.iter().any(|party| party.waits.owner.is_some()) { "owner" } else { "thread" };
+        let owners = self.parties.iter().filter(|party| party.waits.owner.is_some()).count();
         match self.parties.len() {
-            // An owner that asks in a thread which has a guard of its own.
+            // An owner may ask in a thread that has a guard of its own.
             1 => f.write_str("deadlock of a thread with itself:")?,
-            length => write!(f, "deadlock of {length} {kind}s:")?,
+            length if owners == 0 => write!(f, "deadlock of {length} threads:")?,
+            length if owners == length => write!(f, "deadlock of {length} owners:")?,
+            length => write!(f, "deadlock of {length} owners and threads:")?,
         }
         let who = |place: usize| {
             let Waiter { process, owner, thread, .. } = &self.parties[place].waits;
@@ -121,11 +131,19 @@ impl Display for Deadlock {
             }
         };
         for (place, Party { waits, holds }) in self.parties.iter().enumerate() {
-            let (asked, location) = (FirstOf(&waits.roots), Plain(&waits.location));
-            write!(f, "\n  {} waits for {} (asked for {asked} at {location})", who(place), waits.at)?;
+            let (roots, location) = (explaining(waits), Plain(&waits.location));
+            write!(f, "\n  {} waits for {} (asked for {} at {location})", who(place), waits.at, FirstOf(&roots))?;
+            let mut told: Vec<(String, usize)> = Vec::new();
             for hold in holds {
-                let (held, location) = (FirstOf(&hold.roots), Plain(&hold.location));
-                write!(f, "\n    and holds {held} (taken at {location})")?;
+                let line = format!("{} (taken at {}", FirstOf(&hold.roots), Plain(&hold.location));
+                match told.iter_mut().find(|(known, _)| *known == line) {
+                    Some((_, times)) => *times += 1,
+                    None => told.push((line, 1)),
+                }
+            }
+            for (line, times) in told {
+                let times = if times > 1 { format!(", {times} times") } else { String::new() };
+                write!(f, "\n    and holds {line}{times})")?;
             }
             if self.parties.len() > 1 {
                 write!(f, "\n    behind {}", who((place + 1) % self.parties.len()))?;
@@ -201,7 +219,8 @@ impl Drawing {
         if *roots == [at.clone()] {
             self.add(at, format_args!("awaited by {who} {since}, asked for at {location}"));
         } else {
-            let roots = FirstOf(roots);
+            let explaining = explaining(waiter);
+            let roots = FirstOf(&explaining);
             self.add(at, format_args!("awaited by {who} {since}, on its way to {roots}, asked for at {location}"));
         }
     }

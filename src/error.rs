@@ -31,7 +31,7 @@ pub enum LockError {
     WouldBlock,
     /// The deadline passed first.
     TimedOut,
-    /// The request waited in a cycle of threads that wait for each other.
+    /// The request waited in a cycle of threads and explicit owners that wait for each other.
     Deadlock(Box<Deadlock>),
     /// One of the paths cannot be used.
     Path(PathError),

@@ -59,7 +59,7 @@ pub struct Snapshot {
     pub waiters: Vec<Waiter>,
 }
 
-/// A guard that is alive, or was forgotten.
+/// A guard that is alive, or was forgotten; or what a future was granted that was not polled since.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

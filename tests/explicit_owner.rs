@@ -127,7 +127,7 @@ fn what_one_owner_holds_cannot_be_released_by_another() {
     let held = one.lock(&[], &["a"]).unwrap();
     let _same_place = other.lock(&[], &["b"]).unwrap();
     let panic = catch_unwind(AssertUnwindSafe(|| other.release(held))).unwrap_err();
-    assert!(panic.downcast_ref::<&str>().unwrap().contains("another owner holds this"));
+    assert!(panic.downcast_ref::<&str>().unwrap().contains("another owner has locked this"));
     drop((one, other));
     assert!(admits(&lock, &[], &[""]), "nothing is left");
 }

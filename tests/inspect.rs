@@ -371,7 +371,7 @@ fn a_drawing_tells_what_a_waiting_request_has_taken() {
         drawing.contains("X    taken by ") && drawing.contains(", which waits at b/c, asked for at"),
         "{drawing}"
     );
-    assert!(drawing.contains(", on its way to X a, X b/c, asked for at"), "{drawing}");
+    assert!(drawing.contains(", on its way to X b/c, X a, asked for at"), "{drawing}");
     drop(held);
     first.releases();
     second.releases();
@@ -518,4 +518,10 @@ fn a_report_of_a_deadlock_is_serialized() {
     let [party] = &told["parties"].as_array().unwrap()[..] else { panic!("{told}") };
     assert_eq!(party["waits"]["at"], serde_json::json!({"path": ["a"], "mode": "IS"}));
     assert_eq!(party["holds"][0]["roots"], serde_json::json!([{"path": ["a"], "mode": "X"}]));
+    assert_eq!(party["waits"].get("owner"), None);
+    let mut owner = lock.owner();
+    owner.set_name("ada");
+    let _held = owner.write("b").unwrap();
+    let told = serde_json::to_value(lock.snapshot()).unwrap();
+    assert_eq!((told["holders"][0].get("owner"), &told["holders"][1]["owner"]), (None, &"ada".into()));
 }

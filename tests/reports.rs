@@ -133,6 +133,41 @@ fn a_report_and_a_snapshot_name_owners() {
     common::assert_free(&lock, "".as_ref());
 }
 
+/// G10: of many roots, those are told for which it waits where it does.
+#[test]
+fn a_waiter_on_its_way_to_many_roots_tells_those_that_explain_its_wait() {
+    let lock = common::new();
+    let held = lock.read("hot");
+    let waits = common::Other::waits(&lock, &["a", "b", "c", "hot/x"], &["hot/y", "d"]);
+    let drawn = lock.snapshot().to_string();
+    assert!(drawn.contains("on its way to X hot/y, S a, S b and 3 more, asked for"), "{drawn}");
+    drop(held);
+    waits.releases();
+}
+
+/// What an owner has taken many times at one place is one line.
+#[test]
+fn a_report_folds_what_is_held_alike() {
+    let lock = common::new();
+    let together = Arc::new(Barrier::new(2));
+    let parties = [("a", "b"), ("b", "a")].map(|(first, second)| {
+        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
+        spawn("worker", move || {
+            let mut owner = lock.owner();
+            let _first = [0; 12].map(|_| owner.read(first).unwrap());
+            together.wait();
+            match owner.write(second) {
+                Ok(_second) => None,
+                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
+                Err(error) => panic!("{error}"),
+            }
+        })
+    });
+    let text = only_report(parties).to_string();
+    assert_eq!(text.matches("and holds").count(), 2, "{text}");
+    assert_eq!(text.matches(", 12 times)").count(), 2, "{text}");
+}
+
 /// G2: for each party of a longer cycle, the guards that hold up the party before it; no guard elsewhere, and no
 /// `Arc` guard.
 #[test]

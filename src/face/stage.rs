@@ -6,7 +6,7 @@ use std::fmt;
 pub(crate) enum Stage<W> {
     /// It has not been polled.
     Fresh,
-    /// Its request waits.
+    /// Its request waits, or has been granted since it was polled.
     Waits(W),
     /// It has returned its outcome, or has panicked.
     Ended,
@@ -21,7 +21,7 @@ impl<W> Stage<W> {
     pub(crate) fn show(&self, future: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stage = match self {
             Stage::Fresh => "not polled",
-            Stage::Waits(_) => "waits",
+            Stage::Waits(_) => "asked",
             Stage::Ended => "ended",
         };
         f.debug_struct(future).field("stage", &format_args!("{stage}")).finish_non_exhaustive()

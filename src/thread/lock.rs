@@ -103,8 +103,10 @@ use std::time::{Duration, Instant};
 /// # Snapshots and reports
 ///
 /// [`snapshot`](TreeLock::snapshot) and the report of a deadlock name the thread that asked, so give your threads
-/// names ([`std::thread::Builder::name`]), and the place in the source where it called. Mark a helper of your own
-/// that locks as `#[track_caller]`, and they name the place where it was called:
+/// names ([`std::thread::Builder::name`]), and the place in the source where it called. Tasks share threads, so let a task that is to
+/// be told from others ask by an owner with a [name](crate::LockOwner::set_name). Mark a helper of your own
+/// that locks as `#[track_caller]`, and they name the place where it was called. (An `async fn` cannot be marked: let the helper
+/// return the future.)
 ///
 /// ```
 /// use treelock::{TreeLock, TreeLockGuard};
@@ -190,6 +192,8 @@ impl<P: ?Sized + TreePath> Default for TreeLock<P> {
 
 impl<P: ?Sized + TreePath> TreeLock<P> {
     /// Locks the sub-trees below `reads` shared and those below `writes` exclusively; waits until it has them all.
+    ///
+    /// While it waits its thread is blocked. In a task, use `lock_async` (feature `async`).
     ///
     /// Either list may be empty; roots may repeat or lie in each other. [`Roots`] says what a list of paths can be.
     ///

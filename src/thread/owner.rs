@@ -48,10 +48,13 @@ use std::time::{Duration, Instant};
 ///
 /// # Deadlock
 ///
+/// A cycle through owners is reported as one through threads is (see [`TreeLock`](TreeLock#deadlock)), but always as an error.
+/// After that error the owner still holds what the others of the cycle wait for: let it
+/// [release all](LockOwner::release_all) and ask again, best for all at once.
+///
 /// A request borrows its owner while it waits, so nobody can release what the owner holds meanwhile. The search for
-/// deadlocks relies on that (and a future that was forgotten while it waited is given up by its owner): a cycle through owners is reported as one through threads is (see
-/// [`TreeLock`](TreeLock#deadlock)), but always as an error. An owner that does not wait is never part of a cycle,
-/// since any thread may release what it holds.
+/// deadlocks relies on that (and a future that was forgotten while it waited is given up by its owner). An owner that does
+/// not wait is never part of a cycle, since any thread may release what it holds.
 #[must_use = "what it holds is released when the owner is dropped"]
 pub struct LockOwner<P: ?Sized + TreePath = Path> {
     lock: Arc<TreeLock<P>>,
@@ -113,7 +116,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
 }
 
 impl<P: ?Sized + TreePath> LockOwner<P> {
-    /// Locks as [`TreeLock::lock`] does.
+    /// Locks as [`TreeLock::lock`] does: while it waits its thread is blocked. In a task, use `lock_async`.
     ///
     /// # Errors
     ///
@@ -181,6 +184,27 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         self.acquire(reads, writes, Patience::None)
     }
 
+    /// Locks the sub-tree below `path` shared, waiting no longer than `timeout`: `try_lock_for(&[path], &[], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLock::try_lock_for`].
+    #[track_caller]
+    pub fn try_read_for(&mut self, path: impl AsRef<P>, timeout: Duration) -> Result<HeldLock, LockError> {
+        self.try_lock_for(&[&path], &[], timeout)
+    }
+
+    /// Locks the sub-tree below `path` exclusively, waiting no longer than `timeout`:
+    /// `try_lock_for(&[], &[path], timeout)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLock::try_lock_for`].
+    #[track_caller]
+    pub fn try_write_for(&mut self, path: impl AsRef<P>, timeout: Duration) -> Result<HeldLock, LockError> {
+        self.try_lock_for(&[], &[&path], timeout)
+    }
+
     /// Locks as [`TreeLock::try_lock_for`] does.
     ///
     /// # Errors
@@ -216,6 +240,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// # Panics
     ///
     /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
+    #[track_caller]
     pub fn release(&mut self, held: HeldLock) {
         self.settle();
         let entry = self.entry(&held);
@@ -254,6 +279,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// # Panics
     ///
     /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
+    #[track_caller]
     pub fn downgrade(&mut self, held: &HeldLock) {
         self.settle();
         self.entry(held);
@@ -318,8 +344,9 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         }
     }
 
+    #[track_caller]
     fn entry(&self, held: &HeldLock) -> Entry {
-        assert!(held.owner == self.id, "treelock: another owner holds this: release it by the owner that got it");
+        assert!(held.owner == self.id, "treelock: another owner has locked this: ask the one that got it");
         let entry = self.held.get(&held.number);
         *entry.expect("treelock: its owner has released all that it held since then, and this with it")
     }
@@ -345,6 +372,7 @@ impl<P: ?Sized + TreePath> Drop for Released<'_, P> {
 
 impl<P: ?Sized + TreePath> fmt::Debug for LockOwner<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LockOwner").field("held", &self.held.len()).finish_non_exhaustive()
+        let name = self.lock.owners.name(self.id);
+        f.debug_struct("LockOwner").field("name", &name).field("held", &self.held.len()).finish_non_exhaustive()
     }
 }

@@ -345,12 +345,14 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 /// # Ok::<(), treelock::LockError>(())
 /// ```
 ///
-/// It is cancel safe. In each round of a loop of `select!`, a new future gets a new place in the queue; `&mut future` keeps its
-/// place.
+/// Generic code is best written for what it is: `impl Future<Output = Result<G, LockError>>`.
 ///
-/// The future is lazy: it does nothing before it is
-/// polled. When it has ended it stays pending ([`FusedFuture`]). To drop it gives the request up; to forget it
-/// ([`std::mem::forget`]) leaves the request where it is, for ever or until its owner is used again.
+/// It is cancel safe. In each round of a loop of `select!`, a new future gets a new place in the queue; `&mut future` keeps its
+/// place. But it holds what it has been granted from then on, polled or not: so the other arms must not wait for anything that
+/// conflicts with it, or they wait for ever.
+///
+/// The future is lazy: it does nothing before it is polled. When it has ended it stays pending ([`FusedFuture`]). To drop it gives
+/// the request up; to forget it ([`std::mem::forget`]) leaves the request where it is, for ever or until its owner is used again.
 #[must_use = "a future does nothing unless it is polled or awaited"]
 pub struct LockFuture<A: Asks, R, W> {
     asks: A,

@@ -90,7 +90,7 @@ fn a_thread_that_polled_a_task_is_not_blocked(place: &impl Place) {
     thread::scope(|scope| {
         let other = &other;
         let nests = scope.spawn(move || {
-            let _b = lock(&other, "w:b");
+            let _b = lock(other, "w:b");
             holds.send(()).unwrap();
             may_ask.recv().unwrap();
             other.try_lock_for(&[], &["a"], Duration::from_millis(500)).map(drop)
