@@ -86,8 +86,8 @@ fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
         assert!(hold.since <= party.waits.since);
     }
     let text = without_places(&report.to_string());
-    let left = "\"left\" waits for IX b (asked for S c, X b/x at HERE)\n    and holds X a (taken at HERE)\n    behind \"right\"";
-    let right = "\"right\" waits for IX a (asked for S c, X a/y at HERE)\n    and holds X b (taken at HERE)\n    behind \"left\"";
+    let left = "\"left\" waits for IX b (asked for X b/x, S c at HERE)\n    and holds X a (taken at HERE)\n    behind \"right\"";
+    let right = "\"right\" waits for IX a (asked for X a/y, S c at HERE)\n    and holds X b (taken at HERE)\n    behind \"left\"";
     let (first, second) = if report.parties[0].waits.thread == "left" { (left, right) } else { (right, left) };
     assert_eq!(text, format!("deadlock of 2 threads:\n  {first}\n  {second}"));
 }
