@@ -32,7 +32,11 @@ fn an_owner_asks_for_one_path_without_a_list() {
     assert!(admits(&lock, &["a/c", "c"], &[]) && !admits(&lock, &[], &["a/c"]) && !admits(&lock, &["a/b"], &[]));
     assert!(!admits(&lock, &["d"], &[]));
     assert!(matches!(owner.try_write("c"), Err(LockError::WouldBlock)));
-    held.into_iter().for_each(|held| owner.release(held));
+    let soon = Duration::from_millis(1);
+    assert!(matches!(owner.try_write_for("c", soon), Err(LockError::TimedOut)));
+    let [read, write] = [owner.try_read_for("c", soon), owner.try_write_for("e", soon)].map(Result::unwrap);
+    assert!(admits(&lock, &["c"], &[]) && !admits(&lock, &["e"], &[]));
+    held.into_iter().chain([read, write]).for_each(|held| owner.release(held));
     other.releases();
     assert!(admits(&lock, &[], &[""]));
 }

@@ -133,7 +133,7 @@ fn a_report_and_a_snapshot_name_owners() {
     common::assert_free(&lock, "".as_ref());
 }
 
-/// G10: of many roots, those are told for which it waits where it does.
+/// Of many roots, those are told first for which it waits where it does.
 #[test]
 fn a_waiter_on_its_way_to_many_roots_tells_those_that_explain_its_wait() {
     let lock = common::new();

@@ -125,25 +125,42 @@ fn settle_queues(parties: &mut [Party]) {
     }
 }
 
-/// For how many looks in a row a party that can only panic leaves the report of a cycle to others: some two seconds.
-const LEFT_TO_OTHERS: u32 = 15;
+/// The cycle that a party which can only panic has left to others, and at how many looks in a row.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    cycle: Vec<Stamp>,
+    looks: u32,
+}
 
-/// The shortest cycle of waiting parties through `start`, which comes first, that `start` has to report. `left` counts the looks
-/// at which it has left a cycle to others.
-pub(crate) fn cycle_through(parties: &mut [Party], start: usize, left: &mut u32) -> Option<Vec<usize>> {
+impl Left {
+    /// Some two seconds.
+    const LOOKS: u32 = 15;
+
+    /// Whether it has been left to others for long enough.
+    fn for_long(&mut self, cycle: Vec<Stamp>) -> bool {
+        if self.cycle != cycle {
+            *self = Left { cycle, looks: 0 };
+        }
+        self.looks += 1;
+        self.looks > Self::LOOKS
+    }
+}
+
+/// The shortest cycle of waiting parties through `start`, which comes first, that `start` has to report. `left` is what it has left
+/// to others at its looks before.
+pub(crate) fn cycle_through(parties: &mut [Party], start: usize, left: &mut Left) -> Option<Vec<usize>> {
     settle_queues(parties);
     let temper = mem::replace(&mut parties[start].temper, Temper::Refusable);
     let Some(any) = cycle(parties, start) else {
-        *left = 0;
+        *left = Left::default();
         return None;
     };
     if temper == Temper::Refusable {
         return Some(any);
     }
     parties[start].temper = temper;
-    let own = cycle(parties, start);
-    *left += 1;
-    own.or_else(|| Some(any).filter(|_| *left > LEFT_TO_OTHERS))
+    let stamps = |cycle: &Vec<usize>| cycle.iter().map(|&party| parties[party].ticket.stamp()).collect();
+    cycle(parties, start).or_else(|| Some(any).filter(|any| left.for_long(stamps(any))))
 }
 
 /// The same, where it is settled which party is ahead of which.
@@ -256,18 +273,25 @@ mod tests {
         assert_eq!(cycle(&parties, 1), Some(vec![1, 0]));
     }
 
-    /// The other one may never look. A wait that was merely long before has left nothing to others.
+    /// The other one may never look. A wait that was merely long before, or was in other cycles, has left nothing to others.
     #[test]
     fn what_is_left_to_others_for_long_is_reported() {
-        let mut parties = [party("b", X, &[("a", X)]), party("a", X, &[("b", X)])];
-        parties[1].temper = Temper::Refusable;
-        let mut left = 0;
-        let mut apart = [party("b", X, &[("a", X)]), party("c", X, &[("b", X)])];
-        assert!((0..100).all(|_| cycle_through(&mut apart, 0, &mut left).is_none()));
-        assert!((0..LEFT_TO_OTHERS).all(|_| cycle_through(&mut parties, 0, &mut left).is_none()));
-        assert!(cycle_through(&mut apart, 0, &mut left).is_none());
-        assert!((0..LEFT_TO_OTHERS).all(|_| cycle_through(&mut parties, 0, &mut left).is_none()));
-        assert_eq!(cycle_through(&mut parties, 0, &mut left), Some(vec![0, 1]));
+        let cycle_with = |stamp| {
+            let mut queue = Node::default();
+            assert!(queue.try_grant(X, &ModeCounts::NONE));
+            let ticket = queue.enqueue(Stamp(stamp), X, ModeCounts::NONE, (), &mut Vec::new());
+            let other = Party { ticket, temper: Temper::Refusable, ..party("a", X, &[("b", X)]) };
+            [party("b", X, &[("a", X)]), other]
+        };
+        let apart = || [party("b", X, &[("a", X)]), party("c", X, &[("b", X)])];
+        let mut left = Left::default();
+        let mut look = |mut parties: [Party; 2]| cycle_through(&mut parties, 0, &mut left);
+        assert!((0..100).all(|_| look(apart()).is_none()));
+        assert!((1..100).all(|stamp| look(cycle_with(stamp)).is_none()), "others give up and ask again");
+        assert!((0..Left::LOOKS).all(|_| look(cycle_with(1)).is_none()));
+        assert!(look(apart()).is_none());
+        assert!((0..Left::LOOKS).all(|_| look(cycle_with(1)).is_none()));
+        assert_eq!(look(cycle_with(1)), Some(vec![0, 1]));
     }
 
     /// The first one nests; the second one, which takes refusals, has no guard, only the steps of its one request.

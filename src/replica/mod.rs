@@ -23,7 +23,7 @@ pub(crate) mod report;
 #[cfg(feature = "machine")]
 mod watch;
 
-use crate::core::deadlock::{Party, Temper, cycle_through};
+use crate::core::deadlock::{Left, Party, Temper, cycle_through};
 use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::{Firsts, Node, Stamp, Ticket};
 use crate::core::node_id::{NodeId, NodeMap};
@@ -452,7 +452,7 @@ impl Replica {
         };
         let mut parties: Vec<Party> = waiting.iter().filter_map(party).collect();
         let start = waiting.iter().position(|request| request.ask.id == me)?;
-        let cycle = cycle_through(&mut parties, start, &mut 0)?;
+        let cycle = cycle_through(&mut parties, start, &mut Left::default())?;
         let member = |place: usize| {
             let (request, before) = (waiting[cycle[place]], waiting[cycle[(place + cycle.len() - 1) % cycle.len()]]);
             let holds_up = |step: &&Step| {

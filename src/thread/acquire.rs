@@ -20,7 +20,7 @@
 //! register of the ledger, or all in order; a waiter. No user code runs under any of these, and nobody is woken under
 //! one.
 
-use crate::core::deadlock::Temper;
+use crate::core::deadlock::{Left, Temper};
 use crate::core::mode::{Mode, ModeCounts};
 use crate::core::node::Stamp;
 use crate::core::node_id::NodeId;
@@ -328,7 +328,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         if stopped.is_none() {
             self.ledger.grant(key);
         }
-        // Those that were walked on are woken now: what wakes them may ask for what this has taken.
+        // Those that were walked on are woken now: what wakes them may ask for what this holds.
         waiter
     }
 
@@ -337,12 +337,12 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
     fn wait(&self, request: &Request<P>, waiter: &Waiter, deadline: Option<Instant>) -> Result<(), Refusal<P>> {
         // Every cycle has a nested request in it, and only a nested one gets the report.
         let mut look = self.ledger.is_nested(request, waiter.sleeper).then_some(FIRST_LOOK);
-        let mut left = 0;
+        let mut left = Left::default();
         loop {
             match waiter.wait(look, deadline) {
                 Woken::Granted => return Ok(()),
                 Woken::At(Time::Deadline) => {
-                    return if self.gives_up(waiter.key) { Err(Refusal::TimedOut) } else { Ok(()) };
+                    return if self.give_up(waiter.key).is_ok() { Err(Refusal::TimedOut) } else { Ok(()) };
                 }
                 Woken::At(Time::Look) => {
                     if let Some(refusal) = self.look(waiter.key, &mut left) {
@@ -354,16 +354,17 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Takes a request out of the queue that it waits in, and gives back what it has taken. Not if it is granted.
-    pub(crate) fn gives_up(&self, key: Key) -> bool {
+    /// Takes a request out of the queue that it waits in, and gives back what it has taken. If it is granted, what is to be done
+    /// for others meanwhile is returned.
+    pub(crate) fn give_up(&self, key: Key) -> Result<(), Due> {
         let mut due = Due::default();
         loop {
             match self.cancel(key, |_| true, &mut due) {
                 Cancelled::Out(taken) => {
                     self.retreat(key, taken, due);
-                    return true;
+                    return Ok(());
                 }
-                Cancelled::Granted => return false,
+                Cancelled::Granted => return Err(due),
                 // Each time round it has come further; in the end it waits in a queue, or holds everything.
                 Cancelled::LetOn(node, number) => {
                     due.moves.push((node, number));
@@ -374,9 +375,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
     }
 
-    /// Looks whether a request waits in a deadlock. If it has to report one, it gives up. `left` counts the looks at which it has
-    /// left one to others.
-    pub(crate) fn look(&self, key: Key, left: &mut u32) -> Option<Refusal<P>> {
+    /// Looks whether a request waits in a deadlock. If it has to report one, it gives up.
+    pub(crate) fn look(&self, key: Key, left: &mut Left) -> Option<Refusal<P>> {
         let turn = self.looks.turn();
         let cycle = turn.as_ref().and_then(|_| parties::find(self.ledger.lock(), key, &self.owners, left));
         drop(turn);

@@ -48,8 +48,8 @@ use std::time::{Duration, Instant};
 ///
 /// # Deadlock
 ///
-/// A cycle through owners is reported as one through threads is (see [`TreeLock`](TreeLock#deadlock)), but always as an error.
-/// After that error the owner still holds what the others of the cycle wait for: let it
+/// A cycle through owners is reported as one through threads is (see [`TreeLock`](TreeLock#deadlock)); to an owner, always as an
+/// error. After that error the owner still holds what the others of the cycle wait for: let it
 /// [release all](LockOwner::release_all) and ask again, best for all at once.
 ///
 /// A request borrows its owner while it waits, so nobody can release what the owner holds meanwhile. The search for

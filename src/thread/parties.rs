@@ -1,6 +1,6 @@
 //! The parties of a search for deadlocks, gathered from a locked ledger. The search itself is in `core/deadlock.rs`.
 
-use crate::core::deadlock::{Party, cycle_through};
+use crate::core::deadlock::{Left, Party, cycle_through};
 use crate::core::mode::Mode;
 use crate::core::node_id::NodeId;
 use crate::core::owner::OwnerId;
@@ -19,12 +19,11 @@ pub(crate) struct Member<P: TreePath + ?Sized> {
 }
 
 /// Finds the cycle that the entry waits in and has to report, and marks the entry, so that no other request reports the same cycle.
-/// `left` counts the looks at which it has left one to others.
 pub(crate) fn find<P: TreePath + ?Sized>(
     mut ledger: LockedLedger<'_, P>,
     me: Key,
     names: &OwnerNames,
-    left: &mut u32,
+    left: &mut Left,
 ) -> Option<Vec<Member<P>>> {
     let mut parties = Vec::new();
     let mut keys = Vec::new();

@@ -20,7 +20,7 @@
 //! Lock order: that of `acquire.rs`.
 #![allow(private_interfaces, reason = "`Asks` is public for the type of the futures; its methods are for this crate")]
 
-use crate::core::deadlock::Temper;
+use crate::core::deadlock::{Left, Temper};
 use crate::core::owner::Owner;
 use crate::core::path::TreePath;
 use crate::core::roots::{NoPath, Roots};
@@ -119,7 +119,7 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         }
         let key = waiter.key;
         while look.as_mut().is_some_and(|look| look.is_due(waiter)) {
-            if let Some(refusal) = self.look(key, &mut 0) {
+            if let Some(refusal) = self.look(key, &mut Left::default()) {
                 let _waker = waiter.take_waker();
                 let waits = place.take();
                 return Poll::Ready((Err(self.explain(refusal)), waits));
@@ -134,7 +134,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         // The waker and the timer are dropped after the rest, even by unwinding: they run code of the user.
         let Some(Waits { request, waiter, look: _look }) = place.take() else { return };
         let _waker = waiter.take_waker();
-        if !self.gives_up(waiter.key) {
+        // It is granted: what it holds is released before any others are woken.
+        if let Err(_due) = self.give_up(waiter.key) {
             self.release(granted(waiter.key, &request));
         }
     }
