@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
-use treelock::{HeldLock, LockError, LockOwner, PathError, Segments, TreeLock, TreePath};
+use treelock::{ArcTreeLockGuard, HeldLock, LockError, LockOwner, PathError, Segments, TreeLock, TreePath};
 
 type Lock = TreeLock<str>;
 
@@ -1640,25 +1640,47 @@ fn a_waker_locks_while_others_do() {
     });
 }
 
-/// G9: a thread that walks a request on before its own, which it is behind, calls the waker when its own is granted: that may ask
-/// for what it has just taken.
-#[test]
-fn a_waker_asks_for_what_the_thread_behind_takes() {
+/// A future that waits for `a/b`, below what is held, and whose waker locks `a/c`.
+fn waits_with_a_waker_that_locks(
+    lock: &Arc<Lock>,
+) -> impl Future<Output = Result<ArcTreeLockGuard<str>, LockError>> + Unpin + use<> {
     struct Locks(Arc<Lock>);
     impl Wake for Locks {
         fn wake(self: Arc<Self>) {
             drop(self.0.read("a/c"));
         }
     }
+    let waker = Waker::from(Arc::new(Locks(Arc::clone(lock))));
+    let mut ahead = lock.write_arc_async("a/b");
+    assert!(Pin::new(&mut ahead).poll(&mut Context::from_waker(&waker)).is_pending());
+    ahead
+}
+
+/// G9: a thread that walks a request on before its own, which it is behind, calls the waker when its own is granted: that may ask
+/// for what it has just taken.
+#[test]
+fn a_waker_asks_for_what_the_thread_behind_takes() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
         let held = lock.write("a");
-        let waker = Waker::from(Arc::new(Locks(Arc::clone(lock))));
-        let mut ahead = lock.write_arc_async("a/b");
-        assert!(Pin::new(&mut ahead).poll(&mut Context::from_waker(&waker)).is_pending());
-        drop(waker);
+        let mut ahead = waits_with_a_waker_that_locks(lock);
         let behind = spawn(lock, |lock| drop(lock.write("a/c")));
         drop(held);
         join_all([behind]);
+        assert!(Arc::new(Sleeper::default()).poll(&mut ahead).is_ready(), "it has been granted");
+    });
+}
+
+/// G7: a future that is dropped, and is granted meanwhile, releases before the waker of the one that it has walked on is called.
+#[test]
+fn a_waker_asks_for_what_a_dropped_future_was_granted() {
+    model(Bounds { quick: 2, slow: Some(3) }, |lock| {
+        let held = lock.write("a");
+        let mut ahead = waits_with_a_waker_that_locks(lock);
+        let mut dropped = lock.write_arc_async("a/c");
+        assert!(Arc::new(Sleeper::default()).poll(&mut dropped).is_pending());
+        let drops = thread::spawn(move || drop(dropped));
+        drop(held);
+        join_all([drops]);
         assert!(Arc::new(Sleeper::default()).poll(&mut ahead).is_ready(), "it has been granted");
     });
 }

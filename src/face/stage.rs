@@ -8,7 +8,7 @@ pub(crate) enum Stage<W> {
     Fresh,
     /// Its request waits, or has been granted since it was polled.
     Waits(W),
-    /// It has returned its outcome, or has panicked.
+    /// It has returned its outcome, or has panicked: no poll does anything any more.
     Ended,
 }
 

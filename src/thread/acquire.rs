@@ -17,7 +17,7 @@
 //! ([`TreeLock::move_on`]). It wakes those that hold everything when it has released all internal locks.
 //!
 //! Lock order: the turn to look for a deadlock; the turn of one node's movers; shards of the table in order; a
-//! register of the ledger, or all in order; a waiter. No user code runs under any of these, and nobody is woken under
+//! register of the ledger, or all in order; the names of owners; a waiter. No user code runs under any of these, and nobody is woken under
 //! one.
 
 use crate::core::deadlock::{Left, Temper};
@@ -328,7 +328,8 @@ impl<P: ?Sized + TreePath> TreeLock<P> {
         if stopped.is_none() {
             self.ledger.grant(key);
         }
-        // Those that were walked on are woken now: what wakes them may ask for what this holds.
+        // Those that were walked on are woken now. If this holds everything, what wakes them may ask for that, too. (If it has to
+        // wait, a waker that blocks may wait for this very request: the README warns of that.)
         waiter
     }
 
