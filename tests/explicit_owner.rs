@@ -41,6 +41,24 @@ fn an_owner_asks_for_one_path_without_a_list() {
     assert!(admits(&lock, &[], &[""]));
 }
 
+/// What it holds by other requests it still holds, and a root that lay in a released one comes back.
+#[test]
+fn an_owner_releases_roots_of_a_request() {
+    let lock = common::new();
+    let mut owner = lock.owner();
+    let reading = owner.read("a").unwrap();
+    let held = owner.lock(&["b/c"], &["a/b", "b", "c"]).unwrap();
+    owner.release_roots(&held, &["b", "a/b"]).unwrap();
+    assert!(admits(&lock, &["a", "b"], &["b/d"]) && !admits(&lock, &[], &["a/b"]) && !admits(&lock, &[], &["b/c"]));
+    let refused = owner.release_roots(&held, &["c/d"]);
+    assert!(refused.unwrap_err().to_string().contains("c/d"));
+    assert!(!admits(&lock, &["c"], &[]));
+    owner.release(held);
+    assert!(admits(&lock, &[], &["b", "c"]) && !admits(&lock, &[], &["a"]));
+    owner.release(reading);
+    assert!(admits(&lock, &[], &[""]));
+}
+
 #[test]
 fn what_an_owner_holds_goes_where_it_goes() {
     let lock = common::new();

@@ -1,7 +1,7 @@
 //! Explicit owners: an owner that is not a thread; what it holds moves with it.
 
 use crate::core::owner::{Owner, OwnerId};
-use crate::core::path::TreePath;
+use crate::core::path::{PathError, TreePath};
 use crate::core::roots::Roots;
 use crate::error::LockError;
 use crate::patience::Patience;
@@ -271,6 +271,35 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         let held: Vec<_> = held.map(|entry| Released { lock: &lock, entry }).collect();
         self.settle();
         drop(held);
+    }
+
+    /// Releases some roots of one request of this owner, and keeps the others; see
+    /// [`TreeLockGuard::release`](crate::TreeLockGuard::release).
+    ///
+    /// ```
+    /// # let lock = std::sync::Arc::new(treelock::TreeLock::new());
+    /// let mut session = lock.owner();
+    /// let moving = session.lock(&[], &["inbox/report", "archive/2026"])?;
+    /// session.release_roots(&moving, &["inbox/report"])?;
+    /// assert!(lock.try_read_arc("inbox/report").is_ok() && lock.try_read_arc("archive/2026").is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`TreeLockGuard::release`](crate::TreeLockGuard::release).
+    ///
+    /// # Panics
+    ///
+    /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
+    #[track_caller]
+    pub fn release_roots(&mut self, held: &HeldLock, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
+        self.settle();
+        self.entry(held);
+        match self.held.get_mut(&held.number) {
+            Some(entry) => self.lock.release_roots(entry, roots.as_slice()),
+            None => Ok(()),
+        }
     }
 
     /// Turns the writes of one request of this owner into reads; see
