@@ -17,8 +17,8 @@
 //! ([`TreeLock::move_on`]). It wakes those that hold everything when it has released all internal locks.
 //!
 //! Lock order: the turn to look for a deadlock; the turn of one node's movers; shards of the table in order; a
-//! register of the ledger, or all in order; the names of owners; a waiter. No user code runs under any of these, and nobody is woken under
-//! one.
+//! register of the ledger, or all in order; the names of owners; a waiter. No user code runs under any of these, and
+//! nobody is woken under one.
 
 use crate::core::deadlock::{Left, Temper};
 use crate::core::mode::{Mode, ModeCounts};

@@ -92,8 +92,9 @@ use std::time::{Duration, Instant};
 ///
 /// Threads that hold one guard at a time cannot deadlock: take everything in one request. Threads that ask for more
 /// while they hold a guard can. A cycle is usually found after some 20 ms and reported to one of the nested requests
-/// in it: as an error if one of them returns a `Result`, otherwise as a panic of `lock`. (It panics too if that one has not
-/// taken the report after two seconds: a task may never be polled.) A wait that is merely long is not reported. A request whose deadline passes before the cycle is found fails with
+/// in it: as an error if one of them returns a `Result`, otherwise as a panic of `lock`. (`lock` also panics if that one has
+/// not taken the report after two seconds: it may be a task that nobody polls.) A wait that is merely long is not
+/// reported. A request whose deadline passes before the cycle is found fails with
 /// [`TimedOut`](LockError::TimedOut).
 ///
 /// Cycles that involve something else, such as another lock, a channel or the join of a thread, are not found. Nor
@@ -103,10 +104,10 @@ use std::time::{Duration, Instant};
 /// # Snapshots and reports
 ///
 /// [`snapshot`](TreeLock::snapshot) and the report of a deadlock name the thread that asked, so give your threads
-/// names ([`std::thread::Builder::name`]), and the place in the source where it called. Tasks share threads, so let a task that is to
-/// be told from others ask by an owner with a [name](crate::LockOwner::set_name). Mark a helper of your own
-/// that locks as `#[track_caller]`, and they name the place where it was called. (An `async fn` cannot be marked: let the helper
-/// return the future.)
+/// names ([`std::thread::Builder::name`]), and the place in the source where it called. Tasks share threads: a task that
+/// is to be told from others asks by an owner with a [name](crate::LockOwner::set_name). Mark a helper of your own
+/// that locks as `#[track_caller]`, and they name the place where it was called. (An `async fn` cannot be marked: let
+/// the helper return the future.)
 ///
 /// ```
 /// use treelock::{TreeLock, TreeLockGuard};
