@@ -91,7 +91,11 @@ impl<'a, P: ?Sized + TreePath> TreeLockGuard<'a, P> {
 
 impl<P: ?Sized + TreePath> ArcTreeLockGuard<P> {
     pub(crate) fn new(lock: &Arc<TreeLock<P>>, entry: Entry) -> Self {
-        ArcTreeLockGuard { lock: Arc::clone(lock), entry }
+        Self::of(Arc::clone(lock), entry)
+    }
+
+    pub(crate) fn of(lock: Arc<TreeLock<P>>, entry: Entry) -> Self {
+        ArcTreeLockGuard { lock, entry }
     }
 }
 

@@ -356,7 +356,8 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
 /// the request up; to forget it ([`std::mem::forget`]) leaves the request where it is, for ever or until its owner is used again.
 #[must_use = "a future does nothing unless it is polled or awaited"]
 pub struct LockFuture<A: Asks, R, W> {
-    asks: A,
+    /// Its guard takes it.
+    asks: Option<A>,
     reads: R,
     writes: W,
     location: &'static Location<'static>,
@@ -378,7 +379,7 @@ pub trait Asks {
         own: &'a mut Option<Waits<Self::Path>>,
     ) -> (&'a TreeLock<Self::Path>, &'a mut Option<Waits<Self::Path>>);
 
-    fn guard(&mut self, entry: Entry) -> Self::Guard;
+    fn guard(self, entry: Entry) -> Self::Guard;
 }
 
 impl<'a, P: ?Sized + TreePath> Asks for &'a TreeLock<P> {
@@ -396,7 +397,7 @@ impl<'a, P: ?Sized + TreePath> Asks for &'a TreeLock<P> {
     }
 
     #[inline]
-    fn guard(&mut self, entry: Entry) -> Self::Guard {
+    fn guard(self, entry: Entry) -> Self::Guard {
         AsyncTreeLockGuard::new(self, entry)
     }
 }
@@ -416,8 +417,8 @@ impl<P: ?Sized + TreePath> Asks for Arc<TreeLock<P>> {
     }
 
     #[inline]
-    fn guard(&mut self, entry: Entry) -> Self::Guard {
-        ArcTreeLockGuard::new(self, entry)
+    fn guard(self, entry: Entry) -> Self::Guard {
+        ArcTreeLockGuard::of(self, entry)
     }
 }
 
@@ -437,7 +438,7 @@ impl<P: ?Sized + TreePath> Asks for &mut LockOwner<P> {
     }
 
     #[inline]
-    fn guard(&mut self, entry: Entry) -> HeldLock {
+    fn guard(self, entry: Entry) -> HeldLock {
         self.hold(entry)
     }
 }
@@ -447,7 +448,8 @@ impl<A: Asks, R, W> LockFuture<A, R, W> {
     #[inline]
     fn new(asks: A, reads: R, writes: W) -> Self {
         let location = Location::caller();
-        LockFuture { asks, reads, writes, location, stage: Stage::Fresh, waits: ManuallyDrop::new(None) }
+        let (stage, waits) = (Stage::Fresh, ManuallyDrop::new(None));
+        LockFuture { asks: Some(asks), reads, writes, location, stage, waits }
     }
 }
 
@@ -458,6 +460,7 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
         let LockFuture { asks, reads, writes, location, stage, waits } = self;
         // If anything panics it has ended.
         *stage = Stage::Ended;
+        let Some(asks) = asks else { return Poll::Pending };
         let wait = Wait::begin();
         let owner = asks.owner();
         let (lock, waits) = asks.lock(waits);
@@ -481,7 +484,9 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
     fn go_on(&mut self, context: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
         let LockFuture { asks, stage, waits, .. } = self;
         // If anything panics it has ended, and a request that waits still is given up when the future is dropped.
-        let Stage::Waits(wait) = mem::replace(stage, Stage::Ended) else { return Poll::Pending };
+        let (Some(asks), Stage::Waits(wait)) = (asks, mem::replace(stage, Stage::Ended)) else {
+            return Poll::Pending;
+        };
         let (lock, waits) = asks.lock(waits);
         let Poll::Ready((granted, _spent)) = lock.go_on(waits, context) else {
             *stage = Stage::Waits(wait);
@@ -493,7 +498,7 @@ impl<A: Asks, R: Roots<A::Path>, W: Roots<A::Path>> LockFuture<A, R, W> {
     /// Makes the guard, and tells of the outcome; a subscriber may panic, so the grant is in its guard by then.
     #[inline]
     fn end(&mut self, wait: Wait, granted: Result<Entry, LockError>) -> <Self as Future>::Output {
-        let outcome = granted.map(|entry| self.asks.guard(entry));
+        let outcome = granted.map(|entry| self.asks.take().expect("it has not ended yet").guard(entry));
         wait.end(self.location, &outcome, &self.reads, &self.writes);
         outcome
     }
@@ -524,7 +529,8 @@ impl<A: Asks, R, W> Unpin for LockFuture<A, R, W> {}
 impl<A: Asks, R, W> Drop for LockFuture<A, R, W> {
     #[inline]
     fn drop(&mut self) {
-        let (lock, waits) = self.asks.lock(&mut self.waits);
+        let Some(asks) = &mut self.asks else { return };
+        let (lock, waits) = asks.lock(&mut self.waits);
         if waits.is_some() {
             lock.abandon(waits);
         }
