@@ -52,6 +52,10 @@ fn an_ended_future_stays_pending() {
     waits(&mut write, Waker::noop());
     drop(granted);
     waits(&mut write, Waker::noop());
+    let mut refused = lock.read_async("../a");
+    assert!(matches!(poll(&mut refused, Waker::noop()), Poll::Ready(Err(LockError::Path(_)))));
+    waits(&mut refused, Waker::noop());
+    assert!(refused.is_terminated());
     assert_free(&lock, Path::new(""));
 }
 
