@@ -4,7 +4,8 @@
 mod common;
 
 use common::{
-    LIMIT, Other, Party, Paths, admits, join, join_all, only_report, panic_message, spawn, wait_until_waiting,
+    LIMIT, Other, Party, Paths, admits, join, join_all, only_report, panic_message, report_of, spawn,
+    wait_until_waiting,
 };
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Barrier};
@@ -23,11 +24,7 @@ fn nested(lock: &Arc<TreeLock>, together: &Arc<Barrier>, name: &str, first: Ask,
     spawn(name, move || {
         let _first = lock.lock(first.0, first.1);
         together.wait();
-        match lock.try_lock_for(second.0, second.1, LIMIT) {
-            Ok(_second) => None,
-            Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
-            Err(error) => panic!("{error}"),
-        }
+        report_of(lock.try_lock_for(second.0, second.1, LIMIT))
     })
 }
 

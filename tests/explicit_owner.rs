@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{LIMIT, Other, admits, join, join_all, spawn, wait_until_waiting};
+use common::{LIMIT, Other, admits, join, join_all, report_of, spawn, wait_until_waiting};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -107,11 +107,7 @@ fn a_cycle_of_owners_is_reported_to_one() {
         spawn("owner", move || {
             let _reading = owner.lock(&["a"], &[]).unwrap();
             both_read.wait();
-            match owner.try_lock_for(&[], &["a"], LIMIT) {
-                Ok(_writing) => 0,
-                Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
-                Err(error) => panic!("{error}"),
-            }
+            report_of(owner.try_lock_for(&[], &["a"], LIMIT)).map_or(0, |deadlock| deadlock.parties.len() - 1)
         })
     };
     let reports: usize = join_all((0..2).map(upgrade)).into_iter().sum();

@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{LIMIT, join, only_report, panic_message, spawn};
+use common::{LIMIT, join, only_report, panic_message, report_of, spawn};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
-use treelock::{LockError, Mode};
+use treelock::{Deadlock, LockError, LockOwner, Mode, TreeLock};
 
 /// Replaces the lines and columns of this file, which change with every edit.
 fn without_places(text: &str) -> String {
@@ -63,11 +63,7 @@ fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
         spawn(name, move || {
             let _first = lock.write(first);
             together.wait();
-            match lock.try_lock_for(&["c"], &[second], LIMIT) {
-                Ok(_second) => None,
-                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
-                Err(error) => panic!("{error}"),
-            }
+            report_of(lock.try_lock_for(&["c"], &[second], LIMIT))
         })
     });
     let report = only_report(parties);
@@ -92,29 +88,30 @@ fn a_report_names_what_each_holds_and_waits_for_and_where_it_asked() {
     assert_eq!(text, format!("deadlock of 2 threads:\n  {first}\n  {second}"));
 }
 
+/// The report of two owners that each ask for what the other has taken.
+fn report_of_two_owners(lock: &Arc<TreeLock>, take: fn(&mut LockOwner, &'static str)) -> Deadlock {
+    let together = Arc::new(Barrier::new(2));
+    only_report([("a", "b"), ("b", "a")].map(|(first, second)| {
+        let (mut owner, together) = (lock.owner(), Arc::clone(&together));
+        spawn("worker", move || {
+            take(&mut owner, first);
+            together.wait();
+            report_of(owner.write(second))
+        })
+    }))
+}
+
 /// G2: an owner is known by its name, since any thread may ask for it.
 #[test]
 fn a_report_and_a_snapshot_name_owners() {
     let lock = common::new();
-    let together = Arc::new(Barrier::new(2));
-    let parties = [("ada", "a", "b"), ("", "b", "a")].map(|(name, first, second)| {
-        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
-        spawn("worker", move || {
-            let mut owner = lock.owner();
-            if !name.is_empty() {
-                owner.set_name("nobody");
-                owner.set_name(name);
-            }
-            let _first = owner.lock(&[], &[first]).unwrap();
-            together.wait();
-            match owner.write(second) {
-                Ok(_second) => None,
-                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
-                Err(error) => panic!("{error}"),
-            }
-        })
+    let report = report_of_two_owners(&lock, |owner, first| {
+        if first == "a" {
+            owner.set_name("nobody");
+            owner.set_name("ada");
+        }
+        let _first = owner.lock(&[], &[first]).unwrap();
     });
-    let report = only_report(parties);
     let text = report.to_string();
     assert!(text.starts_with("deadlock of 2 owners:\n"), "{text}");
     assert!(text.contains("owner \"ada\" waits for X b") && text.contains("behind owner \"unnamed-"), "{text}");
@@ -148,22 +145,10 @@ fn a_waiter_on_its_way_to_many_roots_tells_those_that_explain_its_wait() {
 /// What an owner has taken many times at one place is one line.
 #[test]
 fn a_report_folds_what_is_held_alike() {
-    let lock = common::new();
-    let together = Arc::new(Barrier::new(2));
-    let parties = [("a", "b"), ("b", "a")].map(|(first, second)| {
-        let (lock, together) = (Arc::clone(&lock), Arc::clone(&together));
-        spawn("worker", move || {
-            let mut owner = lock.owner();
-            let _first = [0; 12].map(|_| owner.read(first).unwrap());
-            together.wait();
-            match owner.write(second) {
-                Ok(_second) => None,
-                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
-                Err(error) => panic!("{error}"),
-            }
-        })
+    let report = report_of_two_owners(&common::new(), |owner, first| {
+        let _first = [0; 12].map(|_| owner.read(first).unwrap());
     });
-    let text = only_report(parties).to_string();
+    let text = report.to_string();
     assert_eq!(text.matches("and holds").count(), 2, "{text}");
     assert_eq!(text.matches(", 12 times)").count(), 2, "{text}");
 }
@@ -182,11 +167,7 @@ fn a_report_names_no_guards_but_those_that_hold_up_the_one_before() {
             let _elsewhere = lock.write(["x", "y", "z"][number]);
             let _anybodys = lock.lock_arc(&[paths[number]], &[]);
             together.wait();
-            match lock.try_lock_for(&[], &[paths[(number + 1) % 3]], LIMIT) {
-                Ok(_second) => None,
-                Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
-                Err(error) => panic!("{error}"),
-            }
+            report_of(lock.try_lock_for(&[], &[paths[(number + 1) % 3]], LIMIT))
         })
     }));
     assert_eq!(report.parties.len(), 3);

@@ -95,6 +95,16 @@ pub(crate) fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Sen
 /// A thread of a cycle, which returns the report if it gets one.
 pub(crate) type Party = JoinHandle<Option<Deadlock>>;
 
+/// The report that a request of a cycle gets, if it is not granted.
+#[track_caller]
+pub(crate) fn report_of<T>(outcome: Result<T, LockError>) -> Option<Deadlock> {
+    match outcome {
+        Ok(_granted) => None,
+        Err(LockError::Deadlock(deadlock)) => Some(*deadlock),
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// The one report among what the threads of a cycle got.
 pub(crate) fn only_report(parties: impl IntoIterator<Item = Party>) -> Deadlock {
     let mut reports: Vec<Deadlock> = join_all(parties).into_iter().flatten().collect();

@@ -2,7 +2,8 @@
 
 use super::{Calls, now, poll, waits};
 use crate::common::{
-    Other, admits, assert_free, join, new, panic_message, spawn, wait_until, wait_until_thread_waits, watched,
+    Other, admits, assert_free, join, new, panic_message, report_of, spawn, wait_until, wait_until_thread_waits,
+    watched,
 };
 use futures::future::FusedFuture;
 use std::path::Path;
@@ -41,11 +42,7 @@ async fn cross(lock: &Arc<TreeLock>, both_read: Arc<Barrier>) -> usize {
     let mut owner = lock.owner();
     let _reading = owner.lock_async(&["a"], &[]).await.unwrap();
     both_read.wait().await;
-    match owner.lock_async(&[], &["a"]).await {
-        Ok(_writing) => 0,
-        Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
-        Err(error) => panic!("{error}"),
-    }
+    report_of(owner.lock_async(&[], &["a"]).await).map_or(0, |deadlock| deadlock.parties.len() - 1)
 }
 
 async fn cross_twice(lock: Arc<TreeLock>) -> usize {

@@ -9,6 +9,9 @@ use std::task::{Poll, Wake, Waker};
 use std::time::Duration;
 use treelock::{ArcTreeLockGuard, LockError, TreeLock};
 
+/// A future that a waker can have.
+type Future = treelock::LockFuture<Arc<TreeLock>, Vec<&'static str>, Vec<&'static str>>;
+
 #[test]
 fn the_latest_waker_is_woken() {
     let lock = new();
@@ -42,7 +45,7 @@ fn no_waker_is_kept_longer_than_its_future() {
 }
 
 /// A waker that does something when it is woken, and when it is dropped.
-pub(super) struct Does<F: Fn(&'static str) + Send + Sync>(pub(super) F);
+struct Does<F: Fn(&'static str) + Send + Sync>(F);
 
 impl<F: Fn(&'static str) + Send + Sync + 'static> Wake for Does<F> {
     fn wake(self: Arc<Self>) {
@@ -54,6 +57,10 @@ impl<F: Fn(&'static str) + Send + Sync> Drop for Does<F> {
     fn drop(&mut self) {
         (self.0)("drop");
     }
+}
+
+fn panics_when_it_is_dropped() -> Waker {
+    Waker::from(Arc::new(Does(|when| assert!(when == "wake", "a waker of the test"))))
 }
 
 /// The others that one release lets in are woken, and the thread that releases goes on.
@@ -142,7 +149,6 @@ fn a_waker_may_lock_what_the_one_that_gives_up_had() {
 /// An executor that polls in `wake`: the guards go down the whole queue within one release.
 #[test]
 fn a_waker_may_poll_its_future_and_release() {
-    type Future = treelock::LockFuture<Arc<TreeLock>, Vec<&'static str>, Vec<&'static str>>;
     struct Inline(Mutex<Option<Future>>, Arc<AtomicUsize>);
     impl Wake for Inline {
         fn wake(self: Arc<Self>) {
@@ -169,7 +175,6 @@ fn a_waker_may_poll_its_future_and_release() {
 /// What was released is not there any more when its release wakes anybody, not even as the kind of its paths.
 #[test]
 fn a_waker_may_ask_for_paths_of_the_other_kind() {
-    type Future = treelock::LockFuture<Arc<TreeLock>, Vec<&'static str>, Vec<&'static str>>;
     let lock = new();
     let held = lock.lock_arc(&[], &["/a", "/b"]);
     let waiting: Arc<Mutex<Option<Future>>> = Arc::default();
@@ -198,7 +203,7 @@ fn a_waker_may_ask_for_paths_of_the_other_kind() {
 fn a_waker_whose_drop_panics_leaves_nothing() {
     let lock = new();
     let held = now(lock.write_async("a")).unwrap();
-    let panics = Waker::from(Arc::new(Does(|when| assert!(when == "wake", "a waker of the test"))));
+    let panics = panics_when_it_is_dropped();
     let mut write = lock.write_async("a");
     waits(&mut write, &panics);
     drop(panics);
@@ -214,7 +219,7 @@ fn a_waker_whose_drop_panics_leaves_nothing() {
 fn an_owner_releases_all_though_a_waker_panics_when_it_is_dropped() {
     let lock = new();
     let held = now(lock.write_async("a")).unwrap();
-    let panics = Waker::from(Arc::new(Does(|when| assert!(when == "wake", "a waker of the test"))));
+    let panics = panics_when_it_is_dropped();
     let mut owner = lock.owner();
     let _b = now(owner.lock_async(&[], &["b"])).unwrap();
     let mut write = owner.lock_async(&[], &["a"]);
