@@ -635,15 +635,20 @@ fn guard_dropped_on_another_thread() {
     });
 }
 
+/// How many others a report of a deadlock names; none, if there is no report.
+fn others_reported<T>(outcome: Result<T, LockError>) -> usize {
+    match outcome {
+        Ok(_granted) => 0,
+        Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// G2: in a deadlock of two, one gets the report and the other goes on.
 #[test]
 fn deadlock_is_reported_to_one() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
-        let nested = |lock: &Lock, wanted| match lock.try_lock_for(&[], &[wanted], Duration::MAX) {
-            Ok(_guard) => 0,
-            Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
-            Err(error) => panic!("{error}"),
-        };
+        let nested = |lock: &Lock, wanted| others_reported(lock.try_lock_for(&[], &[wanted], Duration::MAX));
         let held = lock.write("a");
         let other = spawn(lock, move |lock| {
             let _held = lock.write("b");
@@ -1018,11 +1023,7 @@ fn deadlock_of_owners_is_reported_to_one() {
 /// Two owners that each have what the other asks for.
 fn one_of_two_owners_is_told(ask: fn(&mut LockOwner<str>, &'static str) -> Result<HeldLock, LockError>) {
     model(Bounds { quick: 2, slow: Some(3) }, move |lock| {
-        let reports = move |owner: &mut LockOwner<str>, wanted| match ask(owner, wanted) {
-            Ok(_wanted) => 0,
-            Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
-            Err(error) => panic!("{error}"),
-        };
+        let reports = move |owner: &mut LockOwner<str>, wanted| others_reported(ask(owner, wanted));
         let mut owner = lock.owner();
         let _held = owner.lock(&[], &["a"]).unwrap();
         let other = spawn(lock, move |lock| {
@@ -1348,11 +1349,7 @@ fn nested_request_for_an_owned_leaf() {
 #[test]
 fn deadlock_over_owned_leaves_is_reported_to_one() {
     model(Bounds { quick: 2, slow: Some(3) }, |lock| {
-        let nested = |lock: &Lock, wanted| match lock.try_lock_for(&[], &[wanted], Duration::MAX) {
-            Ok(_guard) => 0,
-            Err(LockError::Deadlock(deadlock)) => deadlock.parties.len() - 1,
-            Err(error) => panic!("{error}"),
-        };
+        let nested = |lock: &Lock, wanted| others_reported(lock.try_lock_for(&[], &[wanted], Duration::MAX));
         own(lock, "a");
         let held = lock.write("a");
         let other = spawn(lock, move |lock| {
