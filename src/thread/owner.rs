@@ -242,8 +242,7 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
     #[track_caller]
     pub fn release(&mut self, held: HeldLock) {
-        self.settle();
-        let entry = self.entry(&held);
+        let entry = *self.lock_and_entry(&held).1;
         self.held.remove(&held.number);
         self.lock.release(entry);
     }
@@ -294,12 +293,8 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
     #[track_caller]
     pub fn release_roots(&mut self, held: &HeldLock, roots: &(impl Roots<P> + ?Sized)) -> Result<(), PathError> {
-        self.settle();
-        self.entry(held);
-        match self.held.get_mut(&held.number) {
-            Some(entry) => self.lock.release_roots(entry, roots.as_slice()),
-            None => Ok(()),
-        }
+        let (lock, entry) = self.lock_and_entry(held);
+        lock.release_roots(entry, roots.as_slice())
     }
 
     /// Turns the writes of one request of this owner into reads; see
@@ -310,11 +305,8 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
     /// If another owner has locked it, or [`release_all`](LockOwner::release_all) has released it.
     #[track_caller]
     pub fn downgrade(&mut self, held: &HeldLock) {
-        self.settle();
-        self.entry(held);
-        if let Some(entry) = self.held.get_mut(&held.number) {
-            self.lock.downgrade(entry);
-        }
+        let (lock, entry) = self.lock_and_entry(held);
+        lock.downgrade(entry);
     }
 
     #[track_caller]
@@ -373,11 +365,14 @@ impl<P: ?Sized + TreePath> LockOwner<P> {
         }
     }
 
+    /// The lock, and what it has granted to this owner by that request. It does not change while a request waits.
     #[track_caller]
-    fn entry(&self, held: &HeldLock) -> Entry {
+    fn lock_and_entry(&mut self, held: &HeldLock) -> (&TreeLock<P>, &mut Entry) {
+        self.settle();
         assert!(held.owner == self.id, "treelock: another owner has locked this: ask the one that got it");
-        let entry = self.held.get(&held.number);
-        *entry.expect("treelock: its owner has released all that it held since then, and this with it")
+        let entry = self.held.get_mut(&held.number);
+        let entry = entry.expect("treelock: its owner has released all that it held since then, and this with it");
+        (&self.lock, entry)
     }
 }
 

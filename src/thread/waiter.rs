@@ -123,9 +123,12 @@ impl Waiter {
             state = self.state.lock();
         }
         let granted = state.granted;
-        let old = match new.is_some() && !granted {
-            true => mem::replace(&mut state.waker, new.take()),
-            false => state.waker.take_if(|_| granted),
+        let old = if granted {
+            state.waker.take()
+        } else if new.is_some() {
+            mem::replace(&mut state.waker, new.take())
+        } else {
+            None
         };
         // Whichever of them is not kept is dropped after that.
         drop(state);
