@@ -33,7 +33,6 @@ use crate::core::node::{Firsts, Stamp, Ticket};
 use crate::core::node_id::NodeId;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::mem;
 
 /// How a wait may end other than by the grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,21 +149,24 @@ impl Left {
 /// to others at its looks before.
 pub(crate) fn cycle_through(parties: &mut [Party], start: usize, left: &mut Left) -> Option<Vec<usize>> {
     settle_queues(parties);
-    let temper = mem::replace(&mut parties[start].temper, Temper::Refusable);
-    let Some(any) = cycle(parties, start) else {
+    let Some(any) = cycle_as(parties, start, Temper::Refusable) else {
         *left = Left::default();
         return None;
     };
-    if temper == Temper::Refusable {
+    if parties[start].temper == Temper::Refusable {
         return Some(any);
     }
-    parties[start].temper = temper;
     let stamps = |cycle: &Vec<usize>| cycle.iter().map(|&party| parties[party].ticket.stamp()).collect();
     cycle(parties, start).or_else(|| Some(any).filter(|any| left.for_long(stamps(any))))
 }
 
 /// The same, where it is settled which party is ahead of which.
 fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
+    cycle_as(parties, start, parties[start].temper)
+}
+
+/// The same, if `start` had that temper.
+fn cycle_as(parties: &[Party], start: usize, temper: Temper) -> Option<Vec<usize>> {
     let mut unseen: Vec<usize> = (0..parties.len()).collect();
     let mut came_from = HashMap::new();
     let mut next = VecDeque::from([start]);
@@ -183,7 +185,7 @@ fn cycle(parties: &[Party], start: usize) -> Option<Vec<usize>> {
         unseen.retain(|&other| {
             let found = parties[at].waits_for(&parties[other]).is_some_and(|by| match other == start {
                 true => by == By::Guard,
-                false => parties[start].temper != Temper::Endless || !parties[other].takes_report(by),
+                false => temper != Temper::Endless || !parties[other].takes_report(by),
             });
             if found {
                 came_from.insert(other, at);
@@ -223,9 +225,14 @@ mod tests {
 
     /// A party that waits alone in the queue of `node`, and has guards elsewhere.
     fn party(node: &str, mode: Mode, guards: &[(&str, Mode)]) -> Party {
+        party_since(0, node, mode, guards)
+    }
+
+    /// The same with that stamp.
+    fn party_since(stamp: u64, node: &str, mode: Mode, guards: &[(&str, Mode)]) -> Party {
         let mut queue = Node::default();
         assert!(queue.try_grant(X, &ModeCounts::NONE));
-        let ticket = queue.enqueue(Stamp(0), mode, ModeCounts::NONE, (), &mut Vec::new());
+        let ticket = queue.enqueue(Stamp(stamp), mode, ModeCounts::NONE, (), &mut Vec::new());
         let own_guards = guards.iter().map(|&(node, mode)| (id(node), mode)).collect();
         Party { own_guards, ..Party::new(id(node), ticket, Temper::Endless) }
     }
@@ -277,10 +284,7 @@ mod tests {
     #[test]
     fn what_is_left_to_others_for_long_is_reported() {
         let cycle_with = |stamp| {
-            let mut queue = Node::default();
-            assert!(queue.try_grant(X, &ModeCounts::NONE));
-            let ticket = queue.enqueue(Stamp(stamp), X, ModeCounts::NONE, (), &mut Vec::new());
-            let other = Party { ticket, temper: Temper::Refusable, ..party("a", X, &[("b", X)]) };
+            let other = Party { temper: Temper::Refusable, ..party_since(stamp, "a", X, &[("b", X)]) };
             [party("b", X, &[("a", X)]), other]
         };
         let apart = || [party("b", X, &[("a", X)]), party("c", X, &[("b", X)])];
